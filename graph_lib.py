@@ -1,0 +1,98 @@
+"""The graph over a batch: fusion of its 2B instances, the training objective, and their options (SPEC sections 4, 5).
+
+The graph exists only in training; evaluation never imports this file.
+"""
+
+# B pairs, E embedding
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lib.fragment import transformer_layer
+from lib.losses import hinge_loss, positive_mask, triplet_loss
+from lib.relation import InstanceRelations, regulariser
+
+LONGEST_DISTANCE = {"coco": 1.9}  # of an admissible negative, by data set
+LONGEST_DISTANCE_ELSEWHERE = 1.7  # Flickr30K, and any other
+
+
+class Loss(NamedTuple):
+    """The objective's value and its terms by name, all scalars with gradient."""
+
+    total: torch.Tensor
+    terms: dict
+
+
+class Fusion(nn.Module):
+    """Passes the 2B instances of a batch through a transformer whose attention the relations steer (SPEC section 4)."""
+
+    def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0):
+        super().__init__()
+        self.mask_weight = mask_weight
+        self.layers = nn.ModuleList(transformer_layer(dim, heads, dropout) for _ in range(layers))
+
+    def attention_bias(self, relations):
+        """(2B, 2B): mask_weight * relevance where connected, -inf where not; blocks [[i2i, i2t], [t2i, t2t]]."""
+        blocks = [
+            (self.mask_weight * block.relevance).masked_fill(~block.is_connected, -torch.inf) for block in relations
+        ]
+        return torch.cat([torch.cat(blocks[:2], dim=1), torch.cat(blocks[2:], dim=1)])
+
+    def forward(self, image_vectors, caption_vectors, relations):
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
+        instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)  # (1, 2B, E): one sequence
+        bias = self.attention_bias(relations)
+        for layer in self.layers:
+            instances = layer(instances, src_mask=bias)
+        enhanced = F.normalize(instances.squeeze(0), dim=-1)
+        return enhanced[: len(image_vectors)], enhanced[len(image_vectors) :]
+
+
+class Objective(nn.Module):
+    """What training minimises: the base loss and, after warm-up, the losses over the instance graph (SPEC section 4).
+
+    total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
+    """
+
+    def __init__(
+        self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5, base_loss="trip",
+        gnn_loss="trip", margin=0.2, longest_distance=LONGEST_DISTANCE_ELSEWHERE, mask_repeat=True, norm_input=True,
+        cross_loss=True, reg_loss_weight=10.0,
+    ):  # fmt: skip
+        super().__init__()
+        self.base_loss, self.gnn_loss = base_loss, gnn_loss
+        self.margin, self.longest_distance, self.mask_repeat = margin, longest_distance, mask_repeat
+        self.norm_input, self.cross_loss, self.reg_loss_weight = norm_input, cross_loss, reg_loss_weight
+        self.relations = InstanceRelations(topk, threshold)
+        self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
+
+    def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
+        """images, captions: `Encoded`, B each; image_ids: (B,); use_graph: warm-up is over; hardest: of `vse`.
+
+        Returns `Loss`.
+        """
+        is_positive = positive_mask(image_ids, self.mask_repeat)
+
+        def loss(name, left, right):
+            if name == "vse":
+                return hinge_loss(left, right, is_positive, self.margin, hardest)
+            return triplet_loss(left, right, is_positive, self.margin, self.longest_distance, generator)
+
+        u, w = images.embedding, captions.embedding
+        terms = {"base": loss(self.base_loss, u, w)}
+        if use_graph:
+            relations = self.relations(images, captions)
+            enhanced_u, enhanced_w = self.enhance(images, captions, relations)
+            if self.cross_loss:
+                terms["cross"] = loss(self.gnn_loss, u, enhanced_w) + loss(self.gnn_loss, enhanced_u, w)
+            terms["graph"] = loss(self.gnn_loss, enhanced_u, enhanced_w)
+            terms["regulariser"] = self.reg_loss_weight * regulariser(relations, u, w)
+        return Loss(sum(terms.values()), terms)
+
+    def enhance(self, images, captions, relations):
+        """The enhanced embeddings u', w' of a batch, (B, E) each; the fusion reads normalised ones or not."""
+        field = "embedding" if self.norm_input else "unnormalised"
+        return self.fusion(getattr(images, field), getattr(captions, field), relations)

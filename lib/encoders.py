@@ -1,0 +1,73 @@
+"""The image encoder and the text encoder, with one result type for both (SPEC section 3)."""
+
+# N samples, R regions, D region feature size, L pieces, E embedding
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lib.fragment import FragmentRelation
+from lib.pooling import l2_normalise
+
+PADDING_ID = 0
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of N samples of at most n fragments.
+
+    embedding (N, E), what retrieval uses; unnormalised (N, E), the same before L2 normalisation; fragments (N, n, E)
+    before the transformer, padded positions included; lengths (N,), the true number of fragments.
+    """
+
+    embedding: torch.Tensor
+    unnormalised: torch.Tensor
+    fragments: torch.Tensor
+    lengths: torch.Tensor
+
+
+class ImageEncoder(nn.Module):
+    """Region features to image embeddings: a linear map plus an MLP a region, then fragment relations."""
+
+    def __init__(self, region_dim, dim, heads, dropout=0.1, residual_weight=0.8, normalise=True):
+        super().__init__()
+        self.normalise = normalise
+        self.projection = nn.Linear(region_dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(region_dim, dim // 2), nn.BatchNorm1d(dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)
+        )
+        for linear in (self.projection, self.mlp[0], self.mlp[3]):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight)
+
+    def forward(self, regions, lengths):
+        """regions: (N, R, D), zero rows beyond each length; lengths: (N,). Returns `Encoded`."""
+        rows = regions.flatten(0, 1)  # (N*R, D): batch norm counts padded rows too, as published
+        fragments = (self.projection(rows) + self.mlp(rows)).unflatten(0, regions.shape[:2])  # (N, R, E)
+        return _encoded(self, fragments, lengths)
+
+
+class TextEncoder(nn.Module):
+    """Word pieces to caption embeddings: BERT, a linear map, then fragment relations.
+
+    bert: a transformers BertModel without its pooler; its hidden size is taken from its configuration.
+    """
+
+    def __init__(self, bert, dim, heads, dropout=0.1, residual_weight=0.8, normalise=True):
+        super().__init__()
+        self.normalise = normalise
+        self.bert = bert
+        self.projection = nn.Linear(bert.config.hidden_size, dim)
+        self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight)
+
+    def forward(self, pieces, lengths):
+        """pieces: (N, L) ids, 0 beyond each length; lengths: (N,). Returns `Encoded`."""
+        is_real = (pieces != PADDING_ID).long()
+        hidden = self.bert(input_ids=pieces, attention_mask=is_real).last_hidden_state
+        return _encoded(self, self.projection(hidden), lengths)
+
+
+def _encoded(encoder, fragments, lengths):
+    pooled = encoder.fragment_relation(fragments, lengths)
+    return Encoded(l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments, lengths)

@@ -1,0 +1,22 @@
+"""The one exception that means "the user can mend this", and how a command line reports it."""
+
+import sys
+
+
+class InputError(ValueError):
+    """Bad input: its message names the file, what was found, what was expected and the remedy, on one line."""
+
+
+def command_line(main):
+    """Run `main()` as a program: exit status 0, or 2 with one line on standard error for bad input."""
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_report(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(message):
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2

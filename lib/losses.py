@@ -1,0 +1,83 @@
+"""Hinge triplet losses over a batch of pairs: sum, hardest, and distance-weighted negatives (SPEC section 5).
+
+S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image, and never a
+negative. Two departures from the published code are here, both in `negative_distribution`: the maximum is taken over
+admissible negatives only, and an anchor that has none is left out alone instead of silencing its whole direction.
+"""
+
+# B pairs, P (anchor, positive) pairs, E embedding
+
+import torch
+
+SAMPLING_DIMENSION = 512  # the dimension of the sphere in Wu et al., as published, whatever E is
+SMALLEST_DISTANCE = 0.5
+
+
+def positive_mask(image_ids, mask_repeat=True):
+    """Which pairs are positives: those of the same image, or only the diagonal. image_ids: (B,). Returns (B, B) bool."""
+    if mask_repeat:
+        return image_ids.unsqueeze(1) == image_ids
+    return torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
+
+
+def hinge_loss(image_embeddings, caption_embeddings, is_positive, margin, hardest):
+    """`vse`: hinge triplets over all negatives, or over the hardest in each row and column, summed over the batch.
+
+    image_embeddings, caption_embeddings: (B, E); is_positive: (B, B) bool. Returns a scalar.
+    """
+    similarities = image_embeddings @ caption_embeddings.T
+    paired = similarities.diagonal()
+    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(is_positive, 0)
+    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(is_positive, 0)
+    if hardest:
+        return other_captions.amax(1).sum() + other_images.amax(0).sum()
+    return other_captions.sum() + other_images.sum()
+
+
+def negative_distribution(similarities, is_positive, longest_distance):
+    """Distance-weighted distribution over each anchor's negatives (Wu et al., ICCV 2017, equation 4 and SPEC 5).
+
+    similarities: (B, B), a row an anchor; is_positive: (B, B) bool; longest_distance: negatives this far or farther
+    are not admissible (1.7 Flickr30K, 1.9 COCO). Returns (B, B); a row without admissible negatives is all zero.
+    """
+    distances = (2 - 2 * similarities).clamp(min=SMALLEST_DISTANCE**2).sqrt()
+    log_weights = (2 - SAMPLING_DIMENSION) * distances.log() - (SAMPLING_DIMENSION - 3) / 2 * torch.log(
+        1 - distances.square() / 4
+    )
+    log_weights = log_weights.masked_fill(is_positive | ~log_weights.isfinite(), 0)
+    is_admissible = ~is_positive & (distances < longest_distance)
+    # The shift by the largest admissible weight leaves the distribution as it is and keeps exp() from underflowing.
+    largest = log_weights.masked_fill(~is_admissible, -torch.inf).amax(1, keepdim=True)
+    weights = (log_weights - largest).exp().masked_fill(~is_admissible, 0)
+    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def draw_negatives(distribution, generator=None):
+    """One draw from each row of `distribution`, (P, B), none of them all zero. Returns (P,) indices.
+
+    The exponential race that torch.multinomial runs, so the same generator state gives the same draws, without its
+    checks, which wait for the GPU.
+    """
+    race = torch.empty_like(distribution).exponential_(generator=generator)
+    return (distribution / race).argmax(1)
+
+
+def triplet_loss(image_embeddings, caption_embeddings, is_positive, margin, longest_distance, generator=None):
+    """`trip`: hinge triplets with one distance-weighted negative drawn for each (anchor, positive) pair, summed.
+
+    image_embeddings, caption_embeddings: (B, E); is_positive: (B, B) bool. Images are the anchors first, then
+    captions. Anchors without an admissible negative take no part. Returns a scalar.
+    """
+    similarities = image_embeddings @ caption_embeddings.T
+    directions = (similarities, similarities.T)
+    return sum(_sampled_hinge(rows, is_positive, margin, longest_distance, generator) for rows in directions)
+
+
+def _sampled_hinge(similarities, is_positive, margin, longest_distance, generator):
+    distribution = negative_distribution(similarities.detach(), is_positive, longest_distance)
+    anchor, positive = is_positive.nonzero(as_tuple=True)  # row-major: (P,), (P,)
+    distribution = distribution[anchor]  # (P, B)
+    has_negative = distribution.sum(1) > 0
+    negative = draw_negatives(distribution, generator)
+    hinge = (margin + similarities[anchor, negative] - similarities[anchor, positive]).clamp(min=0)
+    return hinge.masked_fill(~has_negative, 0).sum()

@@ -1,0 +1,30 @@
+"""Both encoders as one module: what is trained, saved and used at test time (SPEC section 3)."""
+
+# N images, C captions, E embedding
+
+from torch import nn
+
+from lib.encoders import ImageEncoder, TextEncoder
+
+
+class HREM(nn.Module):
+    """The image and the text encoder. At test time nothing else is used: similarity is the dot product.
+
+    bert: a transformers BertModel without pooler; region_dim: D; embed_size: E; heads: of both fragment transformers.
+    """
+
+    def __init__(
+        self, bert, region_dim=2048, embed_size=1024, heads=16, dropout=0.1, residual_weight=0.8,
+        normalise_images=True, normalise_captions=True,
+    ):  # fmt: skip
+        super().__init__()
+        shared = dict(dim=embed_size, heads=heads, dropout=dropout, residual_weight=residual_weight)
+        self.image_encoder = ImageEncoder(region_dim, normalise=normalise_images, **shared)
+        self.text_encoder = TextEncoder(bert, normalise=normalise_captions, **shared)
+
+    def forward(self, batch):
+        """Encode a `lib.dataset.Batch`. Returns `Encoded` images, `Encoded` captions."""
+        return (
+            self.image_encoder(batch.regions, batch.region_lengths),
+            self.text_encoder(batch.pieces, batch.piece_lengths),
+        )
