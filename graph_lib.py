@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib.dataset import is_coco
 from lib.fragment import transformer_layer
 from lib.losses import hinge_loss, positive_mask, triplet_loss
+from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SWITCH
 from lib.relation import InstanceRelations, regulariser
-
-LONGEST_DISTANCE = {"coco": 1.9}  # of an admissible negative, by data set
-LONGEST_DISTANCE_ELSEWHERE = 1.7  # Flickr30K, and any other
 
 
 class Loss(NamedTuple):
@@ -59,7 +58,7 @@ class Objective(nn.Module):
 
     def __init__(
         self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5, base_loss="trip",
-        gnn_loss="trip", margin=0.2, longest_distance=LONGEST_DISTANCE_ELSEWHERE, mask_repeat=True, norm_input=True,
+        gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True, norm_input=True,
         cross_loss=True, reg_loss_weight=10.0,
     ):  # fmt: skip
         super().__init__()
@@ -96,3 +95,31 @@ class Objective(nn.Module):
         """The enhanced embeddings u', w' of a batch, (B, E) each; the fusion reads normalised ones or not."""
         field = "embedding" if self.norm_input else "unnormalised"
         return self.fusion(getattr(images, field), getattr(captions, field), relations)
+
+
+def add_options(parser):
+    """Add the options of the losses, of both transformers and of the instance graph to an argparse parser."""
+    losses = parser.add_argument_group("losses (SPEC section 5)")
+    losses.add_argument("--base_loss", choices=("trip", "vse"), default="trip", help="loss on the embeddings u, w")
+    losses.add_argument("--gnn_loss", choices=("trip", "vse"), default="trip", help="loss g on the enhanced u', w'")
+
+    fragments = parser.add_argument_group("fragment-level relations (SPEC section 3)")
+    fragments.add_argument("--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v")
+    fragments.add_argument("--nhead", type=COUNT, default=16, help="attention heads of every transformer")
+    fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
+
+    graph = parser.add_argument_group("instance-level relations (SPEC section 4)")
+    graph.add_argument("--warmup", type=COUNT_OR_NONE, default=8000, help="steps before the graph takes part")
+    graph.add_argument("--num_layers_enc", type=COUNT, default=1, help="transformer layers of the fusion")
+    graph.add_argument("--graph_lr_factor", type=NOT_NEGATIVE, default=1.0, help="learning rate of the graph, relative")
+    graph.add_argument("--mask_weight", type=NOT_NEGATIVE, default=1.0, help="weight of relevance in the attention")
+    graph.add_argument("--threshold", type=FRACTION, default=0.5, help="share of the batch that a row connects to")
+    graph.add_argument("--topk", type=COUNT, default=10, help="K: fragment matches that the relevance MLP reads")
+    graph.add_argument("--reg_loss_weight", type=NOT_NEGATIVE, default=10, help="weight of the regulariser")
+    graph.add_argument("--norm_input", type=SWITCH, default=1, help="1: the fusion reads normalised embeddings")
+    graph.add_argument("--cross_loss", type=SWITCH, default=1, help="1: add the losses g(u, w') + g(u', w)")
+
+
+def longest_distance(dataset):
+    """Where distance-weighted sampling stops, by data set (SPEC section 5)."""
+    return 1.9 if is_coco(dataset) else 1.7

@@ -5,6 +5,7 @@ published training script kept its options.
 """
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
@@ -18,6 +19,7 @@ from lib.errors import InputError
 
 FORMAT = "hrem-1"
 BEST = "model_best.pth"
+MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 
 # published names -> names of our modules, as regular expressions; what maps to None was never used
 IMAGE_NAMES = {
@@ -78,7 +80,7 @@ def from_published(image_state, text_state):
 
 
 def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
-    """Write our format beside `path`, then rename it: a killed run leaves the old file or the new one, never half.
+    """Write our format; a killed run leaves the old file or the new one, never half of one.
 
     epoch: epochs done; step: optimisation steps done; options: a plain dict.
     """
@@ -92,13 +94,23 @@ def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
         best_rsum=best_rsum,
         options=dict(options),
     )
+    with written_whole(path) as file:
+        torch.save(content, file)
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """Open a binary file beside `path` and rename it to `path` once it is written and flushed to disk."""
     path = Path(path)
     beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def find(path):
@@ -117,18 +129,17 @@ def find(path):
 def load(path):
     """Read a checkpoint of either format on the CPU. Returns `Checkpoint`. Raises InputError naming the file."""
     content = _read(path)
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        return Checkpoint(content["model"], content["options"], content["epoch"], content["best_rsum"], False)
     try:
-        image_state, text_state = content["model"]
-        options = vars(content["opt"])
-        return Checkpoint(
-            from_published(image_state, text_state), options, content["epoch"], float(content["best_rsum"]), True
-        )
+        is_published = content.get("format") != FORMAT
+        options = vars(content["opt"]) if is_published else dict(content["options"])
+        state = from_published(*content["model"]) if is_published else dict(content["model"])
+        for name in MODEL_OPTIONS:
+            options[name]  # a KeyError names what is missing
+        return Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: not a checkpoint of this model (found {_kind(content)}; unexpected: {error}); expected a file "
-            "written by train.py or one in the published format"
+            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); expected "
+            "a file written by train.py or one in the published format"
         ) from error
 
 

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lib.captions import PADDING_ID
 from lib.fragment import FragmentRelation
 from lib.pooling import l2_normalise
-
-PADDING_ID = 0
 
 
 class Encoded(NamedTuple):

@@ -48,11 +48,13 @@ def similarity(image_embeddings, caption_embeddings):
 
 
 def ranks(similarities):
-    """Ranks of the true pairs. similarities: (N, 5N) array. Raises ValueError on any other shape."""
+    """Ranks of the true pairs. similarities: (N, 5N) array. Raises ValueError on another shape or NaN."""
     similarities = np.asarray(similarities)
     num_images = len(similarities)
     if similarities.shape != (num_images, CAPTIONS_PER_IMAGE * num_images) or not num_images:
         raise ValueError(f"similarities of N images and 5N captions expected, found shape {similarities.shape}")
+    if not np.isfinite(similarities.sum()):
+        raise ValueError("similarities must be finite: a comparison with NaN would rank it first")
     is_own = np.arange(num_images)
     own = similarities.reshape(num_images, num_images, CAPTIONS_PER_IMAGE)[is_own, is_own]  # (N, 5)
     best_caption = CAPTIONS_PER_IMAGE * is_own + own.argmax(1)

@@ -1,6 +1,8 @@
 """The golden models: weights drawn by the rules of tests/golden/README.md, under published names, put into ours."""
 
 import json
+import shutil
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
+from lib import bert
 from lib.checkpoint import OBJECTIVE_NAMES, from_published, rename
 from lib.model import HREM
 
@@ -98,3 +101,11 @@ def _criterion_names():
             name_of_layer = name.replace("layers.0", f"layers.{layer}")
             names |= {ours: name_of_layer for ours in rename({name_of_layer: None}, OBJECTIVE_NAMES)}
     return names
+
+
+def small_tokeniser():
+    """The fast tokeniser of the golden cut vocabulary, through the code that --bert_path uses."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(GOLDEN / "vocab_small.txt", Path(folder) / "vocab.txt")
+        (Path(folder) / "config.json").write_text('{"model_type": "bert"}')
+        return bert.tokeniser(folder)

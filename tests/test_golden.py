@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from published import golden, published_name, small_model, small_objective
+from published import GOLDEN, golden, published_name, small_model, small_objective, small_tokeniser
 
-from graph_lib import LONGEST_DISTANCE, LONGEST_DISTANCE_ELSEWHERE
-from lib import losses, metrics
+from graph_lib import longest_distance
+from lib import engine, losses, metrics, optim
+from lib.captions import split_words, tokenise
+from lib.dataset import Batch
 from lib.encoders import Encoded
 from lib.relation import CrossModalRelation, InstanceRelations, regulariser
 from lib.checkpoint import OBJECTIVE_NAMES, rename
@@ -128,10 +130,6 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
     close_gradient(w.grad, data[prefix + "grad_cap_emb"])
-
-
-def longest_distance(dataset):
-    return LONGEST_DISTANCE.get(dataset, LONGEST_DISTANCE_ELSEWHERE)
 
 
 def normalised_rows(weights):
@@ -283,3 +281,82 @@ def test_metrics_over_folds(second_set):
     mean = data["folds_mean" if second_set else "fold_mean"]
     found = torch.tensor([*table.image_to_text, *table.text_to_image])
     close(found, mean[:10])
+
+
+def golden_batch(data, which, second_set):
+    """Step `which` of a golden trajectory as the loader would hand it over."""
+    fields = ("images", "image_lengths", "captions", "caption_lengths", "img_ids")
+    return Batch(*(data[name][which] if second_set else data[f"step{which}_{name}"] for name in fields))
+
+
+def run_steps(data, second_set, hardest_from, topk, graph_from=3):
+    """Six steps of the small model through the engine. Returns model, objective, step reports, initial weights."""
+    model = small_model()
+    objective = small_objective(topk, base_loss="vse", gnn_loss="vse")
+    before = {name: value.detach().clone() for name, value in named_parameters(model, objective).items()}
+    optimizer = optim.build(model, objective, learning_rate=5e-4)
+    reports = []
+    for which in range(6):
+        engine.train_epoch(
+            model, objective, optimizer, [golden_batch(data, which, second_set)], step=which, seed=0,
+            warmup=graph_from, hardest=which >= hardest_from, grad_clip=2.0, device="cpu",
+            on_step=lambda step, report, *times: reports.append(report))
+    return model.eval(), objective, reports, before
+
+
+def named_parameters(model, objective):
+    """All parameters under their published names, the encoder or `criterion.` in front as golden files have it."""
+    found = {published_name(name): value for name, value in model.named_parameters()}
+    return found | {"criterion." + published_name(name): value for name, value in objective.named_parameters()}
+
+
+def has_true_gradient(name):
+    """Biases whose true gradient is zero: Adam amplifies their rounding."""
+    return name != "image_encoder.fc.mlp.layers.0.bias" and not name.endswith("self.key.bias")
+
+
+def test_steps():
+    data = golden("steps.npz")
+    model, objective, reports, _ = run_steps(data, second_set=False, hardest_from=4, topk=5)
+    close(torch.stack([report.loss for report in reports]), data["losses"], absolute=0, relative=1e-4)
+    images, captions = model(golden_batch(data, 0, second_set=False))
+    close(images.embedding, data["probe_img_emb"], absolute=1e-3)
+    close(captions.embedding, data["probe_cap_emb"], absolute=1e-3)
+    norms = json.loads(str(data["param_norms"]))
+    found = named_parameters(model, objective)
+    compared = [name for name in norms if name in found and has_true_gradient(name)]
+    assert len(compared) == len(found) - 2
+    for name in compared:
+        close(found[name].double().norm(), norms[name], absolute=0, relative=1e-3)  # float32 sums of 23 M squares drift
+
+
+@pytest.mark.parametrize("trajectory, hardest_from", [("sum_", 99), ("switch4_", 4)])
+def test_steps_second_set(trajectory, hardest_from):
+    data = golden("more/steps.npz")
+    model, objective, reports, before = run_steps(data, second_set=True, hardest_from=hardest_from, topk=8)
+    close(torch.stack([report.loss for report in reports]), data[trajectory + "losses"], absolute=0, relative=1e-4)
+    norms = torch.stack([report.gradient_norm for report in reports])
+    close(norms, data[trajectory + "grad_norms_before_clip"], absolute=0, relative=1e-4)
+    images = model.image_encoder(data["probe_images"], data["probe_image_lengths"])
+    captions = model.text_encoder(data["probe_captions"], data["probe_caption_lengths"])
+    close(images.embedding, data[trajectory + "probe_img_emb"], absolute=1e-3)
+    close(captions.embedding, data[trajectory + "probe_cap_emb"], absolute=1e-3)
+    close(model.image_encoder.mlp[1].running_mean, data[trajectory + "bn_running_mean"], absolute=1e-4)
+    close(model.image_encoder.mlp[1].running_var, data[trajectory + "bn_running_var"], absolute=1e-4)
+    found = named_parameters(model, objective)
+    changes = dict(zip(data["param_names"].tolist(), data[trajectory + "param_change_norms"]))
+    compared = [name for name in changes if name in found and has_true_gradient(name)]
+    assert len(compared) == len(found) - 2
+    for name in compared:
+        close((found[name] - before[name]).norm(), changes[name], absolute=1e-6, relative=2e-3)
+
+
+def test_tokens():
+    tokeniser = small_tokeniser()
+    expected = json.loads((GOLDEN / "tokens.json").read_text())
+    assert len(expected) == 70
+    captions = tokenise([caption["caption"] for caption in expected], tokeniser)
+    for number, caption in enumerate(expected):
+        assert split_words(caption["caption"], tokeniser) == caption["words"]
+        assert captions.ids(number).tolist() == caption["ids_vocab_small"]
+        assert captions.lengths[number] == len(caption["ids_vocab_small"])

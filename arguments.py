@@ -1,0 +1,128 @@
+"""Every option but those of the graph (graph_lib.py), the demo's settings, and the checks that need several options."""
+
+import argparse
+from pathlib import Path
+
+from lib.errors import InputError
+from lib.options import (
+    COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SWITCH, Parser,
+)  # fmt: skip
+
+# What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
+DEMO = dict(
+    logger_name="runs/demo_test",
+    num_epochs=12,
+    warmup=400,
+    embed_size=128,
+    nhead=4,
+    learning_rate=2e-3,
+    lr_schedules=[8, 11],
+    workers=0,
+    log_step=20,
+)
+
+
+def training_parser():
+    """The parser of train.py without the options of the graph."""
+    parser = Parser(prog="train.py", description="Train HREM and report retrieval on the test split.")
+    data = parser.add_argument_group("data (SPEC section 1)")
+    add_data_options(data)
+    data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
+    data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
+    data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
+    data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
+    data.add_argument("--val_split", default="dev", help="split that selects the epoch; the published: test, testall")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
+    run.add_argument("--model_name", default=argparse.SUPPRESS, help="folder of checkpoints (default: logger_name)")
+    run.add_argument("--overwrite", type=SWITCH, default=0, help="1: replace the finished run in the run folder")
+    run.add_argument("--seed", type=COUNT_OR_NONE, default=0, help="of everything random")
+    run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
+    run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
+    run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
+    add_device_options(run)
+    run.add_argument("--multi_gpu", type=SWITCH, default=0, help="published switch; one device is used")
+
+    model = parser.add_argument_group("embedding (SPEC section 3)")
+    model.add_argument("--embed_size", type=COUNT, default=1024, help="E, size of the embedding space")
+    model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
+    model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
+
+    hinge = parser.add_argument_group("hinge (SPEC section 5)")
+    hinge.add_argument("--margin", type=NOT_NEGATIVE, default=0.2, help="alpha, of both losses")
+    hinge.add_argument("--max_violation", action="store_true", help="vse: hardest negatives from the start")
+    hinge.add_argument("--vse_mean_warmup_epochs", type=COUNT_OR_NONE, default=1,
+                       help="vse: epochs with all negatives before the hardest")  # fmt: skip
+    hinge.add_argument("--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives")
+
+    optim = parser.add_argument_group("optimisation (SPEC section 6)")
+    optim.add_argument("--num_epochs", type=COUNT, default=30, help="epochs")
+    optim.add_argument("--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch")
+    optim.add_argument("--learning_rate", type=POSITIVE, default=5e-4, help="of AdamW; BERT learns at a tenth of it")
+    optim.add_argument("--lr_schedules", type=COUNT_OR_NONE, nargs="*", default=[15, 25], help="epochs of decay")
+    optim.add_argument("--decay_rate", type=FRACTION, default=0.1, help="factor of every decay")
+    optim.add_argument("--grad_clip", type=POSITIVE, default=2.0, help="largest norm of the whole gradient")
+    return parser
+
+
+def number_of_pairs(text):
+    """An argparse type: a batch size, at least 2, because one pair has no negative and no batch statistics."""
+    value = COUNT(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 2")
+    return value
+
+
+def add_data_options(group):
+    """Where the data are: shared by train.py and eval.py."""
+    group.add_argument("--data_path", default="data/", help="folder that holds DATASET_precomp")
+    group.add_argument("--dataset", default="f30k", help="f30k, coco, demo (built in), or any DATASET_precomp folder")
+
+
+def add_device_options(group):
+    """Where to compute: shared by train.py and eval.py."""
+    group.add_argument("--gpu-id", "--gpu_id", dest="gpu_id", type=COUNT_OR_NONE, default=0, help="which CUDA GPU")
+    group.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+
+
+def parse_training(parser, argv=None):
+    """Parse and check train.py's command line; `--dataset demo` brings its own defaults. Raises InputError."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--dataset")
+    first.add_argument("--data_path", default=parser.get_default("data_path"))
+    chosen = first.parse_known_args(argv)[0]
+    if chosen.dataset == "demo":
+        parser.set_defaults(**DEMO, bert_path=str(Path(chosen.data_path) / "demo_precomp" / "bert"))
+    options = parser.parse_args(argv)
+    options.model_name = getattr(options, "model_name", options.logger_name)
+    check(options)
+    return options
+
+
+def check(options):
+    """What no single option can tell. Raises InputError."""
+    if options.embed_size % options.nhead:
+        raise InputError(
+            f"--nhead {options.nhead} does not divide --embed_size {options.embed_size}; expected a divisor, such as "
+            f"--nhead {max(n for n in range(1, 17) if options.embed_size % n == 0)}"
+        )
+    if options.embed_size % 2:
+        raise InputError(f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide")
+    if options.multi_gpu:
+        raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
+
+
+def evaluation_parser():
+    """The parser of eval.py."""
+    parser = Parser(prog="eval.py", description="Report the retrieval table of one trained model, or of an ensemble.")
+    add_data_options(parser)
+    parser.set_defaults(data_path=None, dataset=None)
+    parser.add_argument("--model_path", action="append",
+                        help="run folder or checkpoint file; repeated: ensemble (default: runs/DATASET_test)")  # fmt: skip
+    parser.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
+    parser.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
+    parser.add_argument("--batch_size", type=COUNT, default=128, help="images or captions encoded at a time")
+    parser.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
+    add_device_options(parser)
+    return parser

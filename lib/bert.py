@@ -1,0 +1,89 @@
+"""BERT from a local folder or a hub name: its configuration, its weights and its tokeniser, with clear refusals."""
+
+import json
+import os
+from pathlib import Path
+
+import transformers
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from lib.errors import InputError
+
+VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def configuration(path):
+    """The configuration of the BERT at `path`. Raises InputError if there is none, or it is no BERT."""
+    settings = _load(path, lambda: BertConfig.get_config_dict(str(path))[0])
+    if settings.get("model_type") != "bert":
+        raise InputError(
+            f"{path}: found a model of type {settings.get('model_type', 'unknown')!r}, expected 'bert'; give "
+            "--bert_path a BERT folder such as bert-base-uncased"
+        )
+    return BertConfig.from_dict(settings)
+
+
+def model(path, pretrained=True):
+    """The BERT at `path` without its pooler, in float32; with random weights unless `pretrained`. Raises InputError."""
+    config = configuration(path)
+    if not pretrained:
+        return BertModel(config, add_pooling_layer=False)
+    if _is_folder(path):
+        _expect_one_of(path, WEIGHT_FILES, "weights")
+    found, report = _load(
+        path,
+        lambda: BertModel.from_pretrained(str(path), config=config, add_pooling_layer=False, output_loading_info=True),
+    )
+    if report["missing_keys"]:
+        raise InputError(
+            f"{path}: the weights lack {sorted(report['missing_keys'])[0]} and {len(report['missing_keys']) - 1} other "
+            "entries, expected a whole BERT; copy or download the folder again"
+        )
+    return found.float()
+
+
+def tokeniser(path):
+    """The fast tokeniser of the BERT at `path`. Raises InputError where its folder holds no vocabulary."""
+    configuration(path)
+    if _is_folder(path):
+        _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
+    found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True))
+    if found.cls_token_id is None or found.sep_token_id is None or found.mask_token_id is None or found.pad_token_id:
+        raise InputError(
+            f"{path}: the vocabulary lacks [CLS], [SEP] or [MASK], or [PAD] is not its first entry; expected a BERT "
+            "vocabulary such as bert-base-uncased's"
+        )
+    return found
+
+
+def _is_folder(path):
+    return Path(path).is_dir()
+
+
+def _expect_one_of(path, names, what):
+    if not any((Path(path) / name).is_file() for name in names):
+        raise InputError(
+            f"{path}: a BERT folder without {what}: found {', '.join(sorted(os.listdir(path))) or 'nothing'}, expected "
+            f"{' or '.join(names)}; copy the file there, or give another --bert_path"
+        )
+
+
+def _load(path, load):
+    """Run a loader of transformers quietly; turn what it raises for a bad folder or name into InputError."""
+    verbosity = transformers.logging.get_verbosity()
+    has_bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        found = "a folder that does not load" if _is_folder(path) else "neither a folder nor a model that can be fetched"
+        raise InputError(
+            f"{path}: found {found} ({str(error).strip().splitlines()[0][:160]}), expected a BERT: give --bert_path a "
+            "local folder holding config.json, the weights and vocab.txt, or a hub name"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if has_bars:
+            transformers.logging.enable_progress_bar()

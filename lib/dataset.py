@@ -1,0 +1,308 @@
+"""A split of a data set: memory-mapped regions, captions, batches and loaders (SPEC sections 1 and 2).
+
+    python -m lib.dataset data/f30k_precomp     reports on every split of a folder
+"""
+
+# N images, C captions, B pairs, R regions, D region feature size, L pieces
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lib.captions import PADDING_ID, tokenise
+from lib.errors import InputError, command_line
+from lib.metrics import CAPTIONS_PER_IMAGE
+
+DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
+REGION_KEPT = 0.8
+SPLITS = ("train", "dev", "test", "testall")
+
+
+class Batch(NamedTuple):
+    """B image-caption pairs, sorted by caption length, longest first.
+
+    regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond piece_lengths (B,);
+    image_ids (B,), equal where two captions are of one image.
+    """
+
+    regions: torch.Tensor
+    region_lengths: torch.Tensor
+    pieces: torch.Tensor
+    piece_lengths: torch.Tensor
+    image_ids: torch.Tensor
+
+    def to(self, device):
+        """The same batch on `device`; copies from pinned memory do not wait."""
+        return Batch(*(field.to(device, non_blocking=True) for field in self))
+
+
+def folder_of(data_path, dataset):
+    """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is missing."""
+    folder = Path(data_path) / f"{dataset}_precomp"
+    if not folder.is_dir():
+        there = sorted(path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp"))
+        raise InputError(
+            f"{folder}: no such folder; data sets in {data_path}: {', '.join(there) or 'none'}; expected --data_path "
+            "and --dataset to name a folder DATASET_precomp (data/README.md says what belongs there; --dataset demo "
+            "needs no download)"
+        )
+    return folder
+
+
+def is_coco(dataset):
+    """COCO has a split and a sampling distance of its own, under any name that starts so (coco, coco_butd)."""
+    return dataset.startswith("coco")
+
+
+def test_split(dataset):
+    """The split that results are reported on: testall for COCO, test elsewhere."""
+    return "testall" if is_coco(dataset) else "test"
+
+
+def open_regions(path):
+    """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
+    if not path.is_file():
+        splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
+        raise InputError(
+            f"{path}: no such file; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region "
+            "features of this split: copy the file there, or name another split"
+        )
+    try:
+        regions = np.load(path, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({error}), expected a whole "
+            "float32 array of rows x regions x features: copy or download it again"
+        ) from error
+    if not isinstance(regions, np.ndarray) or regions.dtype not in (np.float32, np.float16):
+        raise InputError(
+            f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
+            "numpy: np.save(path, array.astype(np.float32))"
+        )
+    if regions.ndim != 3 or 0 in regions.shape:
+        raise InputError(
+            f"{path}: found an array of shape {regions.shape}, expected rows x regions x features, such as (1000, 36, "
+            "2048); save it again in this shape"
+        )
+    return regions
+
+
+def read_lines(path):
+    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a caption a line, in UTF-8: copy the file there")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}), expected UTF-8 text; convert it, "
+            f"for instance: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+    lines = text.split("\n")
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+class RetrievalDataset:
+    """One split: its images, each once, and its captions in the file's order, cut into pieces.
+
+    folder: a `*_precomp` folder; split: train, dev, test, ...; tokeniser: of `lib.bert`; longest_caption: most ids
+    that BERT has positions for. Raises InputError naming the file that does not fit.
+    """
+
+    def __init__(self, folder, split, tokeniser, longest_caption=512):
+        self.folder, self.split = Path(folder), split
+        self.regions_path = self.folder / f"{split}_ims.npy"
+        captions_path = self.folder / f"{split}_caps.txt"
+        self.regions = open_regions(self.regions_path)
+        texts = read_lines(captions_path)
+        self.rows_per_image = self._rows_per_image(len(texts), captions_path)
+        if split == "dev":
+            texts = texts[:DEV_CAPTIONS]
+        self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
+        self.captions = tokenise(texts, tokeniser, longest_caption)
+
+    def _rows_per_image(self, num_captions, captions_path):
+        num_rows = len(self.regions)
+        if num_captions and num_captions % CAPTIONS_PER_IMAGE == 0:
+            if num_captions == CAPTIONS_PER_IMAGE * num_rows:
+                return 1
+            if num_captions == num_rows:
+                return CAPTIONS_PER_IMAGE
+        raise InputError(
+            f"{captions_path}: found {num_captions} captions for the {num_rows} rows of {self.regions_path.name}, "
+            f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
+            "where each image is repeated five times; the two files are not of one split: copy both again"
+        )
+
+    @property
+    def num_images(self):
+        return len(self.captions) // CAPTIONS_PER_IMAGE
+
+    @property
+    def num_captions(self):
+        return len(self.captions)
+
+    @property
+    def region_dim(self):
+        return self.regions.shape[2]
+
+    def image_regions(self, image):
+        """(R, D) regions of one image. Raises InputError naming an image that holds NaN or Inf."""
+        regions = self.regions[image * self.rows_per_image]
+        if not np.isfinite(np.add.reduce(regions, axis=None, dtype=np.float64)):
+            raise InputError(
+                f"{self.regions_path}: image {image} (row {image * self.rows_per_image}, from 0) holds NaN or Inf, "
+                "expected finite features; extract this image again"
+            )
+        return regions
+
+    def image_block(self, start, stop):
+        """Regions and lengths of images start..stop - 1, whole: tensors (n, R, D) and (n,)."""
+        regions = np.stack([self.image_regions(image) for image in range(start, stop)]).astype(np.float32, copy=False)
+        return torch.from_numpy(regions), torch.full((stop - start,), regions.shape[1])
+
+    def caption_block(self, which):
+        """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0, and (n,)."""
+        return pad_pieces([self.captions.ids(caption) for caption in which])
+
+
+def pad_pieces(sequences):
+    """Pad id arrays with 0 to the longest. Returns tensors (n, L) and (n,)."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    padded = np.full((len(sequences), lengths.max()), PADDING_ID)
+    for row, sequence in zip(padded, sequences):
+        row[: len(sequence)] = sequence
+    return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+class TrainingPairs(Dataset):
+    """The pairs of a split, a pair a caption, by the batch: item (epoch, captions) is the `Batch` of these captions.
+
+    What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither the number of
+    workers nor their order changes anything.
+    """
+
+    def __init__(self, split, seed, drop_regions=True, alter_words=True):
+        self.split, self.seed = split, seed
+        self.drop_regions, self.alter_words = drop_regions, alter_words
+
+    def __getitem__(self, item):
+        epoch, which = item
+        try:
+            return self._batch(epoch, which)
+        except InputError as error:
+            return error  # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+
+    def _batch(self, epoch, which):
+        generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
+        sequences = [
+            self.split.captions.ids(caption, generator if self.alter_words else None)
+            for caption, generator in zip(which, generators)
+        ]
+        order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
+        pieces, piece_lengths = pad_pieces([sequences[index] for index in order])
+        image_ids = which[order] // CAPTIONS_PER_IMAGE
+        kept = [self._kept_regions(generators[index]) for index in order]
+        region_lengths = np.array([len(regions) for regions in kept])
+        regions = np.zeros((len(order), region_lengths.max(), self.split.region_dim), dtype=np.float32)
+        for row, image, regions_kept in zip(regions, image_ids, kept):
+            row[: len(regions_kept)] = self.split.image_regions(image)[regions_kept]
+        return Batch(
+            torch.from_numpy(regions), torch.from_numpy(region_lengths), pieces, piece_lengths,
+            torch.from_numpy(image_ids),
+        )  # fmt: skip
+
+    def _kept_regions(self, generator):
+        num_regions = self.split.regions.shape[1]
+        if not self.drop_regions:
+            return np.arange(num_regions)
+        kept = np.flatnonzero(generator.random(num_regions) < REGION_KEPT)
+        return kept if len(kept) else generator.integers(num_regions, size=1)
+
+
+class EpochSampler:
+    """Batches of caption numbers in an order drawn from (seed, epoch); the last incomplete batch is dropped."""
+
+    def __init__(self, num_pairs, batch_size, seed):
+        self.num_pairs, self.batch_size, self.seed, self.epoch = num_pairs, batch_size, seed, 0
+
+    def __len__(self):
+        return self.num_pairs // self.batch_size
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pairs)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield self.epoch, order[start : start + self.batch_size]
+
+
+def training_loader(pairs, batch_size, workers, pin_memory=False):
+    """A loader of `Batch`es; set `loader.sampler.epoch`, then iterate through `batches`. Raises InputError."""
+    sampler = EpochSampler(len(pairs.split.captions), batch_size, pairs.seed)
+    if not len(sampler):
+        raise InputError(
+            f"{pairs.split.folder}: the {pairs.split.split} split has {sampler.num_pairs} pairs, expected at least one "
+            f"batch of {batch_size}; give a smaller --batch_size"
+        )
+    return DataLoader(
+        pairs, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+
+
+def batches(loader):
+    """The batches of one epoch. Raises the InputError that a worker met."""
+    for item in loader:
+        if isinstance(item, InputError):
+            raise item
+        yield item
+
+
+def report(folder):
+    """A text about every split of a folder: counts, shapes, repeated images, captions. Raises InputError."""
+    folder = Path(folder)
+    found = [split for split in SPLITS if (folder / f"{split}_ims.npy").exists() or (folder / f"{split}_caps.txt").exists()]
+    if not found:
+        raise InputError(
+            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
+            "them"
+        )
+    return "\n".join(_report_split(folder, split) for split in found)
+
+
+def _report_split(folder, split):
+    regions = open_regions(folder / f"{split}_ims.npy")
+    texts = read_lines(folder / f"{split}_caps.txt")
+    rows, num_regions, dim = regions.shape
+    if len(texts) not in (rows, CAPTIONS_PER_IMAGE * rows) or len(texts) % CAPTIONS_PER_IMAGE or not texts:
+        fit = f"DO NOT FIT: expected {CAPTIONS_PER_IMAGE * rows} captions (or {rows}, each image repeated five times)"
+    else:
+        fit = "each image repeated five times" if len(texts) == rows else "one row an image"
+    sample = np.asarray(regions[:: max(rows // 50, 1)], dtype=np.float32)
+    finite = "finite" if np.isfinite(sample).all() else "NaN or Inf FOUND"
+    words = [len(text.split()) for text in texts] or [0]
+    blank = [str(number) for number, text in enumerate(texts, 1) if not text]
+    ids = folder / f"{split}_ids.txt"
+    num_ids = f"{len(read_lines(ids))} ids" if ids.exists() else "no ids (optional)"
+    return (
+        f"{split}: {rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, {regions.nbytes / 1e9:.1f} GB), "
+        f"{len(texts)} captions: {fit}; {num_ids}\n"
+        f"  values of {len(sample)} rows sampled: {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g}, {finite}; "
+        f"words a caption: {min(words)} to {max(words)}, mean {sum(words) / len(words):.1f}; "
+        f"blank captions: {len(blank)}" + (f" (lines {', '.join(blank[:10])})" if blank else "")
+    )
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise InputError("usage: python -m lib.dataset data/f30k_precomp")
+    print(report(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    command_line(main)

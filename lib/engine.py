@@ -1,0 +1,104 @@
+"""Train one epoch, encode a data set, compute its similarities: tensors in, tensors out.
+
+Nothing here waits for the GPU inside a step: what a step found is handed on as tensors, and a step whose loss or
+gradient is not finite is undone on the device.
+"""
+
+# B pairs, N images, C captions, E embedding
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib.metrics import similarity
+
+
+class StepReport(NamedTuple):
+    """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
+
+    loss: torch.Tensor
+    terms: dict
+    gradient_norm: torch.Tensor
+    is_finite: torch.Tensor
+
+
+def training_step(model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0):
+    """One optimisation step on a `lib.dataset.Batch`. If the loss or the gradient is not finite nothing changes.
+
+    use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest negatives. Returns
+    `StepReport`.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
+    images, captions = model(batch)
+    loss = objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+    is_finite = loss.total.detach().isfinite() & gradient_norm.isfinite()
+    optimizer.found_inf = (~is_finite).float()  # fused AdamW leaves everything as it was where this is 1
+    optimizer.step()
+    for buffer, before in buffers:
+        buffer.copy_(torch.where(is_finite, buffer, before))
+    terms = {name: term.detach() for name, term in loss.terms.items()}
+    return StepReport(loss.total.detach(), terms, gradient_norm, is_finite)
+
+
+def seed_step(seed, step):
+    """Seed torch for one step: dropout and the drawn negatives depend on (seed, step) and on nothing before."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def train_epoch(model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step):
+    """Train on every batch of an epoch.
+
+    step: optimisation steps done before; warmup: how many steps are done without the instance graph; on_step: called
+    after each step with (steps done, StepReport, seconds waited for data, seconds in all). Returns the steps done.
+    """
+    model.train()
+    objective.train()
+    started = time.perf_counter()
+    for batch in batches:
+        batch = batch.to(device)
+        waited = time.perf_counter() - started
+        seed_step(seed, step)
+        report = training_step(
+            model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest, grad_clip=grad_clip
+        )
+        step += 1
+        on_step(step, report, waited, time.perf_counter() - started)
+        model.train()  # on_step may have evaluated the model
+        started = time.perf_counter()
+    return step
+
+
+@torch.no_grad()
+def encode_images(model, dataset, batch_size, device):
+    """Embeddings of every image of a `lib.dataset.RetrievalDataset`, each encoded once. Returns (N, E), on the CPU."""
+    model.eval()
+    embeddings = []
+    for start in tqdm(range(0, dataset.num_images, batch_size), "images", leave=False, disable=None):
+        regions, lengths = dataset.image_block(start, min(start + batch_size, dataset.num_images))
+        embeddings.append(model.image_encoder(regions.to(device), lengths.to(device)).embedding.float().cpu())
+    return torch.cat(embeddings)
+
+
+@torch.no_grad()
+def encode_captions(model, dataset, batch_size, device):
+    """Embeddings of every caption, encoded in order of length. Returns (C, E), in the file's order, on the CPU."""
+    model.eval()
+    order = np.argsort(-dataset.captions.lengths, kind="stable")
+    embeddings = []
+    for start in tqdm(range(0, len(order), batch_size), "captions", leave=False, disable=None):
+        pieces, lengths = dataset.caption_block(order[start : start + batch_size])
+        embeddings.append(model.text_encoder(pieces.to(device), lengths.to(device)).embedding.float().cpu())
+    return torch.cat(embeddings)[np.argsort(order)]
+
+
+def similarities(model, dataset, batch_size=128, device="cpu"):
+    """Similarities of every image with every caption of a data set. Returns a float32 numpy array, (N, C)."""
+    images = encode_images(model, dataset, batch_size, device)
+    return similarity(images, encode_captions(model, dataset, batch_size, device)).numpy()
