@@ -48,8 +48,11 @@ def choose_device(name, gpu_id):
 
 def load_split(data_path, dataset, split, bert_path):
     """A split, its captions cut for the BERT at `bert_path`; the demo data are built on their first use."""
-    if dataset == "demo":
-        demo.ensure(Path(data_path) / "demo_precomp")
+    demo_folder = Path(data_path) / "demo_precomp"
+    if dataset == "demo" and not demo_folder.exists():
+        say(f"building the demo data in {demo_folder}")
+        demo_folder.parent.mkdir(parents=True, exist_ok=True)
+        demo.build(demo_folder)
     folder = folder_of(data_path, dataset)
     longest = bert.configuration(bert_path).max_position_embeddings
     found = RetrievalDataset(folder, split, bert.tokeniser(bert_path), longest)

@@ -341,8 +341,9 @@ def test_steps_second_set(trajectory, hardest_from):
     captions = model.text_encoder(data["probe_captions"], data["probe_caption_lengths"])
     close(images.embedding, data[trajectory + "probe_img_emb"], absolute=1e-3)
     close(captions.embedding, data[trajectory + "probe_cap_emb"], absolute=1e-3)
-    close(model.image_encoder.mlp[1].running_mean, data[trajectory + "bn_running_mean"], absolute=1e-4)
-    close(model.image_encoder.mlp[1].running_var, data[trajectory + "bn_running_var"], absolute=1e-4)
+    # the running mean holds the bias before it, which Adam moves at random by up to a rate a step
+    close(model.image_encoder.mlp[1].running_mean, data[trajectory + "bn_running_mean"], absolute=1e-3)
+    close(model.image_encoder.mlp[1].running_var, data[trajectory + "bn_running_var"], absolute=1e-5)
     found = named_parameters(model, objective)
     changes = dict(zip(data["param_names"].tolist(), data[trajectory + "param_change_norms"]))
     compared = [name for name in changes if name in found and has_true_gradient(name)]
