@@ -13,7 +13,7 @@ from torch import nn
 
 from lib.dataset import is_coco
 from lib.fragment import transformer_layer
-from lib.losses import hinge_loss, positive_mask, triplet_loss
+from lib.losses import find_positives, hinge_loss, triplet_loss
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SWITCH
 from lib.relation import InstanceRelations, regulariser
 
@@ -65,20 +65,21 @@ class Objective(nn.Module):
         self.base_loss, self.gnn_loss = base_loss, gnn_loss
         self.margin, self.longest_distance, self.mask_repeat = margin, longest_distance, mask_repeat
         self.norm_input, self.cross_loss, self.reg_loss_weight = norm_input, cross_loss, reg_loss_weight
+        self.pieces_read = topk  # of every caption, of padding too where it is shorter
         self.relations = InstanceRelations(topk, threshold)
         self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
 
     def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
-        """images, captions: `Encoded`, B each; image_ids: (B,); use_graph: warm-up is over; hardest: of `vse`.
+        """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU; use_graph: warm-up is over; hardest: of `vse`.
 
         Returns `Loss`.
         """
-        is_positive = positive_mask(image_ids, self.mask_repeat)
+        positives = find_positives(image_ids, self.mask_repeat, images.embedding.device)
 
         def loss(name, left, right):
             if name == "vse":
-                return hinge_loss(left, right, is_positive, self.margin, hardest)
-            return triplet_loss(left, right, is_positive, self.margin, self.longest_distance, generator)
+                return hinge_loss(left, right, positives, self.margin, hardest)
+            return triplet_loss(left, right, positives, self.margin, self.longest_distance, generator)
 
         u, w = images.embedding, captions.embedding
         terms = {"base": loss(self.base_loss, u, w)}

@@ -5,18 +5,19 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lib.captions import PADDING_ID
 from lib.fragment import FragmentRelation
-from lib.pooling import l2_normalise
+from lib.pooling import l2_normalise, length_groups
 
 
 class Encoded(NamedTuple):
     """What an encoder makes of N samples of at most n fragments.
 
     embedding (N, E), what retrieval uses; unnormalised (N, E), the same before L2 normalisation; fragments (N, n, E)
-    before the transformer, padded positions included; lengths (N,), the true number of fragments.
+    before the transformer, padded positions included, without gradient; lengths (N,) on the CPU.
     """
 
     embedding: torch.Tensor
@@ -41,10 +42,10 @@ class ImageEncoder(nn.Module):
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight)
 
     def forward(self, regions, lengths):
-        """regions: (N, R, D), zero rows beyond each length; lengths: (N,). Returns `Encoded`."""
+        """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU. Returns `Encoded`."""
         rows = regions.flatten(0, 1)  # (N*R, D): batch norm counts padded rows too, as published
         fragments = (self.projection(rows) + self.mlp(rows)).unflatten(0, regions.shape[:2])  # (N, R, E)
-        return _encoded(self, fragments, lengths)
+        return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
 
 class TextEncoder(nn.Module):
@@ -60,13 +61,23 @@ class TextEncoder(nn.Module):
         self.projection = nn.Linear(bert.config.hidden_size, dim)
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight)
 
-    def forward(self, pieces, lengths):
-        """pieces: (N, L) ids, 0 beyond each length; lengths: (N,). Returns `Encoded`."""
-        is_real = (pieces != PADDING_ID).long()
-        hidden = self.bert(input_ids=pieces, attention_mask=is_real).last_hidden_state
-        return _encoded(self, self.projection(hidden), lengths)
+    def forward(self, pieces, lengths, least_pieces=None):
+        """pieces: (N, L) ids, 0 beyond each length; lengths: (N,) on the CPU. Returns `Encoded`.
+
+        Captions of like length pass BERT together, padded to their own longest and no further. Fragments of padding
+        are computed up to `least_pieces` a caption, or to L if it is None; what lies beyond is zero.
+        """
+        longest = pieces.size(1)
+        least = longest if least_pieces is None else min(least_pieces, longest)
+        pooled, fragments = [], []
+        for run, width in length_groups(lengths.clamp(min=least)):
+            ids = pieces[run, :width]
+            is_real = (ids != PADDING_ID).long()
+            part = self.projection(self.bert(input_ids=ids, attention_mask=is_real).last_hidden_state)  # (n, width, E)
+            pooled.append(self.fragment_relation(part[:, : int(lengths[run].max())], lengths[run]))
+            fragments.append(F.pad(part.detach(), (0, 0, 0, longest - width)))
+        return _encoded(self, torch.cat(pooled), torch.cat(fragments), lengths)
 
 
-def _encoded(encoder, fragments, lengths):
-    pooled = encoder.fragment_relation(fragments, lengths)
-    return Encoded(l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments, lengths)
+def _encoded(encoder, pooled, fragments, lengths):
+    return Encoded(l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths)

@@ -32,7 +32,7 @@ def training_step(model, objective, optimizer, batch, *, use_graph, hardest=Fals
     `StepReport`.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
-    images, captions = model(batch)
+    images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
     loss = objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()
@@ -82,7 +82,7 @@ def encode_images(model, dataset, batch_size, device):
     embeddings = []
     for start in tqdm(range(0, dataset.num_images, batch_size), "images", leave=False, disable=None):
         regions, lengths = dataset.image_block(start, min(start + batch_size, dataset.num_images))
-        embeddings.append(model.image_encoder(regions.to(device), lengths.to(device)).embedding.float().cpu())
+        embeddings.append(model.image_encoder(regions.to(device), lengths).embedding.float().cpu())
     return torch.cat(embeddings)
 
 
@@ -94,7 +94,7 @@ def encode_captions(model, dataset, batch_size, device):
     embeddings = []
     for start in tqdm(range(0, len(order), batch_size), "captions", leave=False, disable=None):
         pieces, lengths = dataset.caption_block(order[start : start + batch_size])
-        embeddings.append(model.text_encoder(pieces.to(device), lengths.to(device)).embedding.float().cpu())
+        embeddings.append(model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu())
     return torch.cat(embeddings)[np.argsort(order)]
 
 

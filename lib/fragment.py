@@ -27,8 +27,8 @@ class FragmentRelation(nn.Module):
         self.layer = transformer_layer(dim, heads, dropout)
 
     def forward(self, fragments, lengths):
-        """fragments: (N, n, E), padded; lengths: (N,) true lengths. Returns (N, E), not normalised."""
-        is_padding = ~length_mask(lengths, fragments.size(1))
+        """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E), not normalised."""
+        is_padding = ~length_mask(lengths, fragments.size(1), fragments.device)
         related = self.layer(fragments, src_key_padding_mask=is_padding)  # (N, n, E)
         residual = max_k_mean(fragments, lengths)
         return self.residual_weight * residual + (1 - self.residual_weight) * masked_mean(related, lengths)

@@ -7,28 +7,40 @@ admissible negatives only, and an anchor that has none is left out alone instead
 
 # B pairs, P (anchor, positive) pairs, E embedding
 
+from typing import NamedTuple
+
 import torch
 
 SAMPLING_DIMENSION = 512  # the dimension of the sphere in Wu et al., as published, whatever E is
 SMALLEST_DISTANCE = 0.5
 
 
-def positive_mask(image_ids, mask_repeat=True):
-    """Which pairs are positives: those of the same image, or only the diagonal. image_ids: (B,). Returns (B, B) bool."""
-    if mask_repeat:
-        return image_ids.unsqueeze(1) == image_ids
-    return torch.eye(len(image_ids), dtype=torch.bool, device=image_ids.device)
+class Positives(NamedTuple):
+    """The positives of a batch: mask (B, B) bool, and the P pairs (anchor, positive) in row-major order, (P,) each."""
+
+    mask: torch.Tensor
+    anchor: torch.Tensor
+    positive: torch.Tensor
 
 
-def hinge_loss(image_embeddings, caption_embeddings, is_positive, margin, hardest):
+def find_positives(image_ids, mask_repeat=True, device=None):
+    """Which pairs are positives: those of the same image, or only the diagonal. Their number is known to the host.
+
+    image_ids: (B,), on the CPU. Returns `Positives` on `device`.
+    """
+    mask = image_ids.unsqueeze(1) == image_ids if mask_repeat else torch.eye(len(image_ids), dtype=torch.bool)
+    return Positives(*(part.to(device, non_blocking=True) for part in (mask, *mask.nonzero(as_tuple=True))))
+
+
+def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest):
     """`vse`: hinge triplets over all negatives, or over the hardest in each row and column, summed over the batch.
 
-    image_embeddings, caption_embeddings: (B, E); is_positive: (B, B) bool. Returns a scalar.
+    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Returns a scalar.
     """
     similarities = image_embeddings @ caption_embeddings.T
     paired = similarities.diagonal()
-    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(is_positive, 0)
-    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(is_positive, 0)
+    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(positives.mask, 0)
+    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(positives.mask, 0)
     if hardest:
         return other_captions.amax(1).sum() + other_images.amax(0).sum()
     return other_captions.sum() + other_images.sum()
@@ -62,22 +74,21 @@ def draw_negatives(distribution, generator=None):
     return (distribution / race).argmax(1)
 
 
-def triplet_loss(image_embeddings, caption_embeddings, is_positive, margin, longest_distance, generator=None):
+def triplet_loss(image_embeddings, caption_embeddings, positives, margin, longest_distance, generator=None):
     """`trip`: hinge triplets with one distance-weighted negative drawn for each (anchor, positive) pair, summed.
 
-    image_embeddings, caption_embeddings: (B, E); is_positive: (B, B) bool. Images are the anchors first, then
-    captions. Anchors without an admissible negative take no part. Returns a scalar.
+    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Images are the anchors first, then captions.
+    Anchors without an admissible negative take no part. Returns a scalar.
     """
     similarities = image_embeddings @ caption_embeddings.T
     directions = (similarities, similarities.T)
-    return sum(_sampled_hinge(rows, is_positive, margin, longest_distance, generator) for rows in directions)
+    return sum(_sampled_hinge(rows, positives, margin, longest_distance, generator) for rows in directions)
 
 
-def _sampled_hinge(similarities, is_positive, margin, longest_distance, generator):
-    distribution = negative_distribution(similarities.detach(), is_positive, longest_distance)
-    anchor, positive = is_positive.nonzero(as_tuple=True)  # row-major: (P,), (P,)
-    distribution = distribution[anchor]  # (P, B)
+def _sampled_hinge(similarities, positives, margin, longest_distance, generator):
+    distribution = negative_distribution(similarities.detach(), positives.mask, longest_distance)
+    distribution = distribution[positives.anchor]  # (P, B)
     has_negative = distribution.sum(1) > 0
     negative = draw_negatives(distribution, generator)
-    hinge = (margin + similarities[anchor, negative] - similarities[anchor, positive]).clamp(min=0)
-    return hinge.masked_fill(~has_negative, 0).sum()
+    wrong, right = similarities[positives.anchor, negative], similarities[positives.anchor, positives.positive]
+    return (margin + wrong - right).clamp(min=0).masked_fill(~has_negative, 0).sum()

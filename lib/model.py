@@ -22,9 +22,9 @@ class HREM(nn.Module):
         self.image_encoder = ImageEncoder(region_dim, normalise=normalise_images, **shared)
         self.text_encoder = TextEncoder(bert, normalise=normalise_captions, **shared)
 
-    def forward(self, batch):
-        """Encode a `lib.dataset.Batch`. Returns `Encoded` images, `Encoded` captions."""
+    def forward(self, batch, least_pieces=None):
+        """Encode a `lib.dataset.Batch`; least_pieces: see `TextEncoder`. Returns `Encoded` images, `Encoded` captions."""
         return (
             self.image_encoder(batch.regions, batch.region_lengths),
-            self.text_encoder(batch.pieces, batch.piece_lengths),
+            self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
         )

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.pooling import length_mask
+from lib.pooling import length_groups, length_mask
 
 SIGMA = 1.0
 NEGATIVE_SLOPE = 0.1
+SMALLEST_NORM = 1e-12
+BLOCK_ELEMENTS = 2**20  # piece-region matches held at a time: 4 MB, so that a block stays in the processor's cache
+BLOCK_PADDING = 8  # pieces of padding in a block
 
 
 class Relation(NamedTuple):
@@ -67,34 +70,51 @@ def intra_modal(embeddings, threshold):
 def fragment_matches(words, caption_lengths, regions, topk):
     """How the pieces of every caption match the regions of every image, in both directions (SPEC section 4).
 
-    words: (B, L, E); caption_lengths: (B,); regions: (B, R, E), padded regions take part. A caption shorter than K
-    lends its first K padded pieces to the K largest. Returns Matches captions x images, Matches images x captions.
+    words: (B, L, E); caption_lengths: (B,) on the CPU; regions: (B, R, E), padded regions take part. A caption shorter
+    than K lends its first K padded pieces to the K largest. Works on a block of captions at a time, of at most
+    BLOCK_ELEMENTS piece-region matches. Returns Matches captions x images, Matches images x captions.
     """
     words, regions = F.normalize(words, dim=-1), F.normalize(regions, dim=-1)
-    cosine = torch.einsum("tle,vre->tvlr", words, regions)  # (B, B, L, R)
-    match = F.leaky_relu(cosine, NEGATIVE_SLOPE)
-    longest = words.size(1)
-    is_real = length_mask(caption_lengths, longest)[:, None, :]  # (B, 1, L)
-    is_selected = length_mask(caption_lengths.clamp(min=topk), longest)[:, None, :]
-    lengths = caption_lengths.unsqueeze(1)
-
-    over_pieces = F.normalize(match.masked_fill(~is_selected.unsqueeze(-1), 0), dim=2)
-    piece_match = over_pieces.amax(3)  # (B, B, L)
-    caption_to_image = Matches(
-        piece_match.masked_fill(~is_real, 0).sum(2) / lengths, _largest(piece_match, is_selected, topk)
-    )
-
-    over_regions = F.normalize(match, dim=3)
-    region_match = over_regions.masked_fill(~is_real.unsqueeze(-1), -torch.inf).amax(2)  # (B, B, R)
-    image_to_caption = Matches(region_match.mean(2), _largest(region_match, torch.ones_like(is_real[..., :1]), topk))
-    return caption_to_image, Matches(*(pairs.transpose(0, 1) for pairs in image_to_caption))
+    selected = caption_lengths.clamp(min=min(topk, words.size(1)))  # (B,) pieces that are read of each caption
+    caption_to_image, image_to_caption = [], []
+    for run, width in length_groups(selected, BLOCK_PADDING):
+        at_once = max(BLOCK_ELEMENTS // (width * regions.shape[:2].numel()), 1)
+        for start in range(run.start, run.stop, at_once):
+            block = slice(start, min(start + at_once, run.stop))
+            matched = _block_matches(words[block, :width], caption_lengths[block], selected[block], regions, topk)
+            caption_to_image.append(matched[0])
+            image_to_caption.append(matched[1])
+    t2i, i2t = (Matches(*map(torch.cat, zip(*blocks))) for blocks in (caption_to_image, image_to_caption))
+    return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
 
 
-def _largest(matches, is_eligible, topk):
-    """The K largest eligible values of the last dimension, in descending order, filled with zeros to length K."""
-    count = min(topk, matches.size(2))
-    largest = matches.masked_fill(~is_eligible, -torch.inf).topk(count, dim=2).values
-    return F.pad(largest.masked_fill(largest.isinf(), 0), (0, topk - count))
+def _block_matches(words, lengths, selected, regions, topk):
+    """Both directions' `Matches` of n captions: words (n, L, E) with all images: regions (B, R, E); unit rows."""
+    num_captions, longest = words.shape[:2]
+    cosine = words.flatten(0, 1) @ regions.flatten(0, 1).T
+    match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).view(num_captions, longest, *regions.shape[:2])  # (n, L, B, R)
+    is_selected = length_mask(selected, longest, words.device)[:, :, None, None]
+    is_real = length_mask(lengths, longest, words.device)[:, :, None]
+    if int(selected.min()) < longest:
+        match.masked_fill_(~is_selected, 0)
+
+    over_regions = match.norm(dim=3, keepdim=True).clamp(min=SMALLEST_NORM)  # a norm for each piece: (n, L, B, 1)
+    eligible = match / over_regions
+    if int(lengths.min()) < longest:
+        eligible.masked_fill_(~is_real.unsqueeze(3), -torch.inf)
+    region_match = eligible.amax(1)  # (n, B, R)
+
+    over_pieces = match.norm(dim=1, keepdim=True).clamp(min=SMALLEST_NORM)  # a norm for each region: (n, 1, B, R)
+    piece_match = match.div_(over_pieces).amax(3)  # (n, L, B)
+    mean = piece_match.masked_fill(~is_real, 0).sum(1) / lengths.to(words.device, non_blocking=True).unsqueeze(1)
+    piece_match = piece_match.masked_fill(~is_selected.squeeze(3), -torch.inf).transpose(1, 2)  # (n, B, L)
+    return Matches(mean, _largest(piece_match, topk)), Matches(region_match.mean(2), _largest(region_match, topk))
+
+
+def _largest(matches, topk):
+    """The K largest values of the last dimension, in descending order, filled with zeros to length K; -inf counts not."""
+    largest = matches.topk(min(topk, matches.size(2)), dim=2).values
+    return F.pad(largest.masked_fill(largest.isinf(), 0), (0, topk - largest.size(2)))
 
 
 class CrossModalRelation(nn.Module):
@@ -107,8 +127,8 @@ class CrossModalRelation(nn.Module):
         self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths):
-        """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,). Returns Relation i2t, Relation t2i."""
-        t2i, i2t = fragment_matches(words.detach(), caption_lengths, regions.detach(), self.topk)
+        """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,) on the CPU. Returns Relation i2t, Relation t2i."""
+        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk)
         return self._relation(self.mlp_i2t, i2t), self._relation(self.mlp_t2i, t2i)
 
     def _relation(self, mlp, matches):

@@ -125,7 +125,7 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
     prefix = (f"vse_{'max' if hardest else 'sum'}_mask_repeat{mask_repeat}_" if second_set else
               f"vse_{'hardest' if hardest else 'sum'}_maskrepeat{mask_repeat}_")
     u, w = (data[name].clone().requires_grad_() for name in inputs)
-    loss = losses.hinge_loss(u, w, losses.positive_mask(data["img_ids"], bool(mask_repeat)), 0.2, hardest)
+    loss = losses.hinge_loss(u, w, losses.find_positives(data["img_ids"], bool(mask_repeat)), 0.2, hardest)
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
@@ -142,17 +142,16 @@ def test_triplet_loss(dataset):
     data = golden("losses.npz")
     prefix = f"trip_{dataset}_"
     u, w = data["trip_img_emb"].clone().requires_grad_(), data["trip_cap_emb"].clone().requires_grad_()
-    is_positive = losses.positive_mask(data["img_ids"])
-    anchor, positive = is_positive.nonzero(as_tuple=True)
-    assert torch.equal(anchor, data["trip_anchor"]) and torch.equal(positive, data["trip_positive"])
+    positives = losses.find_positives(data["img_ids"])
+    assert torch.equal(positives.anchor, data["trip_anchor"]) and torch.equal(positives.positive, data["trip_positive"])
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img2cap"), (similarities.T, "cap2img")):
-        found = losses.negative_distribution(rows, is_positive, longest_distance(dataset))[anchor]
+        found = losses.negative_distribution(rows, positives.mask, longest_distance(dataset))[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_probability"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_negative"])
     torch.manual_seed(0)
-    loss = losses.triplet_loss(u, w, is_positive, 0.2, longest_distance(dataset))
+    loss = losses.triplet_loss(u, w, positives, 0.2, longest_distance(dataset))
     close(loss, data[prefix + "value"], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
@@ -165,16 +164,15 @@ def test_triplet_loss_second_set(dataset, inputs):
     data = golden("more/losses.npz")
     prefix = f"{inputs}trip_{dataset}_"
     u, w = (data[inputs + name].clone().requires_grad_() for name in ("img_emb", "cap_emb"))
-    is_positive = losses.positive_mask(data["img_ids"])
-    anchor = is_positive.nonzero(as_tuple=True)[0]
+    positives = losses.find_positives(data["img_ids"])
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img"), (similarities.T, "cap")):
-        found = losses.negative_distribution(rows, is_positive, longest_distance(dataset))[anchor]
+        found = losses.negative_distribution(rows, positives.mask, longest_distance(dataset))[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_anchor_weight"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_anchor_negative"])
     torch.manual_seed(0)
-    loss = losses.triplet_loss(u, w, is_positive, 0.2, longest_distance(dataset))
+    loss = losses.triplet_loss(u, w, positives, 0.2, longest_distance(dataset))
     close(loss, data[prefix + "loss"], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
