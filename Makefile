@@ -1,0 +1,27 @@
+# make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	$(RUN) train.py --dataset demo --overwrite 1
+	$(RUN) eval.py --dataset demo
+
+test: $(VENV)/.installed-for-tests
+	$(RUN) -m pytest
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed tests/requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)
