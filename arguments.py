@@ -122,7 +122,6 @@ def evaluation_parser():
                         help="run folder or checkpoint file; repeated: ensemble (default: runs/DATASET_test)")  # fmt: skip
     parser.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
     parser.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
-    parser.add_argument("--batch_size", type=COUNT, default=128, help="images or captions encoded at a time")
     parser.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
     add_device_options(parser)
     return parser

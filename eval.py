@@ -106,7 +106,7 @@ def run_model(path, options, device):
     bert_path = options.bert_path or ours.get("bert_path", PUBLISHED_BERT)
     data = load_split(options.data_path or ours.get("data_path", "data/"), dataset, split, bert_path)
     model = load_model(path, trained, bert_path, data.region_dim, device)
-    return engine.similarities(model, data, options.batch_size, device), dataset, split, trained
+    return engine.similarities(model, data, device), dataset, split, trained
 
 
 def evaluate(options):

@@ -3,6 +3,7 @@
 Logs, curves and the best model go into the run folder; the best model's table on the test split ends the run.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +42,8 @@ class Training:
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
-        self.loader = training_loader(pairs, options.batch_size, options.workers, self.device.type == "cuda")
+        workers = min(options.workers, os.cpu_count() or 1)  # more would only queue for the cores
+        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda")
         self.step, self.best_rsum = 0, -1.0
         self.log = RunLog(options.logger_name)
         self.step_log = StepLog(self.log, options.log_step)
@@ -104,7 +106,7 @@ class Training:
 
     def _validate(self, epoch):
         options = self.options
-        similarities = engine.similarities(self.model, self.data.validation, options.batch_size, self.device)
+        similarities = engine.similarities(self.model, self.data.validation, self.device)
         scores = metrics.scores(metrics.ranks(similarities))
         is_best = scores.rsum > self.best_rsum
         self.log.evaluation(
@@ -126,7 +128,7 @@ class Training:
         options, split = self.options, self.data.test.split
         best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
-        similarities = engine.similarities(model, self.data.test, options.batch_size, self.device)
+        similarities = engine.similarities(model, self.data.test, self.device)
         text, scores, facts = summarise(similarities, options.dataset, split, [best])
         self.log.evaluation("\n" + text)
         report.save(options.logger_name, split, text, scores, facts)

@@ -1,4 +1,4 @@
-"""BERT from a local folder or a hub name: its configuration, its weights and its tokeniser, with clear refusals."""
+"""BERT from a local folder or a hub name: configuration, weights and tokeniser, with clear refusals."""
 
 import json
 import os

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from lib.metrics import similarity
 
+# Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
+EVALUATED_AT_ONCE = 128
+
 
 class StepReport(NamedTuple):
     """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
@@ -76,7 +79,7 @@ def train_epoch(model, objective, optimizer, batches, *, step, seed, warmup, har
 
 
 @torch.no_grad()
-def encode_images(model, dataset, batch_size, device):
+def encode_images(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
     """Embeddings of every image of a `lib.dataset.RetrievalDataset`, each encoded once. Returns (N, E), on the CPU."""
     model.eval()
     embeddings = []
@@ -87,7 +90,7 @@ def encode_images(model, dataset, batch_size, device):
 
 
 @torch.no_grad()
-def encode_captions(model, dataset, batch_size, device):
+def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
     """Embeddings of every caption, encoded in order of length. Returns (C, E), in the file's order, on the CPU."""
     model.eval()
     order = np.argsort(-dataset.captions.lengths, kind="stable")
@@ -98,7 +101,6 @@ def encode_captions(model, dataset, batch_size, device):
     return torch.cat(embeddings)[np.argsort(order)]
 
 
-def similarities(model, dataset, batch_size=128, device="cpu"):
+def similarities(model, dataset, device):
     """Similarities of every image with every caption of a data set. Returns a float32 numpy array, (N, C)."""
-    images = encode_images(model, dataset, batch_size, device)
-    return similarity(images, encode_captions(model, dataset, batch_size, device)).numpy()
+    return similarity(encode_images(model, dataset, device), encode_captions(model, dataset, device)).numpy()
