@@ -80,9 +80,10 @@ def summarise(similarities, dataset, split, found):
     selected = sorted({"test" if one.is_published else one.options["val_split"] for one in found})
     epochs = ", ".join(str(one.epoch) for one in found)
     scores = report.tables(similarities, split)
+    num_images, num_captions = similarities.shape
     models = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
     title = (
-        f"{dataset}, split {split}: {similarities.shape[0]} images, {similarities.shape[1]} captions; {models}; "
+        f"{dataset}, split {split}: {num_images} images, {num_captions} captions; {models}; "
         f"best epoch by rsum on {' and '.join(selected)} (after epoch {epochs})"
     )
     facts = dict(

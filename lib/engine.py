@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.metrics import similarity
+from lib.metrics import Similarity
 
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
 EVALUATED_AT_ONCE = 128
@@ -102,5 +102,5 @@ def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
 
 
 def similarities(model, dataset, device):
-    """Similarities of every image with every caption of a data set. Returns a float32 numpy array, (N, C)."""
-    return similarity(encode_images(model, dataset, device), encode_captions(model, dataset, device)).numpy()
+    """Similarities of every image with every caption of a data set. Returns `lib.metrics.Similarity`, (N, C)."""
+    return Similarity(encode_images(model, dataset, device), encode_captions(model, dataset, device))

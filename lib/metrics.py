@@ -9,8 +9,10 @@ order in the file, so that a model which gives every pair the same score ranks b
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 CAPTIONS_PER_IMAGE = 5
+TILE_IMAGES = 250  # a tile of the similarity matrix is 250 images x 1250 captions, 1.2 MB: it stays in the cache
 
 
 class Ranks(NamedTuple):
@@ -42,31 +44,64 @@ class Scores(NamedTuple):
         return sum(self.image_to_text[:3]) + sum(self.text_to_image[:3])
 
 
-def similarity(image_embeddings, caption_embeddings):
-    """Dot products of the two sets of embeddings, (N, E) and (C, E). Returns (N, C)."""
-    return image_embeddings @ caption_embeddings.T
+class Similarity:
+    """Dot products of N image and C caption embeddings, computed where they are asked for: `similarity[rows, columns]`.
+
+    image_embeddings: tensor (N, E); caption_embeddings: tensor (C, E). Slices give float32 numpy arrays, so that a table
+    needs no more memory than a tile of the matrix.
+    """
+
+    def __init__(self, image_embeddings, caption_embeddings):
+        self.images, self.captions = image_embeddings, caption_embeddings
+        self.shape = len(image_embeddings), len(caption_embeddings)
+
+    def __getitem__(self, where):
+        rows, columns = where
+        return (self.images[rows] @ self.captions[columns].T).numpy()
 
 
 def ranks(similarities):
-    """Ranks of the true pairs. similarities: (N, 5N) array. Raises ValueError on another shape or NaN."""
-    similarities = np.asarray(similarities)
-    num_images = len(similarities)
-    if similarities.shape != (num_images, CAPTIONS_PER_IMAGE * num_images) or not num_images:
+    """Ranks of the true pairs, counted tile by tile.
+
+    similarities: (N, 5N), a numpy array or a `Similarity`. Raises ValueError on another shape, NaN or Inf.
+    """
+    num_images, num_captions = similarities.shape
+    if num_captions != CAPTIONS_PER_IMAGE * num_images or not num_images:
         raise ValueError(f"similarities of N images and 5N captions expected, found shape {similarities.shape}")
-    if not np.isfinite(similarities.sum()):
-        raise ValueError("similarities must be finite: a comparison with NaN would rank it first")
-    is_own = np.arange(num_images)
-    own = similarities.reshape(num_images, num_images, CAPTIONS_PER_IMAGE)[is_own, is_own]  # (N, 5)
-    best_caption = CAPTIONS_PER_IMAGE * is_own + own.argmax(1)
-    image_to_text = np.empty(num_images, dtype=np.int64)
-    text_to_image = np.zeros(similarities.shape[1], dtype=np.int64)
-    true_scores, true_image = own.reshape(-1), np.arange(similarities.shape[1]) // CAPTIONS_PER_IMAGE
-    captions = np.arange(similarities.shape[1])
-    for image, row in enumerate(similarities):  # one row of the matrix at a time: no second matrix is ever made
-        best = row[best_caption[image]]
-        image_to_text[image] = np.count_nonzero(row > best) + np.count_nonzero(row[: best_caption[image]] == best)
-        text_to_image += (row > true_scores) | ((row == true_scores) & (image < true_image))
-    return Ranks(image_to_text, text_to_image)
+    tiles = [
+        (slice(start, start + TILE_IMAGES), slice(CAPTIONS_PER_IMAGE * start, CAPTIONS_PER_IMAGE * (start + TILE_IMAGES)))
+        for start in range(0, num_images, TILE_IMAGES)
+    ]
+    true_scores = np.concatenate([_true_scores(similarities[tile]) for tile in tiles])  # (N, 5)
+    best_caption = CAPTIONS_PER_IMAGE * np.arange(num_images) + true_scores.argmax(1)
+    best_scores, true_scores = true_scores.max(1), true_scores.reshape(-1)
+    true_image = np.arange(num_captions) // CAPTIONS_PER_IMAGE
+
+    found = Ranks(np.zeros(num_images, dtype=np.int64), np.zeros(num_captions, dtype=np.int64))
+    for rows, _ in tiles:
+        for _, columns in tiles:
+            tile = similarities[rows, columns]
+            if not np.isfinite(tile.sum()):
+                raise ValueError("similarities must be finite: no comparison with NaN is true, so it would rank first")
+            image, caption = np.arange(num_images)[rows, None], np.arange(num_captions)[columns]
+            found.image_to_text[rows] += _ahead(tile, best_scores[rows, None], caption, best_caption[rows, None]).sum(1)
+            found.text_to_image[columns] += _ahead(tile, true_scores[columns], image, true_image[columns]).sum(0)
+    return found
+
+
+def _true_scores(tile):
+    """Similarities of n images with their own captions, (n, 5), from their tile (n, 5n)."""
+    is_own = np.arange(len(tile))
+    return tile.reshape(len(tile), len(tile), CAPTIONS_PER_IMAGE)[is_own, is_own]
+
+
+def _ahead(tile, true_scores, candidate, true_candidate):
+    """Which candidates of a tile rank before the true one: more similar, or as similar and earlier in the file."""
+    if candidate.max() < true_candidate.min():
+        return tile >= true_scores
+    if candidate.min() > true_candidate.max():
+        return tile > true_scores
+    return (tile > true_scores) | ((tile == true_scores) & (candidate < true_candidate))
 
 
 def scores(found):
@@ -87,24 +122,24 @@ def fold_scores(similarities, folds=5):
 
     Raises ValueError if the images do not divide into the folds.
     """
-    size, rest = divmod(len(similarities), folds)
+    num_images = similarities.shape[0]
+    size, rest = divmod(num_images, folds)
     if rest or not size:
-        raise ValueError(f"{len(similarities)} images do not divide into {folds} folds")
+        raise ValueError(f"{num_images} images do not divide into {folds} folds")
     tables = []
-    for start in range(0, len(similarities), size):
+    for start in range(0, num_images, size):
         block = similarities[start : start + size, CAPTIONS_PER_IMAGE * start : CAPTIONS_PER_IMAGE * (start + size)]
         tables.append(np.array(scores(ranks(block))))
     return Scores(*(Recalls(*map(float, direction)) for direction in np.mean(tables, axis=0)))
 
 
-def ensemble(similarities):
-    """Mean of several runs' similarity matrices of one shape, an iterable of (N, C). Returns (N, C)."""
-    total, count = None, 0
-    for matrix in similarities:
-        if total is not None and matrix.shape != total.shape:
-            raise ValueError(f"an ensemble needs matrices of one shape, found {total.shape} and {matrix.shape}")
-        total = matrix.copy() if total is None else total + matrix
-        count += 1
-    if not count:
-        raise ValueError("an ensemble needs at least one similarity matrix")
-    return total / count
+def ensemble(models):
+    """Mean of several models' similarities: the similarity of their embeddings side by side.
+
+    models: `Similarity` of each, of any embedding sizes. Raises ValueError where they differ in images or captions.
+    """
+    shapes = {model.shape for model in models}
+    if len(shapes) != 1:
+        raise ValueError(f"an ensemble needs models of the same images and captions, found {sorted(shapes) or 'none'}")
+    images = torch.cat([model.images for model in models], dim=1) / len(models)
+    return Similarity(images, torch.cat([model.captions for model in models], dim=1))

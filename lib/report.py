@@ -22,7 +22,7 @@ HEADER = (
 
 def tables(similarities, split):
     """Scores of a split by label; `testall` (COCO) has the whole (5K) and the mean over five folds (1K)."""
-    num_images = len(similarities)
+    num_images = similarities.shape[0]
     found = {_thousands(num_images): metrics.scores(metrics.ranks(similarities))}
     if split == "testall" and num_images % FOLDS == 0:
         label = f"{_thousands(num_images // FOLDS)} (mean of {FOLDS} folds)"
@@ -82,6 +82,6 @@ def save(folder, name, text, scores_by_label, facts):
 def save_similarities(path, similarities):
     """Write `npts` (images) and `sims` (N, C) as one plain .npy record, read back by np.load(path)["sims"]."""
     record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, similarities.shape)])
-    record["npts"], record["sims"] = len(similarities), similarities
+    record["npts"], record["sims"] = similarities.shape[0], similarities[:, :]
     with written_whole(path) as file:
         np.save(file, record, allow_pickle=False)
