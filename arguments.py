@@ -4,19 +4,18 @@ import argparse
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.options import (
-    COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SWITCH, Parser,
-)  # fmt: skip
+from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
     logger_name="runs/demo_test",
-    num_epochs=12,
-    warmup=400,
+    num_epochs=8,
+    warmup=200,
     embed_size=128,
     nhead=4,
+    dropout=0.2,
     learning_rate=2e-3,
-    lr_schedules=[8, 11],
+    lr_schedules=[6],
     workers=0,
     log_step=20,
 )
@@ -118,8 +117,11 @@ def evaluation_parser():
     parser = Parser(prog="eval.py", description="Report the retrieval table of one trained model, or of an ensemble.")
     add_data_options(parser)
     parser.set_defaults(data_path=None, dataset=None)
-    parser.add_argument("--model_path", action="append",
-                        help="run folder or checkpoint file; repeated: ensemble (default: runs/DATASET_test)")  # fmt: skip
+    parser.add_argument(
+        "--model_path",
+        action="append",
+        help="run folder or checkpoint file; repeated: ensemble (default: runs/DATASET_test)",
+    )
     parser.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
     parser.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
     parser.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")

@@ -95,7 +95,9 @@ def summarise(similarities, dataset, split, found):
 
 def _plain(options):
     """Options as JSON can hold them."""
-    return {name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in options.items()}
+    return {
+        name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in options.items()
+    }
 
 
 def run_model(path, options, device):

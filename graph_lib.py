@@ -70,9 +70,9 @@ class Objective(nn.Module):
         self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
 
     def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
-        """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU; use_graph: warm-up is over; hardest: of `vse`.
+        """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
-        Returns `Loss`.
+        use_graph: the warm-up is over; hardest: of `vse`. Returns `Loss`.
         """
         positives = find_positives(image_ids, self.mask_repeat, images.embedding.device)
 

@@ -71,8 +71,8 @@ class Training:
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
         self.log.train(
-            f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an epoch, "
-            f"{options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
+            f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
+            f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
             f"{options.val_split} is kept in {self.best_file}"
         )
 
@@ -188,7 +188,8 @@ def device_name(device):
 
 def row(recalls):
     """One direction of a table on one line."""
-    return f"R@1 {recalls.r1:.1f} R@5 {recalls.r5:.1f} R@10 {recalls.r10:.1f} median {recalls.medr:.0f} mean {recalls.meanr:.1f}"
+    r1, r5, r10, median, mean = recalls
+    return f"R@1 {r1:.1f} R@5 {r5:.1f} R@10 {r10:.1f} median {median:.0f} mean {mean:.1f}"
 
 
 def main(argv=None):

@@ -1,12 +1,16 @@
-"""BERT from a local folder or a hub name: configuration, weights and tokeniser, with clear refusals."""
+"""BERT: read from a local folder or a hub name, with clear refusals, and run without work on padding."""
+
+# N captions, L pieces of the longest, M packed positions
 
 import json
 import os
 from pathlib import Path
 
+import torch
 import transformers
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from lib.captions import PADDING_ID
 from lib.errors import InputError
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
@@ -20,6 +24,11 @@ def configuration(path):
         raise InputError(
             f"{path}: found a model of type {settings.get('model_type', 'unknown')!r}, expected 'bert'; give "
             "--bert_path a BERT folder such as bert-base-uncased"
+        )
+    positions = settings.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise InputError(
+            f"{path}: found a BERT with {positions!r} positions, expected 'absolute'; give another --bert_path"
         )
     return BertConfig.from_dict(settings)
 
@@ -57,6 +66,25 @@ def tokeniser(path):
     return found
 
 
+def encode_packed(bert, pieces, packing):
+    """BERT's last hidden state of the positions that `packing` holds, (M, hidden), without work on the others.
+
+    bert: a transformers BertModel; pieces: (N, L) ids; packing: `lib.packing.Packing`. Padding (id 0) is never a key.
+    """
+    config, is_key = bert.config, pieces != PADDING_ID
+    places = torch.arange(pieces.size(1), device=pieces.device).expand_as(pieces)
+    ids, places = packing.pack(pieces)[None], packing.pack(places)[None]
+    hidden = bert.embeddings(input_ids=ids, position_ids=places, token_type_ids=torch.zeros_like(ids))[0]
+    dropout = config.attention_probs_dropout_prob if bert.training else 0.0
+    for layer in bert.encoder.layer:
+        attention = layer.attention.self
+        parts = attention.query(hidden), attention.key(hidden), attention.value(hidden)
+        mixed = packing.attention(*parts, is_key, config.num_attention_heads, dropout)
+        hidden = layer.attention.output(mixed, hidden)
+        hidden = layer.output(layer.intermediate(hidden), hidden)
+    return hidden
+
+
 def _is_folder(path):
     return Path(path).is_dir()
 
@@ -78,7 +106,9 @@ def _load(path, load):
     try:
         return load()
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        found = "a folder that does not load" if _is_folder(path) else "neither a folder nor a model that can be fetched"
+        found = (
+            "a folder that does not load" if _is_folder(path) else "neither a folder nor a model that can be fetched"
+        )
         raise InputError(
             f"{path}: found {found} ({str(error).strip().splitlines()[0][:160]}), expected a BERT: give --bert_path a "
             "local folder holding config.json, the weights and vocab.txt, or a hub name"

@@ -138,8 +138,8 @@ def load(path):
         return Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); expected "
-            "a file written by train.py or one in the published format"
+            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); "
+            "expected a file written by train.py or one in the published format"
         ) from error
 
 
@@ -169,8 +169,8 @@ def _read(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: refused: the file is damaged or would run code when read ({_first_line(error)}); expected tensors "
-            "and plain values only: fetch it again from a source that you trust"
+            f"{path}: refused: the file is damaged or would run code when read ({_first_line(error)}); expected "
+            "tensors and plain values only: fetch it again from a source that you trust"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(

@@ -1,6 +1,6 @@
 """A split of a data set: memory-mapped regions, captions, batches and loaders (SPEC sections 1 and 2).
 
-    python -m lib.dataset data/f30k_precomp     reports on every split of a folder
+python -m lib.dataset data/f30k_precomp     reports on every split of a folder
 """
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
@@ -268,7 +268,9 @@ def batches(loader):
 def report(folder):
     """A text about every split of a folder: counts, shapes, repeated images, captions. Raises InputError."""
     folder = Path(folder)
-    found = [split for split in SPLITS if (folder / f"{split}_ims.npy").exists() or (folder / f"{split}_caps.txt").exists()]
+    found = [
+        split for split in SPLITS if (folder / f"{split}_ims.npy").exists() or (folder / f"{split}_caps.txt").exists()
+    ]
     if not found:
         raise InputError(
             f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "

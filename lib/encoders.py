@@ -5,12 +5,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from lib.captions import PADDING_ID
+from lib.bert import encode_packed
 from lib.fragment import FragmentRelation
-from lib.pooling import l2_normalise, length_groups
+from lib.packing import Packing
+from lib.pooling import l2_normalise
 
 
 class Encoded(NamedTuple):
@@ -64,19 +64,14 @@ class TextEncoder(nn.Module):
     def forward(self, pieces, lengths, least_pieces=None):
         """pieces: (N, L) ids, 0 beyond each length; lengths: (N,) on the CPU. Returns `Encoded`.
 
-        Captions of like length pass BERT together, padded to their own longest and no further. Fragments of padding
-        are computed up to `least_pieces` a caption, or to L if it is None; what lies beyond is zero.
+        Fragments of padding are computed up to `least_pieces` a caption, or to L if it is None; what lies beyond is
+        zero.
         """
         longest = pieces.size(1)
         least = longest if least_pieces is None else min(least_pieces, longest)
-        pooled, fragments = [], []
-        for run, width in length_groups(lengths.clamp(min=least)):
-            ids = pieces[run, :width]
-            is_real = (ids != PADDING_ID).long()
-            part = self.projection(self.bert(input_ids=ids, attention_mask=is_real).last_hidden_state)  # (n, width, E)
-            pooled.append(self.fragment_relation(part[:, : int(lengths[run].max())], lengths[run]))
-            fragments.append(F.pad(part.detach(), (0, 0, 0, longest - width)))
-        return _encoded(self, torch.cat(pooled), torch.cat(fragments), lengths)
+        packing = Packing(lengths.clamp(min=least), longest, pieces.device)
+        fragments = packing.unpack(self.projection(encode_packed(self.bert, pieces, packing)))  # (N, L, E)
+        return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
 
 def _encoded(encoder, pooled, fragments, lengths):

@@ -3,10 +3,12 @@
 SPEC section 3; one module serves the image and the text encoder.
 """
 
-# N samples, n fragments of the longest, E embedding
+# N samples, n fragments of the longest, M true fragments in all, E embedding
 
+import torch.nn.functional as F
 from torch import nn
 
+from lib.packing import Packing
 from lib.pooling import length_mask, masked_mean, max_k_mean
 
 
@@ -28,7 +30,23 @@ class FragmentRelation(nn.Module):
 
     def forward(self, fragments, lengths):
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E), not normalised."""
-        is_padding = ~length_mask(lengths, fragments.size(1), fragments.device)
-        related = self.layer(fragments, src_key_padding_mask=is_padding)  # (N, n, E)
+        related = masked_mean(self.relate(fragments, lengths), lengths)
         residual = max_k_mean(fragments, lengths)
-        return self.residual_weight * residual + (1 - self.residual_weight) * masked_mean(related, lengths)
+        return self.residual_weight * residual + (1 - self.residual_weight) * related
+
+    def relate(self, fragments, lengths):
+        """The transformer's output for the true fragments, (N, n, E), zero beyond them."""
+        packing = Packing(lengths, fragments.size(1), fragments.device)
+        return packing.unpack(_transform(self.layer, packing.pack(fragments), packing, lengths))
+
+
+def _transform(layer, packed, packing, lengths):
+    """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone, (M, E)."""
+    attention = layer.self_attn
+    is_real = length_mask(lengths, packing.padded_shape[1], packed.device)
+    query, key, value = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=1)
+    dropout = attention.dropout if layer.training else 0.0
+    mixed = attention.out_proj(packing.attention(query, key, value, is_real, attention.num_heads, dropout))
+    packed = layer.norm1(packed + layer.dropout1(mixed))
+    widened = layer.dropout(layer.activation(layer.linear1(packed)))
+    return layer.norm2(packed + layer.dropout2(layer.linear2(widened)))

@@ -47,8 +47,8 @@ class Scores(NamedTuple):
 class Similarity:
     """Dot products of N image and C caption embeddings, computed where they are asked for: `similarity[rows, columns]`.
 
-    image_embeddings: tensor (N, E); caption_embeddings: tensor (C, E). Slices give float32 numpy arrays, so that a table
-    needs no more memory than a tile of the matrix.
+    image_embeddings: tensor (N, E); caption_embeddings: tensor (C, E). Slices give float32 numpy arrays, so that a
+    table needs no more memory than a tile of the matrix.
     """
 
     def __init__(self, image_embeddings, caption_embeddings):
@@ -69,7 +69,10 @@ def ranks(similarities):
     if num_captions != CAPTIONS_PER_IMAGE * num_images or not num_images:
         raise ValueError(f"similarities of N images and 5N captions expected, found shape {similarities.shape}")
     tiles = [
-        (slice(start, start + TILE_IMAGES), slice(CAPTIONS_PER_IMAGE * start, CAPTIONS_PER_IMAGE * (start + TILE_IMAGES)))
+        (
+            slice(start, start + TILE_IMAGES),
+            slice(CAPTIONS_PER_IMAGE * start, CAPTIONS_PER_IMAGE * (start + TILE_IMAGES)),
+        )
         for start in range(0, num_images, TILE_IMAGES)
     ]
     true_scores = np.concatenate([_true_scores(similarities[tile]) for tile in tiles])  # (N, 5)

@@ -23,7 +23,7 @@ class HREM(nn.Module):
         self.text_encoder = TextEncoder(bert, normalise=normalise_captions, **shared)
 
     def forward(self, batch, least_pieces=None):
-        """Encode a `lib.dataset.Batch`; least_pieces: see `TextEncoder`. Returns `Encoded` images, `Encoded` captions."""
+        """Encode a `lib.dataset.Batch`; least_pieces: see `TextEncoder`. Returns `Encoded` images and captions."""
         return (
             self.image_encoder(batch.regions, batch.region_lengths),
             self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),

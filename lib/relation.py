@@ -112,7 +112,7 @@ def _block_matches(words, lengths, selected, regions, topk):
 
 
 def _largest(matches, topk):
-    """The K largest values of the last dimension, in descending order, filled with zeros to length K; -inf counts not."""
+    """The K largest values of the last dimension, descending, filled with zeros to length K; -inf counts not."""
     largest = matches.topk(min(topk, matches.size(2)), dim=2).values
     return F.pad(largest.masked_fill(largest.isinf(), 0), (0, topk - largest.size(2)))
 
@@ -127,7 +127,7 @@ class CrossModalRelation(nn.Module):
         self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths):
-        """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,) on the CPU. Returns Relation i2t, Relation t2i."""
+        """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,) on the CPU. Returns i2t and t2i `Relation`."""
         t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk)
         return self._relation(self.mlp_i2t, i2t), self._relation(self.mlp_t2i, t2i)
 

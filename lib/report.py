@@ -65,7 +65,9 @@ def save(folder, name, text, scores_by_label, facts):
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}), expected the metrics of earlier evaluations; move it away") from error
+        raise InputError(
+            f"{path}: not JSON ({error}), expected the metrics of earlier evaluations; move it away"
+        ) from error
     entries[name] = facts | dict(
         versions=versions(),
         scores={

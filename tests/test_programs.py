@@ -82,8 +82,8 @@ def test_a_run_leaves_its_files(run):
 def test_the_log_says_once_what_runs_where(run):
     log = (run / "train.txt").read_text()
     for line in (
-        "train: train split of", "60 images x 36 regions x 128, 300 captions", "parameters: image encoder", "device cpu",
-        "seed 0", "graph from step 12 on", "best epoch by rsum on dev is kept in",
+        "train: train split of", "60 images x 36 regions x 128, 300 captions", "parameters: image encoder",
+        "device cpu", "seed 0", "graph from step 12 on", "best epoch by rsum on dev is kept in",
     ):  # fmt: skip
         assert log.count(line) == 1
     assert "epoch 1 step 14: loss" in log and "cross" in log and "regulariser" in log
@@ -112,7 +112,9 @@ def test_the_same_seed_gives_the_same_logs_and_weights(run, data, tmp_path):
     again = fit(data, tmp_path / "first", "--workers", "2", "--model_name", str(tmp_path / "models"))
     ours, theirs = weights(run), torch.load(tmp_path / "models" / "model_best.pth", weights_only=True)
     for content in (ours, theirs):
-        content["options"] = {k: v for k, v in content["options"].items() if k not in ("logger_name", "model_name", "workers")}
+        content["options"] = {
+            k: v for k, v in content["options"].items() if k not in ("logger_name", "model_name", "workers")
+        }
     assert same(ours, theirs)
     for name in ("train.txt", "eval.txt"):
         expected = (run / name).read_text().replace(str(run), str(tmp_path / "models"))
@@ -139,7 +141,11 @@ def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
 def test_evaluation_repeats_the_table_of_training(run, copied, data, capsys):
     evaluate("--model_path", copied, "--save_results", 1)
     printed = capsys.readouterr().out
-    assert HEADER in printed and "best epoch by rsum on dev" in printed and "split test: 20 images, 100 captions" in printed
+    assert (
+        HEADER in printed
+        and "best epoch by rsum on dev" in printed
+        and "split test: 20 images, 100 captions" in printed
+    )
     for name in ("test.md", "metrics.json", "results_demo.npy"):
         assert (copied / name).read_bytes() == (run / name).read_bytes()
 
@@ -190,7 +196,7 @@ def as_published(folder, path, prefix="", **options):
     states[1][prefix + "bert.pooler.dense.weight"] = torch.ones(128, 128)
     states[1][prefix + "bert.embeddings.position_ids"] = torch.arange(64)[None]
     opt = argparse.Namespace(embed_size=32, nhead=2, dropout=0.1, residual_weight=0.8, no_imgnorm=False,
-                             no_txtnorm=False, data_path="/nowhere", dataset="demo", bert_path="/nowhere/else", **options)  # fmt: skip
+                             no_txtnorm=False, data_path="/none", dataset="demo", bert_path="/none/bert", **options)  # fmt: skip
     torch.save({"epoch": 7, "model": states, "best_rsum": 1.5, "opt": opt, "Eiters": 20}, path)
 
 
@@ -202,7 +208,9 @@ def _bert_names(ours):
 def test_a_published_checkpoint_evaluates_as_it_is(run, data, tmp_path, prefix, capsys):
     as_published(run, tmp_path / "theirs.pth", prefix)
     bert_path = data / "demo_precomp" / "bert"
-    evaluate("--model_path", tmp_path / "theirs.pth", "--data_path", data, "--bert_path", bert_path, "--save_results", 1)
+    evaluate(
+        "--model_path", tmp_path / "theirs.pth", "--data_path", data, "--bert_path", bert_path, "--save_results", 1
+    )
     assert "best epoch by rsum on test (after epoch 7)" in capsys.readouterr().out
     ours, theirs = (np.load(folder / "results_demo.npy")["sims"] for folder in (run, tmp_path))
     np.testing.assert_array_equal(ours, theirs)
