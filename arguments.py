@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
 
@@ -41,6 +42,10 @@ def training_parser():
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
     run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
     add_device_options(run)
+    run.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="of the encoders in training; losses and relations are fp32 always, evaluation too",
+    )  # fmt: skip
     run.add_argument("--multi_gpu", type=SWITCH, default=0, help="published switch; one device is used")
 
     model = parser.add_argument_group("embedding (SPEC section 3)")

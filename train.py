@@ -100,7 +100,7 @@ class Training:
         engine.train_epoch(
             self.model, self.objective, self.optimizer, bar, step=self.step, seed=options.seed, warmup=options.warmup,
             hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs, grad_clip=options.grad_clip,
-            device=self.device, on_step=on_step,
+            precision=options.precision, device=self.device, on_step=on_step,
         )  # fmt: skip
         self.step_log.write(epoch, self.step - first, self.step, rate)
 

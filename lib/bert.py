@@ -78,8 +78,8 @@ def encode_packed(bert, pieces, packing):
     dropout = config.attention_probs_dropout_prob if bert.training else 0.0
     for layer in bert.encoder.layer:
         attention = layer.attention.self
-        parts = attention.query(hidden), attention.key(hidden), attention.value(hidden)
-        mixed = packing.attention(*parts, is_key, config.num_attention_heads, dropout)
+        projected = torch.cat([attention.query(hidden), attention.key(hidden), attention.value(hidden)], dim=1)
+        mixed = packing.attention(projected, is_key, config.num_attention_heads, dropout)
         hidden = layer.attention.output(mixed, hidden)
         hidden = layer.output(layer.intermediate(hidden), hidden)
     return hidden

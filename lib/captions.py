@@ -5,14 +5,23 @@ Captions are cut once per data set and kept as flat arrays, which worker process
 
 # C captions, W words in all, P pieces in all
 
+import contextlib
+import hashlib
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from tqdm import tqdm
+
+from lib.files import written_whole
 
 ALTERED = 0.2  # of the words
 MASKED, REPLACED = 0.5, 0.1  # of the altered words; the rest are dropped
 PADDING_ID = 0
+WORTH_REMEMBERING = 50_000  # captions; fewer are cut within two seconds
+ARRAYS = ("pieces", "word_starts", "caption_starts")
 
 
 class SpecialIds(NamedTuple):
@@ -85,10 +94,35 @@ def tokenise(texts, tokeniser, longest=None):
         for ids in words:
             word_lengths.append(len(ids))
             pieces.extend(ids)
-    special = SpecialIds(tokeniser.cls_token_id, tokeniser.sep_token_id, tokeniser.mask_token_id, len(tokeniser))
-    return Captions(
-        np.array(pieces, dtype=np.int32), _starts(word_lengths), _starts(caption_lengths), special, num_shortened
-    )
+    pieces, special = np.array(pieces, dtype=np.int32), special_ids(tokeniser)
+    return Captions(pieces, _starts(word_lengths), _starts(caption_lengths), special, num_shortened)
+
+
+def tokenise_once(texts, tokeniser, longest, folder):
+    """`tokenise`, remembered in `folder` under a hash of all that it depends on, where there is much to cut.
+
+    A folder that cannot be written or a damaged file costs time and nothing else.
+    """
+    if len(texts) < WORTH_REMEMBERING:
+        return tokenise(texts, tokeniser, longest)
+    settings = tokeniser.backend_tokenizer.to_str(), longest, tokenizers.__version__
+    digest = hashlib.sha256("\n".join([repr(settings), *texts]).encode()).hexdigest()
+    path = Path(folder) / f"{digest[:32]}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with np.load(path, allow_pickle=False) as file:
+            return Captions(*(file[name] for name in ARRAYS), special_ids(tokeniser), int(file["num_shortened"]))
+    captions = tokenise(texts, tokeniser, longest)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        with written_whole(path) as file:
+            arrays = {name: getattr(captions, name) for name in ARRAYS}
+            np.savez(file, num_shortened=captions.num_shortened, **arrays)
+    return captions
+
+
+def special_ids(tokeniser):
+    """The `SpecialIds` of a tokeniser."""
+    return SpecialIds(tokeniser.cls_token_id, tokeniser.sep_token_id, tokeniser.mask_token_id, len(tokeniser))
 
 
 def _starts(lengths):

@@ -5,8 +5,6 @@ published training script kept its options.
 """
 
 import argparse
-import contextlib
-import os
 import pickle
 import re
 import zipfile
@@ -16,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from lib.errors import InputError
+from lib.files import written_whole
 
 FORMAT = "hrem-1"
 BEST = "model_best.pth"
@@ -96,21 +95,6 @@ def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
     )
     with written_whole(path) as file:
         torch.save(content, file)
-
-
-@contextlib.contextmanager
-def written_whole(path):
-    """Open a binary file beside `path` and rename it to `path` once it is written and flushed to disk."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def find(path):

@@ -5,20 +5,22 @@ python -m lib.dataset data/f30k_precomp     reports on every split of a folder
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lib.captions import PADDING_ID, tokenise
+from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 REGION_KEPT = 0.8
+TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
 SPLITS = ("train", "dev", "test", "testall")
 
 
@@ -127,7 +129,7 @@ class RetrievalDataset:
         if split == "dev":
             texts = texts[:DEV_CAPTIONS]
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
-        self.captions = tokenise(texts, tokeniser, longest_caption)
+        self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def _rows_per_image(self, num_captions, captions_path):
         num_rows = len(self.regions)
@@ -141,6 +143,12 @@ class RetrievalDataset:
             f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
             "where each image is repeated five times; the two files are not of one split: copy both again"
         )
+
+    def __getstate__(self):
+        return self.__dict__ | {"regions": None}  # a worker that is started afresh maps the file itself
+
+    def __setstate__(self, state):
+        self.__dict__ |= state | {"regions": open_regions(state["regions_path"])}
 
     @property
     def num_images(self):
@@ -156,8 +164,10 @@ class RetrievalDataset:
 
     def image_regions(self, image):
         """(R, D) regions of one image. Raises InputError naming an image that holds NaN or Inf."""
-        regions = self.regions[image * self.rows_per_image]
-        if not np.isfinite(np.add.reduce(regions, axis=None, dtype=np.float64)):
+        regions = self.regions[image * self.rows_per_image].astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):
+            is_finite = np.isfinite(np.add.reduce(regions, axis=None))  # not so if any value is NaN or Inf
+        if not is_finite and not np.isfinite(regions).all():
             raise InputError(
                 f"{self.regions_path}: image {image} (row {image * self.rows_per_image}, from 0) holds NaN or Inf, "
                 "expected finite features; extract this image again"
@@ -166,7 +176,7 @@ class RetrievalDataset:
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1, whole: tensors (n, R, D) and (n,)."""
-        regions = np.stack([self.image_regions(image) for image in range(start, stop)]).astype(np.float32, copy=False)
+        regions = np.stack([self.image_regions(image) for image in range(start, stop)])
         return torch.from_numpy(regions), torch.full((stop - start,), regions.shape[1])
 
     def caption_block(self, which):
@@ -212,13 +222,11 @@ class TrainingPairs(Dataset):
         image_ids = which[order] // CAPTIONS_PER_IMAGE
         kept = [self._kept_regions(generators[index]) for index in order]
         region_lengths = np.array([len(regions) for regions in kept])
-        regions = np.zeros((len(order), region_lengths.max(), self.split.region_dim), dtype=np.float32)
-        for row, image, regions_kept in zip(regions, image_ids, kept):
-            row[: len(regions_kept)] = self.split.image_regions(image)[regions_kept]
-        return Batch(
-            torch.from_numpy(regions), torch.from_numpy(region_lengths), pieces, piece_lengths,
-            torch.from_numpy(image_ids),
-        )  # fmt: skip
+        regions = _empty_to_hand_over((len(order), int(region_lengths.max()), self.split.region_dim))
+        for row, image, found in zip(regions.numpy(), image_ids, kept):
+            np.take(self.split.image_regions(image), found, axis=0, out=row[: len(found)], mode="clip")
+            row[len(found) :] = 0
+        return Batch(regions, torch.from_numpy(region_lengths), pieces, piece_lengths, torch.from_numpy(image_ids))
 
     def _kept_regions(self, generator):
         num_regions = self.split.regions.shape[1]
@@ -226,6 +234,14 @@ class TrainingPairs(Dataset):
             return np.arange(num_regions)
         kept = np.flatnonzero(generator.random(num_regions) < REGION_KEPT)
         return kept if len(kept) else generator.integers(num_regions, size=1)
+
+
+def _empty_to_hand_over(shape):
+    """A float32 tensor, not filled; in a worker, in the shared memory that takes it to the main process uncopied."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as PyTorch's own collating does it
+    return torch.empty(0).set_(storage, 0, shape)
 
 
 class EpochSampler:

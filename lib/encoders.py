@@ -75,4 +75,5 @@ class TextEncoder(nn.Module):
 
 
 def _encoded(encoder, pooled, fragments, lengths):
+    pooled = pooled.float()  # whatever precision the encoder ran in
     return Encoded(l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths)

@@ -6,6 +6,7 @@ gradient is not finite is undone on the device.
 
 # B pairs, N images, C captions, E embedding
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from lib.metrics import Similarity
 
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
 EVALUATED_AT_ONCE = 128
+PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
 
 
 class StepReport(NamedTuple):
@@ -28,17 +30,31 @@ class StepReport(NamedTuple):
     is_finite: torch.Tensor
 
 
-def training_step(model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0):
+@contextlib.contextmanager
+def matrix_products(precision):
+    """Inside, float32 matrix products on a GPU may use TF32 if `precision` is "tf32", and may not otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def training_step(model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0, precision="fp32"):
     """One optimisation step on a `lib.dataset.Batch`. If the loss or the gradient is not finite nothing changes.
 
-    use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest negatives. Returns
-    `StepReport`.
+    use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest negatives; precision: of
+    the encoders, one of PRECISIONS. Relations and losses are computed in float32 whatever it is. Returns `StepReport`.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
-    images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
+    device_type = batch.regions.device.type
+    with matrix_products(precision), torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
+        images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
     loss = objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
     optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
+    with matrix_products(precision):
+        loss.total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
     is_finite = loss.total.detach().isfinite() & gradient_norm.isfinite()
@@ -55,7 +71,9 @@ def seed_step(seed, step):
     torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def train_epoch(model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step):
+def train_epoch(
+    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, precision, device, on_step
+):  # fmt: skip
     """Train on every batch of an epoch.
 
     step: optimisation steps done before; warmup: how many steps are done without the instance graph; on_step: called
@@ -69,8 +87,9 @@ def train_epoch(model, objective, optimizer, batches, *, step, seed, warmup, har
         waited = time.perf_counter() - started
         seed_step(seed, step)
         report = training_step(
-            model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest, grad_clip=grad_clip
-        )
+            model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest, grad_clip=grad_clip,
+            precision=precision,
+        )  # fmt: skip
         step += 1
         on_step(step, report, waited, time.perf_counter() - started)
         model.train()  # on_step may have evaluated the model

@@ -44,9 +44,9 @@ def _transform(layer, packed, packing, lengths):
     """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone, (M, E)."""
     attention = layer.self_attn
     is_real = length_mask(lengths, packing.padded_shape[1], packed.device)
-    query, key, value = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=1)
+    projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)
     dropout = attention.dropout if layer.training else 0.0
-    mixed = attention.out_proj(packing.attention(query, key, value, is_real, attention.num_heads, dropout))
+    mixed = attention.out_proj(packing.attention(projected, is_real, attention.num_heads, dropout))
     packed = layer.norm1(packed + layer.dropout1(mixed))
     widened = layer.dropout(layer.activation(layer.linear1(packed)))
     return layer.norm2(packed + layer.dropout2(layer.linear2(widened)))

@@ -31,10 +31,11 @@ class Packing:
         padded = packed.new_zeros(self.padded_shape[0] * self.padded_shape[1], packed.size(1))
         return padded.index_copy(0, self.index, packed).unflatten(0, self.padded_shape)
 
-    def attention(self, query, key, value, is_key, heads, dropout=0.0):
-        """Multi-head attention inside each sample. query, key, value: (M, E); is_key: (N, n) bool. Returns (M, E)."""
-        query, key, value = (
-            self.unpack(part).unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key, value)
-        )  # (N, H, n, E/H)
+    def attention(self, projected, is_key, heads, dropout=0.0):
+        """Multi-head attention inside each sample.
+
+        projected: (M, 3E), queries, keys and values side by side; is_key: (N, n) bool. Returns (M, E).
+        """
+        query, key, value = self.unpack(projected).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (N, H, n, E/H)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=is_key[:, None, None], dropout_p=dropout)
         return self.pack(mixed.transpose(1, 2).flatten(2))

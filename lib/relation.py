@@ -74,7 +74,7 @@ def fragment_matches(words, caption_lengths, regions, topk):
     than K lends its first K padded pieces to the K largest. Works on a block of captions at a time, of at most
     BLOCK_ELEMENTS piece-region matches. Returns Matches captions x images, Matches images x captions.
     """
-    words, regions = F.normalize(words, dim=-1), F.normalize(regions, dim=-1)
+    words, regions = F.normalize(words.float(), dim=-1), F.normalize(regions.float(), dim=-1)
     selected = caption_lengths.clamp(min=min(topk, words.size(1)))  # (B,) pieces that are read of each caption
     caption_to_image, image_to_caption = [], []
     for run, width in length_groups(selected, BLOCK_PADDING):

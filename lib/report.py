@@ -9,8 +9,8 @@ import torch
 import transformers
 
 from lib import metrics
-from lib.checkpoint import written_whole
 from lib.errors import InputError
+from lib.files import written_whole
 
 FOLDS = 5
 METRICS = "metrics.json"

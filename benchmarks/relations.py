@@ -1,0 +1,47 @@
+"""The cross-modal relations of a batch, without and with their gradient, against a loop over captions."""
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from benchmarks.yardsticks import relations_by_caption
+from lib.relation import CrossModalRelation
+
+HEADER = (
+    "| batch | relations | loop over captions | loop / relations | peak extra memory | hardware, versions, load, date |\n"
+    + "|---" * 6
+    + "|"
+)
+
+
+def main():
+    options = common.arguments(__doc__, batch_size=[64, 128, 256, 512, 1024], yardstick=1)
+    print(HEADER)
+    for batch_size in options.batch_size:
+        measure(batch_size, options)
+
+
+def measure(batch_size, options):
+    """Print the row of one batch size."""
+    device, generator = options.device, np.random.default_rng(0)
+    lengths = torch.from_numpy(-np.sort(-common.caption_lengths(batch_size, generator)))
+    words = torch.randn(batch_size, int(lengths.max()), common.EMBED_SIZE, device=device)
+    regions = torch.randn(batch_size, common.REGIONS, common.EMBED_SIZE, device=device)
+    module = CrossModalRelation(topk=10, threshold=0.5).to(device)
+
+    def relations():
+        i2t, t2i = module(regions, words, lengths)
+        (i2t.relevance.sum() + t2i.relevance.sum()).backward()
+
+    functions = {"relations": relations}
+    if options.yardstick:
+        functions["loop"] = lambda: relations_by_caption(words, lengths, regions, topk=10)
+    found = common.interleaved(functions, options.rounds, device)
+    loop, ratio = (f"{found['loop']:.3f} s", f"{found['loop'] / found['relations']:.1f}") if options.yardstick else "  "
+    memory = common.peak_memory(relations, device)[0]
+    seconds = f"{found['relations']:.4f} s"
+    common.print_row(batch_size, seconds, loop, ratio, f"{memory:.0f} MB", common.hardware(device))
+
+
+if __name__ == "__main__":
+    main()

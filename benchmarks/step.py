@@ -1,0 +1,48 @@
+"""A whole training step, relations on, against BertModel's forward and backward on the same padded batch (Y)."""
+
+import torch
+
+from benchmarks import common
+from benchmarks.yardsticks import bert_on_padding
+from lib import engine, optim
+
+HEADER = "| batch | precision | step | Y | step / Y | peak memory | hardware, versions, load, date |\n" + "|---" * 7 + "|"
+
+
+def main():
+    options = common.arguments(__doc__, batch_size=[128], precision=["fp32"], yardstick=1)
+    print(HEADER)
+    for batch_size in options.batch_size:
+        for precision in options.precision:
+            measure(batch_size, precision, options)
+
+
+def measure(batch_size, precision, options):
+    """Print the row of one configuration."""
+    device = torch.device(options.device)
+    batch = common.random_batch(batch_size).to(device)
+    model, objective = common.published_model(device)
+    optimizer = optim.build(model, objective, 5e-4)
+    bert = common.bert_base().to(device).train()
+
+    def step():
+        engine.training_step(model, objective, optimizer, batch, use_graph=True, precision=precision)
+
+    def yardstick():
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            hidden = bert_on_padding(bert, batch.pieces)
+        bert.zero_grad()
+        hidden.float().sum().backward()
+
+    functions = {"step": step} | ({"Y": yardstick} if options.yardstick else {})
+    with engine.matrix_products(precision):
+        found = common.interleaved(functions, options.rounds, options.device)
+    memory = common.peak_memory(step, options.device)[1]
+    ratio = f"{found['step'] / found['Y']:.2f}" if options.yardstick else ""
+    unit = (1e3, "ms") if device.type == "cuda" else (1, "s")
+    times = [f"{found[name] * unit[0]:.2f} {unit[1]}" if name in found else "" for name in ("step", "Y")]
+    common.print_row(batch_size, precision, *times, ratio, f"{memory / 1e3:.2f} GB", common.hardware(options.device))
+
+
+if __name__ == "__main__":
+    main()

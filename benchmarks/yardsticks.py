@@ -1,0 +1,75 @@
+"""What ours is measured against: the plain way to compute the same thing, as research code has it."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def bert_on_padding(bert, pieces):
+    """BertModel on a batch padded to its longest caption. pieces: (B, L) ids, 0 beyond each caption. (B, L, hidden)"""
+    return bert(input_ids=pieces, attention_mask=(pieces != 0).long()).last_hidden_state
+
+
+def relations_by_caption(words, lengths, regions, topk):
+    """Cross-modal matches with a loop over captions: each against all images, at its own length, with autograd on.
+
+    Returns mean (B, B) and K largest (B, B, K) of captions x images, and the same of images x captions.
+    """
+    found = []
+    regions = F.normalize(regions, dim=-1)
+    for caption, length in enumerate(lengths.tolist()):
+        selected = min(max(length, topk), words.size(1))
+        own = F.normalize(words[caption, :selected], dim=-1).expand(len(regions), -1, -1)
+        match = F.leaky_relu(torch.bmm(own, regions.transpose(1, 2)), 0.1)  # (B, selected, R)
+        by_piece = F.normalize(match, dim=1).amax(2)
+        by_region = F.normalize(match, dim=2)[:, :length].amax(1)
+        largest = (by_piece.topk(topk, dim=1).values, by_region.topk(topk, dim=1).values)
+        found.append((by_piece[:, :length].mean(1), largest[0], by_region.mean(1), largest[1]))
+    t2i_mean, t2i_largest, i2t_mean, i2t_largest = map(torch.stack, zip(*found))
+    return t2i_mean, t2i_largest, i2t_mean.T, i2t_largest.transpose(0, 1)
+
+
+def ranks_by_sorting(similarities):
+    """Ranks by sorting the candidates of every query. similarities: (N, 5N) array. Returns (N,) and (5N,)."""
+    num_images = len(similarities)
+    image_to_text = np.zeros(num_images, dtype=np.int64)
+    for image in range(num_images):
+        order = np.argsort(similarities[image])[::-1]
+        image_to_text[image] = min(np.where(order == 5 * image + own)[0][0] for own in range(5))
+    text_to_image = np.zeros(5 * num_images, dtype=np.int64)
+    for image in range(num_images):
+        for caption in range(5 * image, 5 * image + 5):
+            order = np.argsort(similarities[:, caption])[::-1]
+            text_to_image[caption] = np.where(order == image)[0][0]
+    return image_to_text, text_to_image
+
+
+class OnePairAtATime(torch.utils.data.Dataset):
+    """Training pairs a sample at a time, with a tensor for each, cut into pieces anew each time it is asked for."""
+
+    def __init__(self, split, texts, tokeniser):
+        self.split, self.texts, self.tokeniser = split, texts, tokeniser
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        regions = torch.Tensor(self.split.regions[index // 5])
+        regions = regions[torch.rand(len(regions)) < 0.8]
+        pieces = []
+        for word in self.tokeniser.tokenize(self.texts[index]):
+            if np.random.rand() >= 0.2 or np.random.rand() < 0.5:
+                pieces.append(word)
+        ids = self.tokeniser.convert_tokens_to_ids(["[CLS]", *pieces, "[SEP]"])
+        return regions, torch.Tensor(ids), index // 5
+
+
+def collate(samples):
+    """Pad samples of `OnePairAtATime` one after the other."""
+    samples.sort(key=lambda sample: -len(sample[1]))
+    regions = torch.zeros(len(samples), max(len(sample[0]) for sample in samples), samples[0][0].size(1))
+    pieces = torch.zeros(len(samples), len(samples[0][1]), dtype=torch.long)
+    for row, (found, ids, _) in enumerate(samples):
+        regions[row, : len(found)] = found
+        pieces[row, : len(ids)] = ids
+    return regions, pieces, torch.tensor([sample[2] for sample in samples])
