@@ -310,8 +310,8 @@ def _report_split(folder, split):
     ids = folder / f"{split}_ids.txt"
     num_ids = f"{len(read_lines(ids))} ids" if ids.exists() else "no ids (optional)"
     return (
-        f"{split}: {rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, {regions.nbytes / 1e9:.1f} GB), "
-        f"{len(texts)} captions: {fit}; {num_ids}\n"
+        f"{split}: {rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, "
+        f"{regions.nbytes / 1e9:.1f} GB), {len(texts)} captions: {fit}; {num_ids}\n"
         f"  values of {len(sample)} rows sampled: {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g}, {finite}; "
         f"words a caption: {min(words)} to {max(words)}, mean {sum(words) / len(words):.1f}; "
         f"blank captions: {len(blank)}" + (f" (lines {', '.join(blank[:10])})" if blank else "")

@@ -72,7 +72,7 @@ def seed_step(seed, step):
 
 
 def train_epoch(
-    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, precision, device, on_step
+    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step, precision="fp32"
 ):  # fmt: skip
     """Train on every batch of an epoch.
 
