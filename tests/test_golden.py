@@ -10,15 +10,16 @@ from published import GOLDEN, golden, published_name, small_model, small_objecti
 from graph_lib import longest_distance
 from lib import engine, losses, metrics, optim
 from lib.captions import split_words, tokenise
+from lib.checkpoint import OBJECTIVE_NAMES, rename
 from lib.dataset import Batch
 from lib.encoders import Encoded
-from lib.relation import CrossModalRelation, InstanceRelations, regulariser
-from lib.checkpoint import OBJECTIVE_NAMES, rename
+from lib.relation import InstanceRelations, regulariser
 
 
 def close(found, expected, absolute=1e-5, relative=0.0):
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), atol=absolute, rtol=relative,
-                               check_dtype=False)
+    torch.testing.assert_close(
+        torch.as_tensor(found), torch.as_tensor(expected), atol=absolute, rtol=relative, check_dtype=False
+    )
 
 
 def close_gradient(found, expected):
@@ -93,12 +94,16 @@ def check_relations(data, prefix, module, images, captions, coefficients):
 def test_relations(case):
     data = golden("relations.npz")
     prefix = f"case{case}_"
-    names = {name: prefix + name for name in
-             ("img_emb", "cap_emb", "img_fragments", "cap_fragments", "image_lengths", "caption_lengths")}
+    names = {
+        name: prefix + name
+        for name in ("img_emb", "cap_emb", "img_fragments", "cap_fragments", "image_lengths", "caption_lengths")
+    }
     module, images, captions = relation_case(
-        data, prefix, int(data[prefix + "topk"]), float(data[prefix + "threshold"]), names)
-    load_relation_mlps(module, {key.split("param_")[1]: value for key, value in data.items()
-                                if key.startswith(prefix + "param_")})
+        data, prefix, int(data[prefix + "topk"]), float(data[prefix + "threshold"]), names
+    )
+    load_relation_mlps(
+        module, {key.split("param_")[1]: value for key, value in data.items() if key.startswith(prefix + "param_")}
+    )
     check_relations(data, prefix, module, images, captions, prefix + "coef_")
 
 
@@ -107,12 +112,22 @@ def test_relations(case):
 def test_relations_second_set(topk, threshold):
     data = golden("more/relations.npz")
     prefix = f"topk{topk}_thr{threshold}_"
-    names = dict(img_emb="img_emb", cap_emb="cap_emb", img_fragments="img_regions", cap_fragments="cap_words",
-                 image_lengths="image_lengths", caption_lengths="caption_lengths")
+    names = dict(
+        img_emb="img_emb",
+        cap_emb="cap_emb",
+        img_fragments="img_regions",
+        cap_fragments="cap_words",
+        image_lengths="image_lengths",
+        caption_lengths="caption_lengths",
+    )
     module, images, captions = relation_case(data, prefix, topk, threshold / 100, names)
-    module.load_state_dict({name.removeprefix("relations."): value
-                            for name, value in small_objective(topk).state_dict().items()
-                            if name.startswith("relations.")})
+    module.load_state_dict(
+        {
+            name.removeprefix("relations."): value
+            for name, value in small_objective(topk).state_dict().items()
+            if name.startswith("relations.")
+        }
+    )
     check_relations(data, prefix, module, images, captions, "weight_")
 
 
@@ -122,8 +137,11 @@ def test_relations_second_set(topk, threshold):
 def test_hinge_loss(mask_repeat, hardest, second_set):
     data = golden("more/losses.npz" if second_set else "losses.npz")
     inputs = ("img_emb", "cap_emb") if second_set else ("vse_img_emb", "vse_cap_emb")
-    prefix = (f"vse_{'max' if hardest else 'sum'}_mask_repeat{mask_repeat}_" if second_set else
-              f"vse_{'hardest' if hardest else 'sum'}_maskrepeat{mask_repeat}_")
+    prefix = (
+        f"vse_{'max' if hardest else 'sum'}_mask_repeat{mask_repeat}_"
+        if second_set
+        else f"vse_{'hardest' if hardest else 'sum'}_maskrepeat{mask_repeat}_"
+    )
     u, w = (data[name].clone().requires_grad_() for name in inputs)
     loss = losses.hinge_loss(u, w, losses.find_positives(data["img_ids"], bool(mask_repeat)), 0.2, hardest)
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
@@ -210,12 +228,24 @@ def test_fusion(case):
     images = Encoded(u, data["img_emb_notnorm"], data["img_fragments"], data["image_lengths"])
     captions = Encoded(w, data["cap_emb_notnorm"], data["cap_fragments"], data["caption_lengths"])
     objective = small_objective(
-        options["topk"], layers=options.get("num_layers_enc", 1), base_loss=options["base_loss"],
-        gnn_loss=options["gnn_loss"], mask_weight=options["mask_weight"], norm_input=bool(options["norm_input"]),
-        cross_loss=bool(options["cross_loss"]), threshold=options["threshold"])
+        options["topk"],
+        layers=options.get("num_layers_enc", 1),
+        base_loss=options["base_loss"],
+        gnn_loss=options["gnn_loss"],
+        mask_weight=options["mask_weight"],
+        norm_input=bool(options["norm_input"]),
+        cross_loss=bool(options["cross_loss"]),
+        threshold=options["threshold"],
+    )
     torch.manual_seed(0)
-    check_fusion(objective, images, captions, data["img_ids"], options["max_violation"],
-                 lambda kind: data.get(f"case{case}_{kind}"))
+    check_fusion(
+        objective,
+        images,
+        captions,
+        data["img_ids"],
+        options["max_violation"],
+        lambda kind: data.get(f"case{case}_{kind}"),
+    )
     assert sum(key.startswith(f"case{case}_gradnorm_") for key in data) == len(list(objective.parameters()))
 
 
@@ -230,8 +260,14 @@ def test_fusion_second_set(base, mask_weight, norm_input, cross_loss):
     images = Encoded(u, data["img_emb_notnorm"], data["img_regions"], data["image_lengths"])
     captions = Encoded(w, data["cap_emb_notnorm"], data["cap_words"], data["caption_lengths"])
     loss = "trip" if base == "trip" else "vse"
-    objective = small_objective(8, base_loss=loss, gnn_loss=loss, mask_weight=mask_weight / 100,
-                                norm_input=bool(norm_input), cross_loss=bool(cross_loss))
+    objective = small_objective(
+        8,
+        base_loss=loss,
+        gnn_loss=loss,
+        mask_weight=mask_weight / 100,
+        norm_input=bool(norm_input),
+        cross_loss=bool(cross_loss),
+    )
     norms = dict(zip(data["param_names"].tolist(), data[prefix + "grad_norms"]))
 
     def expected(kind):
@@ -296,9 +332,18 @@ def run_steps(data, second_set, hardest_from, topk, graph_from=3):
     reports = []
     for which in range(6):
         engine.train_epoch(
-            model, objective, optimizer, [golden_batch(data, which, second_set)], step=which, seed=0,
-            warmup=graph_from, hardest=which >= hardest_from, grad_clip=2.0, device="cpu",
-            on_step=lambda step, report, *times: reports.append(report))
+            model,
+            objective,
+            optimizer,
+            [golden_batch(data, which, second_set)],
+            step=which,
+            seed=0,
+            warmup=graph_from,
+            hardest=which >= hardest_from,
+            grad_clip=2.0,
+            device="cpu",
+            on_step=lambda step, report, *times: reports.append(report),
+        )
     return model.eval(), objective, reports, before
 
 

@@ -194,8 +194,10 @@ def test_draws_are_those_of_torch_multinomial(rows, seed):
     distribution[:, ::3] = 0
     ours, theirs = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     for _ in range(3):
-        assert draw_negatives(distribution, ours).tolist() == torch.multinomial(
-            distribution, 1, generator=theirs).squeeze(1).tolist()
+        assert (
+            draw_negatives(distribution, ours).tolist()
+            == torch.multinomial(distribution, 1, generator=theirs).squeeze(1).tolist()
+        )
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
@@ -223,8 +225,7 @@ def test_triplet_loss_is_the_loop_over_the_negatives_drawn(monkeypatch, seed, id
     u, w = pairs(len(ids), seed)
     positives = find_positives(torch.tensor(ids), mask_repeat)
     found = triplet_loss(u, w, positives, MARGIN, longest_distance, torch.Generator().manual_seed(seed))
-    expected = naive_triplets(
-        u, w, naive_positives(torch.tensor(ids), mask_repeat), [*drawn], longest_distance)
+    expected = naive_triplets(u, w, naive_positives(torch.tensor(ids), mask_repeat), [*drawn], longest_distance)
     if longest_distance == 1.7 and len(ids) > 2:
         assert expected > 0
     if expected.requires_grad:

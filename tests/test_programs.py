@@ -195,8 +195,10 @@ def as_published(folder, path, prefix="", **options):
     states[0][prefix + "fc.mlp.bns.1.weight"] = torch.ones(32)
     states[1][prefix + "bert.pooler.dense.weight"] = torch.ones(128, 128)
     states[1][prefix + "bert.embeddings.position_ids"] = torch.arange(64)[None]
-    opt = argparse.Namespace(embed_size=32, nhead=2, dropout=0.1, residual_weight=0.8, no_imgnorm=False,
-                             no_txtnorm=False, data_path="/none", dataset="demo", bert_path="/none/bert", **options)  # fmt: skip
+    opt = argparse.Namespace(
+        embed_size=32, nhead=2, dropout=0.1, residual_weight=0.8, no_imgnorm=False, no_txtnorm=False,
+        data_path="/none", dataset="demo", bert_path="/none/bert", **options,
+    )  # fmt: skip
     torch.save({"epoch": 7, "model": states, "best_rsum": 1.5, "opt": opt, "Eiters": 20}, path)
 
 
