@@ -122,6 +122,12 @@ def hardware(device):
     return f"{name}; {versions}; {load}; {datetime.date.today()}"
 
 
+def header(*columns):
+    """The Markdown head of a benchmark's table; its last column says where and when it ran."""
+    columns = *columns, "hardware, versions, load, date"
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+
+
 def print_row(*cells):
     """A Markdown row."""
     print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)

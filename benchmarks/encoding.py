@@ -9,7 +9,7 @@ from lib import engine
 from lib.captions import Captions, SpecialIds
 from lib.dataset import CAPTIONS_PER_IMAGE, pad_pieces
 
-HEADER = "| images, captions | encoding | BertModel | encoding / BertModel | hardware, versions, load, date |\n" + "|---" * 5 + "|"
+HEADER = common.header("images, captions", "encoding", "BertModel", "encoding / BertModel")
 BATCH = 128
 
 

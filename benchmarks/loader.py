@@ -13,7 +13,7 @@ from benchmarks import common
 from benchmarks.yardsticks import OnePairAtATime, collate
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 
-HEADER = "| batch | batches | one at a time | one at a time / batches | hardware, versions, load, date |\n" + "|---" * 5 + "|"
+HEADER = common.header("batch", "batches", "one at a time", "one at a time / batches")
 WORDS = [f"{a}{b}{c}" for a in "bcdfgklmnprst" for b in "aeiou" for c in "bdgklmnprst"]
 
 

@@ -7,11 +7,7 @@ from benchmarks import common
 from benchmarks.yardsticks import ranks_by_sorting
 from lib import metrics
 
-HEADER = (
-    "| images x captions | from | ranks | by sorting | sorting / ranks | peak extra memory | hardware, versions, load, date |\n"
-    + "|---" * 7
-    + "|"
-)
+HEADER = common.header("images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory")
 
 
 def main():
@@ -29,7 +25,9 @@ def measure(num_images, options):
         functions["sorting"] = lambda: ranks_by_sorting(similarities)
     found = common.interleaved(functions, options.rounds)
     memory = common.peak_memory(functions["ranks"])[0]
-    sorting, ratio = (f"{found['sorting']:.2f} s", f"{found['sorting'] / found['ranks']:.0f}") if options.yardstick else "  "
+    sorting, ratio = "", ""
+    if options.yardstick:
+        sorting, ratio = f"{found['sorting']:.2f} s", f"{found['sorting'] / found['ranks']:.0f}"
     size, seconds = f"{num_images} x {5 * num_images}", f"{found['ranks']:.4f} s"
     common.print_row(size, "matrix", seconds, sorting, ratio, f"{memory:.0f} MB", common.hardware("cpu"))
 

@@ -7,11 +7,7 @@ from benchmarks import common
 from benchmarks.yardsticks import relations_by_caption
 from lib.relation import CrossModalRelation
 
-HEADER = (
-    "| batch | relations | loop over captions | loop / relations | peak extra memory | hardware, versions, load, date |\n"
-    + "|---" * 6
-    + "|"
-)
+HEADER = common.header("batch", "relations", "loop over captions", "loop / relations", "peak extra memory")
 
 
 def main():
@@ -37,7 +33,9 @@ def measure(batch_size, options):
     if options.yardstick:
         functions["loop"] = lambda: relations_by_caption(words, lengths, regions, topk=10)
     found = common.interleaved(functions, options.rounds, device)
-    loop, ratio = (f"{found['loop']:.3f} s", f"{found['loop'] / found['relations']:.1f}") if options.yardstick else "  "
+    loop, ratio = "", ""
+    if options.yardstick:
+        loop, ratio = f"{found['loop']:.3f} s", f"{found['loop'] / found['relations']:.1f}"
     memory = common.peak_memory(relations, device)[0]
     seconds = f"{found['relations']:.4f} s"
     common.print_row(batch_size, seconds, loop, ratio, f"{memory:.0f} MB", common.hardware(device))

@@ -6,7 +6,7 @@ from benchmarks import common
 from benchmarks.yardsticks import bert_on_padding
 from lib import engine, optim
 
-HEADER = "| batch | precision | step | Y | step / Y | peak memory | hardware, versions, load, date |\n" + "|---" * 7 + "|"
+HEADER = common.header("batch", "precision", "step", "Y", "step / Y", "peak memory")
 
 
 def main():
