@@ -1,11 +1,12 @@
 """Every option but those of the graph (graph_lib.py), the demo's settings, and the checks that need several options."""
 
 import argparse
+import os
 from pathlib import Path
 
 from lib.engine import PRECISIONS
 from lib.errors import InputError
-from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SWITCH, Parser
+from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
@@ -37,7 +38,7 @@ def training_parser():
     run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
     run.add_argument("--model_name", default=argparse.SUPPRESS, help="folder of checkpoints (default: logger_name)")
     run.add_argument("--overwrite", type=SWITCH, default=0, help="1: replace the finished run in the run folder")
-    run.add_argument("--seed", type=COUNT_OR_NONE, default=0, help="of everything random")
+    run.add_argument("--seed", type=SEED, default=0, help="of everything random")
     run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
     run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
@@ -92,7 +93,7 @@ def add_device_options(group):
 
 def parse_training(parser, argv=None):
     """Parse and check train.py's command line; `--dataset demo` brings its own defaults. Raises InputError."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--dataset")
     first.add_argument("--data_path", default=parser.get_default("data_path"))
     chosen = first.parse_known_args(argv)[0]
@@ -115,6 +116,15 @@ def check(options):
         raise InputError(f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide")
     if options.multi_gpu:
         raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
+    for option in ("logger_name", "model_name"):
+        _check_folder(option, Path(getattr(options, option)).absolute())
+
+
+def _check_folder(option, folder):
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "a folder without write permission" if there.is_dir() else "a file"
+        raise InputError(f"--{option} {folder}: found {there}, {found}, expected a folder to write in; name another")
 
 
 def evaluation_parser():

@@ -10,7 +10,7 @@ import torch
 import arguments
 from lib import bert, checkpoint, demo, engine, metrics, report
 from lib.dataset import RetrievalDataset, folder_of, test_split
-from lib.errors import InputError, command_line
+from lib.errors import InputError, command_line, first_sentence
 from lib.logs import say
 from lib.model import HREM
 
@@ -37,10 +37,12 @@ def choose_device(name, gpu_id):
         name = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("this program runs on CPUs and CUDA GPUs")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"--device {name}: not usable here ({str(error).splitlines()[0][:120]}); expected auto, cpu, cuda or "
+            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, cuda or "
             f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
         ) from error
     return device

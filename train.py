@@ -16,7 +16,7 @@ from eval import build_model, choose_device, load_model, load_split, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line
-from lib.logs import RunLog, StepLog, say
+from lib.logs import RunLog, StepLog
 
 
 class Data(NamedTuple):

@@ -2,24 +2,31 @@
 
 # N captions, L pieces of the longest, M packed positions
 
-import json
-import os
+import pickle
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from lib.captions import PADDING_ID
-from lib.errors import InputError
+from lib.errors import InputError, first_sentence
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+DAMAGED = (  # what reading a folder was seen to raise when one of its files is damaged
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def configuration(path):
     """The configuration of the BERT at `path`. Raises InputError if there is none, or it is no BERT."""
-    settings = _load(path, lambda: BertConfig.get_config_dict(str(path))[0])
+    if _is_folder(path):
+        _expect_one_of(path, ("config.json",), "configuration")
+    settings = _load(path, lambda: dict(BertConfig.get_config_dict(str(path))[0]))
     if settings.get("model_type") != "bert":
         raise InputError(
             f"{path}: found a model of type {settings.get('model_type', 'unknown')!r}, expected 'bert'; give "
@@ -30,20 +37,28 @@ def configuration(path):
         raise InputError(
             f"{path}: found a BERT with {positions!r} positions, expected 'absolute'; give another --bert_path"
         )
-    return BertConfig.from_dict(settings)
+    return _load(path, lambda: BertConfig.from_dict(settings))
 
 
 def model(path, pretrained=True):
     """The BERT at `path` without its pooler, in float32; with random weights unless `pretrained`. Raises InputError."""
     config = configuration(path)
     if not pretrained:
-        return BertModel(config, add_pooling_layer=False)
+        return _load(path, lambda: BertModel(config, add_pooling_layer=False))
     if _is_folder(path):
         _expect_one_of(path, WEIGHT_FILES, "weights")
     found, report = _load(
         path,
-        lambda: BertModel.from_pretrained(str(path), config=config, add_pooling_layer=False, output_loading_info=True),
+        lambda: BertModel.from_pretrained(
+            str(path), config=config, add_pooling_layer=False, output_loading_info=True, ignore_mismatched_sizes=True
+        ),
     )
+    if report["mismatched_keys"]:
+        name, shape, wanted = sorted(report["mismatched_keys"])[0]
+        raise InputError(
+            f"{path}: the weights hold {name} of shape {tuple(shape)}, expected {tuple(wanted)} as config.json has it; "
+            "copy or download the folder again"
+        )
     if report["missing_keys"]:
         raise InputError(
             f"{path}: the weights lack {sorted(report['missing_keys'])[0]} and {len(report['missing_keys']) - 1} other "
@@ -54,14 +69,20 @@ def model(path, pretrained=True):
 
 def tokeniser(path):
     """The fast tokeniser of the BERT at `path`. Raises InputError where its folder holds no vocabulary."""
-    configuration(path)
+    config = configuration(path)
     if _is_folder(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
     found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True))
-    if found.cls_token_id is None or found.sep_token_id is None or found.mask_token_id is None or found.pad_token_id:
+    entries = found.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if not entries.keys() >= {"[CLS]", "[SEP]", "[MASK]", "[UNK]"} or entries.get("[PAD]") != PADDING_ID:
         raise InputError(
-            f"{path}: the vocabulary lacks [CLS], [SEP] or [MASK], or [PAD] is not its first entry; expected a BERT "
-            "vocabulary such as bert-base-uncased's"
+            f"{path}: the vocabulary lacks [CLS], [SEP], [MASK] or [UNK], or [PAD] is not its first entry; expected a "
+            "BERT vocabulary such as bert-base-uncased's"
+        )
+    if len(found) > config.vocab_size:
+        raise InputError(
+            f"{path}: the vocabulary has {len(found)} entries, expected at most {config.vocab_size} as config.json has "
+            "it; the files are of different models: copy or download the folder again"
         )
     return found
 
@@ -90,9 +111,10 @@ def _is_folder(path):
 
 
 def _expect_one_of(path, names, what):
-    if not any((Path(path) / name).is_file() for name in names):
+    found = sorted(file.name for file in Path(path).iterdir())
+    if not set(found) & set(names):
         raise InputError(
-            f"{path}: a BERT folder without {what}: found {', '.join(sorted(os.listdir(path))) or 'nothing'}, expected "
+            f"{path}: a BERT folder without {what}: found {', '.join(found) or 'nothing'}, expected "
             f"{' or '.join(names)}; copy the file there, or give another --bert_path"
         )
 
@@ -105,12 +127,14 @@ def _load(path, load):
     transformers.logging.disable_progress_bar()
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, DAMAGED):  # tokenizers raises bare Exception
+            raise
         found = (
             "a folder that does not load" if _is_folder(path) else "neither a folder nor a model that can be fetched"
         )
         raise InputError(
-            f"{path}: found {found} ({str(error).strip().splitlines()[0][:160]}), expected a BERT: give --bert_path a "
+            f"{path}: found {found} ({first_sentence(error)}), expected a BERT: give --bert_path a "
             "local folder holding config.json, the weights and vocab.txt, or a hub name"
         ) from error
     finally:

@@ -7,18 +7,23 @@ published training script kept its options.
 import argparse
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from lib.errors import InputError
+from lib.errors import InputError, first_sentence
 from lib.files import written_whole
 
 FORMAT = "hrem-1"
 BEST = "model_best.pth"
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
+DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 # published names -> names of our modules, as regular expressions; what maps to None was never used
 IMAGE_NAMES = {
@@ -153,18 +158,14 @@ def _read(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path}: refused: the file is damaged or would run code when read ({_first_line(error)}); expected "
+            f"{path}: refused: the file is damaged or would run code when read ({first_sentence(error)}); expected "
             "tensors and plain values only: fetch it again from a source that you trust"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)}); expected a complete file written by "
+            f"{path}: cannot be read as a checkpoint ({first_sentence(error)}); expected a complete file written by "
             "torch.save: copy or download it again"
         ) from error
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _kind(content):

@@ -7,6 +7,7 @@ python -m lib.dataset data/f30k_precomp     reports on every split of a folder
 
 import math
 import sys
+import tokenize
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lib.captions import PADDING_ID, tokenise_once
-from lib.errors import InputError, command_line
+from lib.errors import InputError, command_line, first_sentence
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
@@ -77,12 +78,12 @@ def open_regions(path):
         )
     try:
         regions = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:  # the last: damaged headers
         raise InputError(
-            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({error}), expected a whole "
-            "float32 array of rows x regions x features: copy or download it again"
+            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
+            "expected a whole float32 array of rows x regions x features: copy or download it again"
         ) from error
-    if not isinstance(regions, np.ndarray) or regions.dtype not in (np.float32, np.float16):
+    if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):
         raise InputError(
             f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
             "numpy: np.save(path, array.astype(np.float32))"
@@ -103,9 +104,9 @@ def read_lines(path):
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
         raise InputError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}), expected UTF-8 text; convert it, "
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
             f"for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from error
     lines = text.split("\n")
@@ -277,7 +278,7 @@ def batches(loader):
     """The batches of one epoch. Raises the InputError that a worker met."""
     for item in loader:
         if isinstance(item, InputError):
-            raise item
+            raise InputError(str(item))  # not `item`: in a cycle with this frame it would keep the workers alive
         yield item
 
 

@@ -17,6 +17,11 @@ def command_line(main):
         sys.exit(130)
 
 
+def first_sentence(error):
+    """The beginning of what an exception says: libraries go on to advise what a user of a program cannot do."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:160].rstrip(".:")
+
+
 def _report(message):
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
