@@ -10,23 +10,25 @@ def bert_on_padding(bert, pieces):
     return bert(input_ids=pieces, attention_mask=(pieces != 0).long()).last_hidden_state
 
 
-def relations_by_caption(words, lengths, regions, topk):
-    """Cross-modal matches with a loop over captions: each against all images, at its own length, with autograd on.
+def relations_by_caption(words, lengths, regions, mlp_t2i, mlp_i2t, topk):
+    """Cross-modal relations with a loop over captions: each against all images, at its own length, with autograd on.
 
-    Returns mean (B, B) and K largest (B, B, K) of captions x images, and the same of images x captions.
+    Returns relevance and mean match, (B, B) each, of captions x images, and the same of images x captions.
     """
     found = []
     regions = F.normalize(regions, dim=-1)
     for caption, length in enumerate(lengths.tolist()):
         selected = min(max(length, topk), words.size(1))
-        own = F.normalize(words[caption, :selected], dim=-1).expand(len(regions), -1, -1)
+        own = F.normalize(words[caption, :selected], dim=-1).repeat(len(regions), 1, 1)
         match = F.leaky_relu(torch.bmm(own, regions.transpose(1, 2)), 0.1)  # (B, selected, R)
         by_piece = F.normalize(match, dim=1).amax(2)
         by_region = F.normalize(match, dim=2)[:, :length].amax(1)
-        largest = (by_piece.topk(topk, dim=1).values, by_region.topk(topk, dim=1).values)
-        found.append((by_piece[:, :length].mean(1), largest[0], by_region.mean(1), largest[1]))
-    t2i_mean, t2i_largest, i2t_mean, i2t_largest = map(torch.stack, zip(*found))
-    return t2i_mean, t2i_largest, i2t_mean.T, i2t_largest.transpose(0, 1)
+        t2i_mean, i2t_mean = by_piece[:, :length].mean(1), by_region.mean(1)
+        t2i_relevance = mlp_t2i(by_piece.topk(topk, dim=1).values).squeeze(1) + t2i_mean
+        i2t_relevance = mlp_i2t(by_region.topk(topk, dim=1).values).squeeze(1) + i2t_mean
+        found.append((t2i_relevance, t2i_mean, i2t_relevance, i2t_mean))
+    t2i_relevance, t2i_mean, i2t_relevance, i2t_mean = map(torch.stack, zip(*found))
+    return t2i_relevance, t2i_mean, i2t_relevance.T, i2t_mean.T
 
 
 def ranks_by_sorting(similarities):

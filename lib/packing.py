@@ -27,8 +27,8 @@ class Packing:
         return padded.flatten(0, 1).index_select(0, self.index)
 
     def unpack(self, packed):
-        """(M, E) to (N, n, E), zero beyond the packed positions."""
-        padded = packed.new_zeros(self.padded_shape[0] * self.padded_shape[1], packed.size(1))
+        """(M, ...) to (N, n, ...), zero beyond the packed positions."""
+        padded = packed.new_zeros(self.padded_shape[0] * self.padded_shape[1], *packed.shape[1:])
         return padded.index_copy(0, self.index, packed).unflatten(0, self.padded_shape)
 
     def attention(self, projected, is_key, heads, dropout=0.0):

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib.packing import Packing
 from lib.pooling import length_groups, length_mask
 
 SIGMA = 1.0
 NEGATIVE_SLOPE = 0.1
 SMALLEST_NORM = 1e-12
-BLOCK_ELEMENTS = 2**20  # piece-region matches held at a time: 4 MB, so that a block stays in the processor's cache
-BLOCK_PADDING = 8  # pieces of padding in a block
 
 
 class Relation(NamedTuple):
@@ -36,6 +35,22 @@ class Relations(NamedTuple):
     i2t: Relation
     t2i: Relation
     t2t: Relation
+
+
+class BlockLimits(NamedTuple):
+    """Most matches of pieces with regions at a time, if of more than one image; most padding of a group of captions.
+
+    A match takes 4 bytes, and up to three forms of it are held.
+    """
+
+    matches: int
+    padding: int
+
+
+BLOCKS = {
+    "cpu": BlockLimits(2**20, 128),  # 4 MB stay in the processor's cache
+    "cuda": BlockLimits(2**24, 4096),  # 64 MB: a batch of 128 in one block, since launching kernels is what takes time
+}
 
 
 class Matches(NamedTuple):
@@ -70,44 +85,72 @@ def intra_modal(embeddings, threshold):
 def fragment_matches(words, caption_lengths, regions, topk):
     """How the pieces of every caption match the regions of every image, in both directions (SPEC section 4).
 
-    words: (B, L, E); caption_lengths: (B,) on the CPU; regions: (B, R, E), padded regions take part. A caption shorter
-    than K lends its first K padded pieces to the K largest. Works on a block of captions at a time, of at most
-    BLOCK_ELEMENTS piece-region matches. Returns Matches captions x images, Matches images x captions.
+    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part. A caption shorter
+    than K lends its first K padded pieces to the K largest. The pieces of all captions meet a block of images at a
+    time, of the size that BLOCKS allows. Returns Matches captions x images, Matches images x captions.
     """
-    words, regions = F.normalize(words.float(), dim=-1), F.normalize(regions.float(), dim=-1)
-    selected = caption_lengths.clamp(min=min(topk, words.size(1)))  # (B,) pieces that are read of each caption
-    caption_to_image, image_to_caption = [], []
-    for run, width in length_groups(selected, BLOCK_PADDING):
-        at_once = max(BLOCK_ELEMENTS // (width * regions.shape[:2].numel()), 1)
-        for start in range(run.start, run.stop, at_once):
-            block = slice(start, min(start + at_once, run.stop))
-            matched = _block_matches(words[block, :width], caption_lengths[block], selected[block], regions, topk)
-            caption_to_image.append(matched[0])
-            image_to_caption.append(matched[1])
-    t2i, i2t = (Matches(*map(torch.cat, zip(*blocks))) for blocks in (caption_to_image, image_to_caption))
-    return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
+    num_captions, num_images, num_regions = len(words), *regions.shape[:2]
+    selected = caption_lengths.clamp(min=min(topk, words.size(1)))  # (C,) pieces that are read of each caption
+    packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))  # (M, E)
+    regions = F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
+    limits = BLOCKS[words.device.type]
+    groups = _caption_groups(caption_lengths, selected, words.device, limits.padding)
+    pairs = num_captions, num_images
+    t2i, i2t = (Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2))
+    at_once = max(limits.matches // (len(packed) * num_regions), 1)
+    for first in range(0, num_images, at_once):
+        images = slice(first, min(first + at_once, num_images))
+        cosine = packed @ regions[:, images].flatten(0, 1).T
+        match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).unflatten(1, (num_regions, -1))  # (M, R, b)
+        for group in groups:
+            matched = _group_matches(match[group.rows], group, topk)
+            for found, values in zip((t2i, i2t), matched):
+                found.mean[group.captions, images], found.largest[group.captions, images] = values
+    return t2i, Matches(*(values.transpose(0, 1) for values in i2t))
 
 
-def _block_matches(words, lengths, selected, regions, topk):
-    """Both directions' `Matches` of n captions: words (n, L, E) with all images: regions (B, R, E); unit rows."""
-    num_captions, longest = words.shape[:2]
-    cosine = words.flatten(0, 1) @ regions.flatten(0, 1).T
-    match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).view(num_captions, longest, *regions.shape[:2])  # (n, L, B, R)
-    is_selected = length_mask(selected, longest, words.device)[:, :, None, None]
-    is_real = length_mask(lengths, longest, words.device)[:, :, None]
-    if int(selected.min()) < longest:
-        match.masked_fill_(~is_selected, 0)
+class CaptionGroup(NamedTuple):
+    """A run of n captions of like length: where they lie in the batch and in its packed pieces, and their masks."""
 
-    over_regions = match.norm(dim=3, keepdim=True).clamp(min=SMALLEST_NORM)  # a norm for each piece: (n, L, B, 1)
-    eligible = match / over_regions
-    if int(lengths.min()) < longest:
-        eligible.masked_fill_(~is_real.unsqueeze(3), -torch.inf)
-    region_match = eligible.amax(1)  # (n, B, R)
+    captions: slice
+    rows: slice
+    packing: Packing
+    lengths: torch.Tensor  # (n, 1)
+    is_real: torch.Tensor  # (n, L, 1)
+    is_selected: torch.Tensor  # (n, L, 1)
+    has_unreal: bool
 
-    over_pieces = match.norm(dim=1, keepdim=True).clamp(min=SMALLEST_NORM)  # a norm for each region: (n, 1, B, R)
-    piece_match = match.div_(over_pieces).amax(3)  # (n, L, B)
-    mean = piece_match.masked_fill(~is_real, 0).sum(1) / lengths.to(words.device, non_blocking=True).unsqueeze(1)
-    piece_match = piece_match.masked_fill(~is_selected.squeeze(3), -torch.inf).transpose(1, 2)  # (n, B, L)
+
+def _caption_groups(lengths, selected, device, most_padding):
+    ends = selected.cumsum(0).tolist()
+    groups = []
+    for run, longest in length_groups(selected, most_padding):
+        is_real, is_selected = (
+            length_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
+        )
+        rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
+        packing = Packing(selected[run], longest, device)
+        counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
+        groups.append(
+            CaptionGroup(run, rows, packing, counted, is_real, is_selected, int(lengths[run].min()) < longest)
+        )
+    return groups
+
+
+def _group_matches(match, group, topk):
+    """Both directions' `Matches`, captions first, of n captions and b images. match: (m, R, b), packed."""
+    match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
+    squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
+    over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
+    over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)
+    eligible = torch.div(match, over_regions, out=squares)
+    if group.has_unreal:
+        eligible.masked_fill_(~group.is_real[..., None], -torch.inf)
+    region_match = eligible.amax(1).transpose(1, 2)  # (n, b, R)
+
+    piece_match = match.div_(over_pieces).amax(2)  # (n, L, b)
+    mean = piece_match.masked_fill(~group.is_real, 0).sum(1) / group.lengths
+    piece_match = piece_match.masked_fill(~group.is_selected, -torch.inf).transpose(1, 2)  # (n, b, L)
     return Matches(mean, _largest(piece_match, topk)), Matches(region_match.mean(2), _largest(region_match, topk))
 
 

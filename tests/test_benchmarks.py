@@ -14,7 +14,7 @@ import benchmarks.relations
 import benchmarks.step
 from benchmarks import common, yardsticks
 from lib import metrics
-from lib.relation import fragment_matches
+from lib.relation import CrossModalRelation, fragment_matches
 
 
 def test_the_random_batch_is_that_of_the_published_configuration():
@@ -30,10 +30,13 @@ def test_the_loop_over_captions_finds_the_same_relations():
     torch.manual_seed(0)
     lengths = torch.tensor([12, 9, 7, 4, 3])
     words, regions = torch.randn(5, 12, 8), torch.randn(5, 9, 8)
+    module = CrossModalRelation(topk=6, threshold=0.5)
     t2i, i2t = fragment_matches(words, lengths, regions, topk=6)
-    found = yardsticks.relations_by_caption(words, lengths, regions, topk=6)
-    for ours, theirs in zip((*t2i, *i2t), found):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    relation_i2t, relation_t2i = module(regions, words, lengths)
+    ours = relation_t2i.relevance, t2i.mean, relation_i2t.relevance, i2t.mean
+    theirs = yardsticks.relations_by_caption(words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=6)
+    for left, right in zip(ours, theirs):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
 
 
 def test_sorting_finds_the_same_ranks():

@@ -32,7 +32,7 @@ BATCHES = {  # lengths of the captions, pieces they are padded to, regions, K
     "K of one": ([5, 2, 1], 5, 3, 1),
     "not sorted": ([3, 8, 5, 8, 1], 8, 5, 4),
 }
-BLOCKS = [(2**20, 8), (1, 0), (150, 2), (2**40, 10**6)]
+BLOCKS = [(2**20, 64), (1, 0), (150, 2), (2**40, 10**6)]
 FLOAT32 = 2e-6  # fragments are matched in float32, whatever comes in
 
 
@@ -105,27 +105,26 @@ def naive_relevance(left, right):
 @pytest.mark.parametrize("elements, padding", BLOCKS)
 @pytest.mark.parametrize("case", BATCHES)
 def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(monkeypatch, case, elements, padding):
-    monkeypatch.setattr(relation, "BLOCK_ELEMENTS", elements)
-    monkeypatch.setattr(relation, "BLOCK_PADDING", padding)
+    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(elements, padding))
     inputs = fragments(case, seed=len(case))
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
         close(found.mean, expected[0], FLOAT32)
         close(found.largest, expected[1], FLOAT32)
 
 
-@pytest.mark.parametrize("elements, captions_at_once", [(2**20, [4]), (8 * 4 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])])
-def test_a_block_holds_no_more_matches_than_it_may(monkeypatch, elements, captions_at_once):
-    words, lengths, regions, topk = fragments("some shorter than K")
-    monkeypatch.setattr(relation, "BLOCK_ELEMENTS", elements)
-    met, compute = [], relation._block_matches
+@pytest.mark.parametrize("matches, images_at_once", [(2**20, [4]), (24 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])])
+def test_a_block_holds_no_more_matches_than_it_may(monkeypatch, matches, images_at_once):
+    words, lengths, regions, topk = fragments("some shorter than K")  # 24 pieces are read, with 5 regions each
+    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches, 64))
+    met, compute = [], relation._group_matches
 
-    def recorded(block, *others):
-        met.append(len(block))
-        return compute(block, *others)
+    def recorded(match, group, topk):
+        met.append(match.shape)
+        return compute(match, group, topk)
 
-    monkeypatch.setattr(relation, "_block_matches", recorded)
+    monkeypatch.setattr(relation, "_group_matches", recorded)
     fragment_matches(words, lengths, regions, topk)
-    assert met == captions_at_once
+    assert met == [(24, 5, images) for images in images_at_once]
 
 
 def test_a_piece_or_region_of_zeros_matches_nothing():
