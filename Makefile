@@ -1,10 +1,11 @@
 # make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
+# make test-long: what takes minutes: twenty kills, a thousand epochs.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test test-long clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
@@ -12,6 +13,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest
+
+test-long: $(VENV)/.installed-for-tests
+	$(RUN) -m pytest -m long -s
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'

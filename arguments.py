@@ -22,6 +22,11 @@ DEMO = dict(
     log_step=20,
 )
 
+MAY_CHANGE = {  # options that a run may go on with other values of
+    "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
+}  # fmt: skip
+
 
 def training_parser():
     """The parser of train.py without the options of the graph."""
@@ -37,7 +42,11 @@ def training_parser():
     run = parser.add_argument_group("run")
     run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
     run.add_argument("--model_name", default=argparse.SUPPRESS, help="folder of checkpoints (default: logger_name)")
-    run.add_argument("--overwrite", type=SWITCH, default=0, help="1: replace the finished run in the run folder")
+    run.add_argument("--overwrite", type=SWITCH, default=0, help="1: replace the run in the run folder")
+    run.add_argument(
+        "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
+    )
+    run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=0, help="of everything random")
     run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
@@ -47,6 +56,9 @@ def training_parser():
         "--precision", choices=PRECISIONS, default="fp32",
         help="of the encoders in training; losses and relations are fp32 always, evaluation too",
     )  # fmt: skip
+    run.add_argument(
+        "--deterministic", type=SWITCH, default=0, help="1: only kernels that give the same bits again (GPU)"
+    )
     run.add_argument("--multi_gpu", type=SWITCH, default=0, help="published switch; one device is used")
 
     model = parser.add_argument_group("embedding (SPEC section 3)")
@@ -118,6 +130,16 @@ def check(options):
         raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
+
+
+def check_resumed(path, options, saved):
+    """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
+        if options[name] != saved[name]:
+            raise InputError(
+                f"{path}: the run was started with --{name} {saved[name]}, found --{name} {options[name]}; expected "
+                "its own options: give those of Parameters.txt, or start anew in another --logger_name"
+            )
 
 
 def _check_folder(option, folder):

@@ -15,8 +15,10 @@ import graph_lib
 from eval import build_model, choose_device, load_model, load_split, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
-from lib.errors import InputError, command_line
-from lib.logs import RunLog, StepLog
+from lib.errors import InputError, command_line, first_sentence
+from lib.files import written_whole
+from lib.interrupt import Interrupt
+from lib.logs import RunLog, StepLog, say
 
 
 class Data(NamedTuple):
@@ -32,11 +34,16 @@ class Training:
 
     def __init__(self, options):
         self.options = options
-        self.best_file = Path(options.model_name) / checkpoint.BEST
-        self._keep_finished_run()
+        folder = Path(options.model_name)
+        self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
+        resumed_file = self._resumed_file()
+        content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = choose_device(options.device, options.gpu_id)
         self.data = open_data(options)
         options.img_dim = self.data.train.region_dim
+        if content:
+            arguments.check_resumed(resumed_file, vars(options), content["options"])
+        torch.use_deterministic_algorithms(bool(options.deterministic))
         torch.manual_seed(options.seed)
         self.model = build_model(vars(options), bert.model(options.bert_path), options.img_dim).to(self.device)
         self.objective = build_objective(options).to(self.device)
@@ -44,73 +51,166 @@ class Training:
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
         workers = min(options.workers, os.cpu_count() or 1)  # more would only queue for the cores
         self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda")
-        self.step, self.best_rsum = 0, -1.0
-        self.log = RunLog(options.logger_name)
-        self.step_log = StepLog(self.log, options.log_step)
-        self._announce()
+        self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
+        self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
+        if content:
+            self._restore(resumed_file, content)
+        else:
+            self._start()
+        self._announce(resumed_file)
 
-    def _keep_finished_run(self):
-        if self.best_file.exists() and not self.options.overwrite:
-            raise InputError(
-                f"{self.best_file}: the folder holds a trained model, expected an empty one; give another "
-                "--logger_name, or --overwrite 1 to replace it"
-            )
-
-    def _announce(self):
-        """Say once what runs where."""
+    def _resumed_file(self):
+        """The checkpoint to go on from, or None; refuses to start over what a folder holds."""
         options = self.options
-        Path(options.model_name).mkdir(parents=True, exist_ok=True)
+        held = next((file for file in (self.last_file, self.best_file) if file.exists()), None)
+        if options.resume == "auto":
+            found = self.last_file if self.last_file.exists() else None
+        elif options.resume == "none":
+            found = None
+        else:
+            found = checkpoint.find(options.resume, checkpoint.LAST)
+        if held and not options.overwrite and not (found and found.samefile(held)):
+            raise InputError(
+                f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "
+                "--overwrite 1, or give another --logger_name"
+            )
+        return found
+
+    def _start(self):
+        """Begin a run in a folder without an earlier one, or in place of it."""
+        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.options.logger_name)
+        self.step_log = StepLog(self.log, self.options.log_step)
+        self.best_file.unlink(missing_ok=True)
+        for name in (f"{self.data.test.split}.md", report.METRICS):
+            (Path(self.options.logger_name) / name).unlink(missing_ok=True)
+
+    def _restore(self, path, content):
+        """Go on from what `_save` wrote, in its own folder or in another one."""
+        checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
+        position = content["position"]
+        self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
+        self.skipped.fill_(position["skipped"])
+        self.step, self.best_rsum = content["step"], content["best_rsum"]
+        is_own = self.last_file.exists() and path.samefile(self.last_file)
+        self.log = RunLog(self.options.logger_name, position["log_sizes"] if is_own else None)
+        self.step_log = StepLog(self.log, self.options.log_step, position["step_log"])
+        if not is_own:
+            self._take_best_model(path.with_name(checkpoint.BEST))
+
+    def _take_best_model(self, path):
+        """Copy the best model so far of the run that this one goes on from; without it the next one is the best."""
+        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with written_whole(self.best_file) as file:
+                file.write(path.read_bytes())
+        else:
+            self.best_rsum = -1.0
+
+    def _announce(self, resumed_file):
+        """Say once what runs where; a run that goes on has said so in its log before."""
+        options = self.options
         self.log.parameters(vars(options))
+        tell = say if resumed_file else self.log.train
         for name, split in self.data._asdict().items():
-            self.log.train(
+            tell(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
                 f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
             )
-        self.log.train(
+        tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
-        self.log.train(
+        tell(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
             f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
             f"{options.val_split} is kept in {self.best_file}"
         )
+        if resumed_file:
+            say(f"going on from {resumed_file}: epoch {self.epoch}, step {self.step}, best rsum {self.best_rsum:.1f}")
 
     def run(self):
-        """All epochs, then the table of the best model on the test split."""
-        for epoch in range(self.options.num_epochs):
-            self._train_epoch(epoch)
-            self._validate(epoch)
+        """All epochs that are left, then the table of the best model on the test split."""
+        with Interrupt() as self.interrupt:
+            self._save()
+            while self.epoch < self.options.num_epochs:
+                self._train_epoch()
+                self._validate()
+                self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                self._save()
+                self._stop_if_asked()
         self._report()
 
-    def _train_epoch(self, epoch):
-        options = self.options
+    def _train_epoch(self):
+        options, epoch = self.options, self.epoch
         optim.set_rates(self.optimizer, epoch, options.lr_schedules, options.decay_rate)
         rate = self.optimizer.param_groups[0]["lr"]
-        self.loader.sampler.epoch = epoch
-        first = self.step
+        self.loader.sampler.epoch, self.loader.sampler.first = epoch, self.step_in_epoch
 
         def on_step(step, step_report, waited, seconds):
-            self.step = step
-            self.step_log.add(epoch, step - first, step, rate, step_report, waited, seconds)
-            if options.val_step and step % options.val_step == 0 and step - first < len(self.loader):
-                self._validate(epoch)
+            self.step, self.step_in_epoch = step, self.step_in_epoch + 1
+            self.step_log.add(epoch, self.step_in_epoch, step, rate, step_report, waited, seconds)
+            if options.val_step and step % options.val_step == 0 and self.step_in_epoch < len(self.loader):
+                self._validate()
+            if step % engine.MOST_SKIPPED == 0:
+                self._stop_if_stuck()
+            if self.interrupt.status or options.save_step and step % options.save_step == 0:
+                self._save()
+            self._stop_if_asked()
 
-        bar = tqdm(batches(self.loader), f"epoch {epoch}", total=len(self.loader), leave=False, disable=None)
+        bar = tqdm(
+            batches(self.loader), f"epoch {epoch}", total=len(self.loader), initial=self.step_in_epoch, leave=False,
+            disable=None,
+        )  # fmt: skip
         engine.train_epoch(
             self.model, self.objective, self.optimizer, bar, step=self.step, seed=options.seed, warmup=options.warmup,
             hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs, grad_clip=options.grad_clip,
-            precision=options.precision, device=self.device, on_step=on_step,
+            precision=options.precision, device=self.device, on_step=on_step, skipped=self.skipped,
         )  # fmt: skip
-        self.step_log.write(epoch, self.step - first, self.step, rate)
+        self.step_log.write(epoch, self.step_in_epoch, self.step, rate)
+        self._stop_if_stuck()
 
-    def _validate(self, epoch):
+    def _save(self):
+        """Write all that the run needs to go on, bit for bit, as if it had never stopped."""
+        position = dict(
+            step_in_epoch=self.step_in_epoch, skipped=int(self.skipped), log_sizes=self.log.sizes(),
+            step_log=self.step_log.state(),
+        )  # fmt: skip
+        self._write(self.last_file, self.epoch, position=position)
+
+    def _write(self, path, epoch, **more):
+        checkpoint.save(
+            path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step, best_rsum=self.best_rsum,
+            options=vars(self.options), **more,
+        )  # fmt: skip
+
+    def _stop_if_asked(self):
+        """Leave after a signal, the run being saved."""
+        if self.interrupt.status:
+            say(f"stopped at step {self.step}, saved in {self.last_file}: the same command with --resume auto goes on")
+            raise SystemExit(self.interrupt.status)
+
+    def _stop_if_stuck(self):
+        """Leave after too many steps in a row that were not finite; they changed nothing."""
+        if int(self.skipped) >= engine.MOST_SKIPPED:
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.step_log.write(self.epoch, self.step_in_epoch, self.step, rate)
+            self.skipped.zero_()
+            self._save()
+            raise InputError(
+                f"{self.last_file}: stopped at step {self.step}: the loss or its gradient was not finite in "
+                f"{engine.MOST_SKIPPED} steps in a row (train.txt names the terms), expected numbers; the file holds "
+                "the weights from before the first of them: check the data with python -m lib.dataset, then start anew "
+                "with a smaller --learning_rate or --precision fp32, or go on with --resume auto"
+            )
+
+    def _validate(self):
         options = self.options
         similarities = engine.similarities(self.model, self.data.validation, self.device)
         scores = metrics.scores(metrics.ranks(similarities))
         is_best = scores.rsum > self.best_rsum
         self.log.evaluation(
-            f"epoch {epoch} step {self.step} {options.val_split}: "
+            f"epoch {self.epoch} step {self.step} {options.val_split}: "
             f"image to text {row(scores.image_to_text)}; text to image {row(scores.text_to_image)}; "
             f"rsum {scores.rsum:.1f}" + (" (best so far)" if is_best else "")
         )
@@ -119,10 +219,7 @@ class Training:
         self.log.scalars(values, self.step)
         if is_best:
             self.best_rsum = scores.rsum
-            checkpoint.save(
-                self.best_file, self.model, self.objective, self.optimizer, epoch=epoch + 1, step=self.step,
-                best_rsum=self.best_rsum, options=vars(options),
-            )  # fmt: skip
+            self._write(self.best_file, self.epoch + 1)
 
     def _report(self):
         options, split = self.options, self.data.test.split
@@ -196,7 +293,14 @@ def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
-    Training(arguments.parse_training(parser, argv)).run()
+    options = arguments.parse_training(parser, argv)
+    try:
+        Training(options).run()
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of memory at --batch_size {options.batch_size} ({first_sentence(error)}), expected it to fit: try "
+            f"--batch_size {max(options.batch_size // 2, 2)} or --precision bf16, or end other programs on the GPU"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
+from lib.errors import InputError
 from lib.files import written_whole
 
 ALTERED = 0.2  # of the words
@@ -112,7 +113,7 @@ def tokenise_once(texts, tokeniser, longest, folder):
         with np.load(path, allow_pickle=False) as file:
             return Captions(*(file[name] for name in ARRAYS), special_ids(tokeniser), int(file["num_shortened"]))
     captions = tokenise(texts, tokeniser, longest)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, InputError):
         path.parent.mkdir(exist_ok=True)
         with written_whole(path) as file:
             arrays = {name: getattr(captions, name) for name in ARRAYS}

@@ -18,7 +18,7 @@ from lib.errors import InputError, first_sentence
 from lib.files import written_whole
 
 FORMAT = "hrem-1"
-BEST = "model_best.pth"
+BEST, LAST = "model_best.pth", "last.pth"
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
@@ -83,34 +83,34 @@ def from_published(image_state, text_state):
     return image | text
 
 
-def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
+def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
-    epoch: epochs done; step: optimisation steps done; options: a plain dict.
+    counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), and in LAST what else a
+    run needs to go on: tensors and plain values. Raises InputError where the disk is full.
     """
     content = dict(
-        format=FORMAT,
-        model=model.state_dict(),
-        objective=objective.state_dict(),
-        optimizer=optimizer.state_dict(),
-        epoch=epoch,
-        step=step,
-        best_rsum=best_rsum,
-        options=dict(options),
-    )
+        format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
+        **counted,
+    )  # fmt: skip
     with written_whole(path) as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the disk said
+                raise error.__context__ from error
+            raise
 
 
-def find(path):
-    """The checkpoint file that `path` means: a file itself, or the best model of a run folder. Raises InputError."""
+def find(path, name=BEST):
+    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
     path = Path(path)
     if path.is_dir():
-        path = path / BEST
+        path = path / name
     if not path.is_file():
         raise InputError(
-            f"{path}: no such checkpoint; expected a run folder that holds {BEST}, or a checkpoint file: "
-            "train first, or name one with --model_path"
+            f"{path}: no such checkpoint; expected a run folder that holds {name}, or a checkpoint file: train first, "
+            f"or name one with {'--model_path' if name == BEST else '--resume'}"
         )
     return path
 
@@ -129,6 +129,29 @@ def load(path):
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); "
             "expected a file written by train.py or one in the published format"
+        ) from error
+
+
+def load_run(path):
+    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`. Raises InputError."""
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "position" not in content:
+        raise InputError(
+            f"{path}: found {_kind(content)}, expected a {LAST} written by train.py: only that holds all that a run "
+            "needs to go on; give --resume its path, or start anew with --resume none"
+        )
+    return content
+
+
+def restore(path, content, model, objective, optimizer):
+    """Put what `load_run` read into the parts of a run. Raises InputError where it does not fit."""
+    try:
+        for name, part in dict(model=model, objective=objective, optimizer=optimizer).items():
+            part.load_state_dict(content[name])
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: does not fit this run ({first_sentence(error)}), expected a {LAST} of the same options, data and "
+            "BERT: name that one, or start anew with --resume none"
         ) from error
 
 

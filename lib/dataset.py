@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line, first_sentence
+from lib.interrupt import leave_to_parent
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
@@ -246,22 +247,26 @@ def _empty_to_hand_over(shape):
 
 
 class EpochSampler:
-    """Batches of caption numbers in an order drawn from (seed, epoch); the last incomplete batch is dropped."""
+    """Batches of caption numbers in an order drawn from (seed, epoch); the last incomplete batch is dropped.
+
+    epoch: whose batches come next; first: how many of them are left out, because they were trained on before.
+    """
 
     def __init__(self, num_pairs, batch_size, seed):
-        self.num_pairs, self.batch_size, self.seed, self.epoch = num_pairs, batch_size, seed, 0
+        self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
+        self.epoch, self.first = 0, 0
 
     def __len__(self):
         return self.num_pairs // self.batch_size
 
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pairs)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
             yield self.epoch, order[start : start + self.batch_size]
 
 
 def training_loader(pairs, batch_size, workers, pin_memory=False):
-    """A loader of `Batch`es; set `loader.sampler.epoch`, then iterate through `batches`. Raises InputError."""
+    """A loader of `Batch`es; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError."""
     sampler = EpochSampler(len(pairs.split.captions), batch_size, pairs.seed)
     if not len(sampler):
         raise InputError(
@@ -270,7 +275,7 @@ def training_loader(pairs, batch_size, workers, pin_memory=False):
         )
     return DataLoader(
         pairs, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin_memory,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, worker_init_fn=leave_to_parent,
     )  # fmt: skip
 
 

@@ -8,26 +8,18 @@ gradient is not finite is undone on the device.
 
 import contextlib
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib.logs import StepReport
 from lib.metrics import Similarity
 
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
 EVALUATED_AT_ONCE = 128
+MOST_SKIPPED = 20  # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
-
-
-class StepReport(NamedTuple):
-    """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
-
-    loss: torch.Tensor
-    terms: dict
-    gradient_norm: torch.Tensor
-    is_finite: torch.Tensor
 
 
 @contextlib.contextmanager
@@ -41,11 +33,15 @@ def matrix_products(precision):
         torch.set_float32_matmul_precision(before)
 
 
-def training_step(model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0, precision="fp32"):
+def training_step(
+    model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0, precision="fp32", skipped=None
+):  # fmt: skip
     """One optimisation step on a `lib.dataset.Batch`. If the loss or the gradient is not finite nothing changes.
 
     use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest negatives; precision: of
-    the encoders, one of PRECISIONS. Relations and losses are computed in float32 whatever it is. Returns `StepReport`.
+    the encoders, one of PRECISIONS. Relations and losses are computed in float32 whatever it is. skipped: a scalar
+    tensor that counts the steps in a row which changed nothing; once it is MOST_SKIPPED, no step changes anything.
+    Returns `StepReport`.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
     device_type = batch.regions.device.type
@@ -58,6 +54,9 @@ def training_step(model, objective, optimizer, batch, *, use_graph, hardest=Fals
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
     is_finite = loss.total.detach().isfinite() & gradient_norm.isfinite()
+    if skipped is not None:
+        is_finite = is_finite & (skipped < MOST_SKIPPED)
+        skipped.copy_((skipped + 1) * ~is_finite)
     optimizer.found_inf = (~is_finite).float()  # fused AdamW leaves everything as it was where this is 1
     optimizer.step()
     for buffer, before in buffers:
@@ -72,7 +71,8 @@ def seed_step(seed, step):
 
 
 def train_epoch(
-    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step, precision="fp32"
+    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step,
+    precision="fp32", skipped=None,
 ):  # fmt: skip
     """Train on every batch of an epoch.
 
@@ -88,7 +88,7 @@ def train_epoch(
         seed_step(seed, step)
         report = training_step(
             model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest, grad_clip=grad_clip,
-            precision=precision,
+            precision=precision, skipped=skipped,
         )  # fmt: skip
         step += 1
         on_step(step, report, waited, time.perf_counter() - started)

@@ -4,10 +4,15 @@ The text logs hold no times and no paths of the moment, so that two runs of one 
 on the console and in TensorBoard. The only file that knows tensorboard_logger.
 """
 
+import os
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
+
+from lib.files import writing, written_whole
 
 try:
     from tensorboard_logger import Logger as TensorBoard
@@ -18,21 +23,40 @@ TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
 
 
 class RunLog:
-    """The logs of one run in `folder`, which is made if it is missing; logs of an earlier run there are replaced."""
+    """The logs of one run in `folder`, which is made if it is missing.
 
-    def __init__(self, folder):
+    sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came later is cut off.
+    Without them the logs of an earlier run are removed. Raises InputError where the disk is full.
+    """
+
+    def __init__(self, folder, sizes=None):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in [TRAIN, EVAL, PARAMETERS, *(path.name for path in self.folder.glob("events.out.tfevents.*"))]:
-            (self.folder / old).unlink(missing_ok=True)
-        self.tensorboard = TensorBoard(str(self.folder), flush_secs=2) if TensorBoard else None
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self._files():
+                if path.name in (sizes or {}):
+                    os.truncate(path, min(sizes[path.name], path.stat().st_size))
+                else:
+                    path.unlink()
+            while any(f".{int(time.time())}." in path.name for path in self._files()):
+                time.sleep(0.1)  # the logger's file is named by the second
+            self.tensorboard = TensorBoard(str(self.folder), flush_secs=2) if TensorBoard else None
         if not TensorBoard:
             say(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
+
+    def _files(self):
+        found = [self.folder / TRAIN, self.folder / EVAL, *self.folder.glob("events.out.tfevents.*")]
+        return [path for path in found if path.exists()]
+
+    def sizes(self):
+        """Bytes written so far: a dict of file name -> size."""
+        return {path.name: path.stat().st_size for path in self._files()}
 
     def parameters(self, options):
         """Write the options, a dict, one a line."""
         lines = [f"{name}: {value}\n" for name, value in sorted(options.items())]
-        (self.folder / PARAMETERS).write_text("".join(lines), encoding="utf-8")
+        with written_whole(self.folder / PARAMETERS) as file:
+            file.write("".join(lines).encode())
 
     def train(self, text, times=""):
         """A line of train.txt; `times` follows it on the console only."""
@@ -45,12 +69,13 @@ class RunLog:
     def scalars(self, values, step):
         """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
         if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.log_value(name, value, step=step)
+            with writing(self.folder):
+                for name, value in values.items():
+                    self.tensorboard.log_value(name, value, step=step)
 
     def _line(self, file, text, times=""):
         say(text + times)
-        with open(self.folder / file, "a", encoding="utf-8") as log:
+        with writing(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
 
@@ -59,19 +84,32 @@ def say(text):
     tqdm.write(text)
 
 
+class StepReport(NamedTuple):
+    """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
+
+    loss: torch.Tensor
+    terms: dict
+    gradient_norm: torch.Tensor
+    is_finite: torch.Tensor
+
+
 class StepLog:
     """Averages what the steps report and writes it every `log_step` steps: the only place that waits for the GPU."""
 
-    def __init__(self, log, log_step):
+    def __init__(self, log, log_step, state=None):
         self.log, self.log_step = log, log_step
-        self.num_skipped = 0
-        self._clear()
+        self.num_skipped, self.reports, self.waited, self.seconds = 0, [], 0.0, 0.0
+        if state:
+            self.num_skipped, self.waited, self.seconds = state["num_skipped"], state["waited"], state["seconds"]
+            self.reports = [StepReport(**report) for report in state["reports"]]
 
-    def _clear(self):
-        self.reports, self.waited, self.seconds = [], 0.0, 0.0
+    def state(self):
+        """What has been taken and not yet written, as tensors and plain values; the argument `state` of another."""
+        reports = [report._asdict() for report in self.reports]
+        return dict(num_skipped=self.num_skipped, reports=reports, waited=self.waited, seconds=self.seconds)
 
     def add(self, epoch, step_in_epoch, step, rate, report, waited, seconds):
-        """Take the `lib.engine.StepReport` of one step; rate: the learning rate; waited, seconds: of this step."""
+        """Take the `StepReport` of one step; rate: the learning rate; waited, seconds: of this step."""
         self.reports.append(report)
         self.waited += waited
         self.seconds += seconds
@@ -83,27 +121,36 @@ class StepLog:
         if not self.reports:
             return
         count = len(self.reports)
-        is_finite = torch.stack([report.is_finite for report in self.reports]).cpu()
-        means = {"Loss": _mean([report.loss for report in self.reports], is_finite)}
+        is_finite = _stack(report.is_finite for report in self.reports)
+        means, faulty = {"Loss": _mean(_stack(report.loss for report in self.reports), is_finite)}, []
         for name in self.reports[-1].terms:
-            has_term = [name in report.terms for report in self.reports]
-            values = [report.terms[name] for report in self.reports if name in report.terms]
-            means["Loss_" + name] = _mean(values, is_finite[torch.tensor(has_term)])
-        norm = _mean([report.gradient_norm for report in self.reports], is_finite)
+            has_term = torch.tensor([name in report.terms for report in self.reports])
+            values = _stack(report.terms[name] for report in self.reports if name in report.terms)
+            means["Loss_" + name] = _mean(values, is_finite[has_term])
+            faulty += [name] * (not values.isfinite().all())
+        norm = _mean(_stack(report.gradient_norm for report in self.reports), is_finite)
         skipped = count - int(is_finite.sum())
         self.num_skipped += skipped
         terms = ", ".join(f"{name.removeprefix('Loss_')} {value:.4f}" for name, value in list(means.items())[1:])
         text = f"epoch {epoch} step {step}: loss {means['Loss']:.4f} ({terms}), gradient {norm:.3f}, rate {rate:.3g}"
         if skipped:
-            text += f"; skipped {skipped} steps whose loss was not finite ({self.num_skipped} so far)"
+            text += (
+                f"; skipped {skipped} steps that were not finite ({self.num_skipped} so far) in "
+                f"{', '.join(faulty) or 'the gradient'}"
+            )
         self.log.train(text, f"  [{self.seconds / count:.3f} s a step, {self.waited / count:.3f} s of it for data]")
         times = dict(batch_time=self.seconds / count, data_time=self.waited / count)
         where = dict(epoch=epoch, step=step_in_epoch, Iter=step, lr=rate)
         self.log.scalars(where | times | means, step)
-        self._clear()
+        self.reports, self.waited, self.seconds = [], 0.0, 0.0
+
+
+def _stack(scalars):
+    """Scalars of the device as one tensor of the CPU: the one place where the log waits for them."""
+    return torch.stack(list(scalars)).cpu()
 
 
 def _mean(values, is_finite):
     """Mean of the finite steps' scalars; NaN if there was none."""
-    values = torch.stack(values).cpu()[is_finite]
+    values = values[is_finite]
     return float(values.mean()) if len(values) else float("nan")

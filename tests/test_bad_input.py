@@ -251,7 +251,7 @@ def test_a_run_folder_that_is_a_file_is_refused(whole, tmp_path, refusal, option
 
 def test_a_finished_run_is_left_as_it_is(whole, finished, refusal):
     before = contents(finished)
-    expected = [finished / "model_best.pth", "holds a trained model", "--overwrite 1"]
+    expected = [finished / "last.pth", "the folder holds a run", "--resume auto", "--overwrite 1"]
     refusal(train.main, *OPTIONS, "--data_path", whole, "--logger_name", finished, expected=expected)
     assert contents(finished) == before and Path("model_best.pth") in before
 
@@ -269,8 +269,9 @@ REFUSED = {
     dest: values  # out of range, or of another kind
     for dests, values in {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk": BELOW_ZERO + ZERO + BROKEN,
-        "workers seed val_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
-        "size_augment overwrite save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO + ABOVE_ONE,
+        "workers seed val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
+        "size_augment overwrite deterministic save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO
+        + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
         "margin graph_lr_factor mask_weight reg_loss_weight": BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,

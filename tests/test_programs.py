@@ -74,8 +74,8 @@ def scalars(folder):
 def test_a_run_leaves_its_files(run):
     names = {re.sub(r"tfevents\..*", "tfevents", path.name) for path in run.iterdir()}
     assert names == {
-        "Parameters.txt", "train.txt", "eval.txt", "events.out.tfevents", "model_best.pth", "test.md", "metrics.json",
-        "results_demo.npy",
+        "Parameters.txt", "train.txt", "eval.txt", "events.out.tfevents", "model_best.pth", "last.pth", "test.md",
+        "metrics.json", "results_demo.npy",
     }  # fmt: skip
 
 
