@@ -1,6 +1,7 @@
 """What every benchmark needs: the published configuration, interleaved timing, memory, and the row it prints."""
 
 import argparse
+import ctypes
 import datetime
 import os
 import platform
@@ -95,7 +96,8 @@ def peak_memory(function, device="cpu"):
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated()
         return (peak - before) / 1e6, peak / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is resident now
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux: give back what is free, so that using it again counts
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before, resident("VmHWM")

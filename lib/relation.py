@@ -38,18 +38,21 @@ class Relations(NamedTuple):
 
 
 class BlockLimits(NamedTuple):
-    """Most matches of pieces with regions at a time, if of more than one image; most padding of a group of captions.
+    """How pairs are cut: captions at a time, their most padding, and most matches of pieces with regions.
 
-    A match takes 4 bytes, and up to three forms of it are held.
+    A match takes 4 bytes, and up to three forms of it are held. At least one image is taken at a time.
     """
 
-    matches: int
+    captions: int
     padding: int
+    matches: int
 
 
 BLOCKS = {
-    "cpu": BlockLimits(2**20, 128),  # 4 MB stay in the processor's cache
-    "cuda": BlockLimits(2**24, 4096),  # 64 MB: a batch of 128 in one block, since launching kernels is what takes time
+    "cpu": BlockLimits(128, 128, 2**20),  # 4 MB stay in the processor's cache
+    "cuda": BlockLimits(
+        1024, 4096, 2**24
+    ),  # 64 MB: a batch of 128 in one block, since launching kernels takes the time
 }
 
 
@@ -86,27 +89,35 @@ def fragment_matches(words, caption_lengths, regions, topk):
     """How the pieces of every caption match the regions of every image, in both directions (SPEC section 4).
 
     words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part. A caption shorter
-    than K lends its first K padded pieces to the K largest. The pieces of all captions meet a block of images at a
-    time, of the size that BLOCKS allows. Returns Matches captions x images, Matches images x captions.
+    than K lends its first K padded pieces to the K largest. Works on a block of captions and images at a time, of the
+    size that BLOCKS allows. Returns Matches captions x images, Matches images x captions.
     """
-    num_captions, num_images, num_regions = len(words), *regions.shape[:2]
-    selected = caption_lengths.clamp(min=min(topk, words.size(1)))  # (C,) pieces that are read of each caption
+    limits, regions = BLOCKS[words.device.type], F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
+    found = []
+    for first in range(0, len(words), limits.captions):
+        some = slice(first, first + limits.captions)
+        found.append(_matches_with_all_images(words[some], caption_lengths[some], regions, topk, limits))
+    t2i, i2t = (Matches(*map(torch.cat, zip(*parts))) for parts in zip(*found))
+    return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
+
+
+def _matches_with_all_images(words, lengths, regions, topk, limits):
+    """Both directions' `Matches`, captions first, of n captions: words (n, L, E). regions: (R, B, E), unit vectors."""
+    num_regions, num_images = regions.shape[:2]
+    selected = lengths.clamp(min=min(topk, words.size(1)))  # (n,) pieces that are read of each caption
     packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))  # (M, E)
-    regions = F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
-    limits = BLOCKS[words.device.type]
-    groups = _caption_groups(caption_lengths, selected, words.device, limits.padding)
-    pairs = num_captions, num_images
-    t2i, i2t = (Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2))
+    groups = _caption_groups(lengths, selected, words.device, limits.padding)
+    pairs = len(words), num_images
+    directions = [Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2)]
     at_once = max(limits.matches // (len(packed) * num_regions), 1)
     for first in range(0, num_images, at_once):
         images = slice(first, min(first + at_once, num_images))
         cosine = packed @ regions[:, images].flatten(0, 1).T
         match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).unflatten(1, (num_regions, -1))  # (M, R, b)
         for group in groups:
-            matched = _group_matches(match[group.rows], group, topk)
-            for found, values in zip((t2i, i2t), matched):
+            for found, values in zip(directions, _group_matches(match[group.rows], group, topk)):
                 found.mean[group.captions, images], found.largest[group.captions, images] = values
-    return t2i, Matches(*(values.transpose(0, 1) for values in i2t))
+    return directions
 
 
 class CaptionGroup(NamedTuple):

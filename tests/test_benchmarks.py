@@ -11,6 +11,7 @@ import benchmarks.encoding
 import benchmarks.loader
 import benchmarks.ranking
 import benchmarks.relations
+import benchmarks.scale
 import benchmarks.step
 from benchmarks import common, yardsticks
 from lib import metrics
@@ -51,6 +52,7 @@ def test_sorting_finds_the_same_ranks():
     (benchmarks.ranking, "--images 20 300", ["| 20 x 100 | matrix |", "| 300 x 1500 | matrix |"]),
     (benchmarks.ranking, "--images 30 --embeddings 1", ["| 30 x 150 | embeddings |"]),
     (benchmarks.encoding, "--images 3", ["| 3, 15 |"]),
+    (benchmarks.scale, "--images 30 --batch_size 20 --steps 2", ["| 30, 150 |"]),
     (benchmarks.loader, "--images 20 --batch_size 5 --batches 4", ["| 5 |"]),
 ])  # fmt: skip
 def test_every_benchmark_prints_its_row(script, options, cells, monkeypatch, capsys):

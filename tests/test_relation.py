@@ -32,7 +32,7 @@ BATCHES = {  # lengths of the captions, pieces they are padded to, regions, K
     "K of one": ([5, 2, 1], 5, 3, 1),
     "not sorted": ([3, 8, 5, 8, 1], 8, 5, 4),
 }
-BLOCKS = [(2**20, 64), (1, 0), (150, 2), (2**40, 10**6)]
+BLOCKS = [(128, 64, 2**20), (1, 0, 1), (2, 2, 150), (3, 0, 2**20), (10**6, 10**6, 2**40)]
 FLOAT32 = 2e-6  # fragments are matched in float32, whatever comes in
 
 
@@ -102,10 +102,10 @@ def naive_relevance(left, right):
     return [[math.exp(-math.dist(x, y)) for y in right.tolist()] for x in left.tolist()]
 
 
-@pytest.mark.parametrize("elements, padding", BLOCKS)
+@pytest.mark.parametrize("limits", BLOCKS)
 @pytest.mark.parametrize("case", BATCHES)
-def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(monkeypatch, case, elements, padding):
-    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(elements, padding))
+def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(monkeypatch, case, limits):
+    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(*limits))
     inputs = fragments(case, seed=len(case))
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
         close(found.mean, expected[0], FLOAT32)
@@ -115,7 +115,7 @@ def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(mon
 @pytest.mark.parametrize("matches, images_at_once", [(2**20, [4]), (24 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])])
 def test_a_block_holds_no_more_matches_than_it_may(monkeypatch, matches, images_at_once):
     words, lengths, regions, topk = fragments("some shorter than K")  # 24 pieces are read, with 5 regions each
-    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches, 64))
+    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(4, 64, matches))
     met, compute = [], relation._group_matches
 
     def recorded(match, group, topk):
