@@ -39,7 +39,7 @@ def configuration(path):
         raise InputError(
             f"{path}: found a BERT with {positions!r} positions, expected 'absolute'; give another --bert_path"
         )
-    for name in ("hidden_size", "num_attention_heads"):
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
         size = settings.get(name, 1)
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: found {name} {size!r}, expected 1 or more; copy or download the folder again")
@@ -87,7 +87,12 @@ def tokeniser(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
     found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False))
     entries = found.backend_tokenizer.get_vocab(with_added_tokens=False)
-    if not entries.keys() >= {"[CLS]", "[SEP]", "[MASK]", "[UNK]"} or entries.get("[PAD]") != PADDING_ID:
+    special = found.cls_token_id, found.sep_token_id, found.mask_token_id
+    if (
+        None in special
+        or not entries.keys() >= {"[CLS]", "[SEP]", "[MASK]", "[UNK]"}
+        or entries.get("[PAD]") != PADDING_ID
+    ):
         raise InputError(
             f"{path}: the vocabulary lacks [CLS], [SEP], [MASK] or [UNK], or [PAD] is not its first entry; expected a "
             "BERT vocabulary such as bert-base-uncased's"

@@ -216,6 +216,10 @@ def spoilt(value):
     return weights(change)
 
 
+def tokeniser_with(**settings):
+    return edit("bert/tokenizer_config.json", lambda text: json.dumps(json.loads(text) | settings).encode())
+
+
 ARRAY = "rows x regions x features"
 DAMAGED = {  # what is done to a good folder -> what the refusal must say
     **{
@@ -302,7 +306,9 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
     "weights that are a web page": (edit(WEIGHTS, lambda content: b"<!doctype html>"), ["bert", "does not load"]),
     "no attention head": (configure(num_attention_heads=0), ["bert", "num_attention_heads 0", "expected 1 or more"]),
     "heads in words": (configure(num_attention_heads="two"), ["bert", "num_attention_heads 'two'"]),
-    "no hidden feature": (configure(hidden_size=0), ["bert"]),
+    "no hidden feature": (configure(hidden_size=0), ["bert", "hidden_size 0", "expected 1 or more"]),
+    "no layer": (configure(num_hidden_layers=0), ["bert", "num_hidden_layers 0", "expected 1 or more"]),
+    "fewer than no layers": (configure(num_hidden_layers=-1), ["bert", "num_hidden_layers -1"]),
     "a negative vocabulary": (configure(vocab_size=-1), ["bert"]),
     "padding beyond the vocabulary": (configure(pad_token_id=9999), ["bert", "does not load"]),
     "an unknown activation": (configure(hidden_act="os.system"), ["bert", "does not load"]),
@@ -325,7 +331,15 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
         lambda folder: (folder / "bert" / "tokenizer.json").write_text("{"),
         ["bert", "expected a BERT"],
     ),
-    "a damaged tokenizer_config.json": (edit("bert/tokenizer_config.json", lambda text: b"{"), ["bert"]),
+    "a damaged tokenizer_config.json": (
+        edit("bert/tokenizer_config.json", lambda text: b"{"),
+        ["bert", "does not load"],
+    ),
+    "a tokeniser without [CLS]": (tokeniser_with(cls_token=None), ["bert", "lacks [CLS]"]),
+    "a tokeniser without [MASK]": (tokeniser_with(mask_token=None), ["bert", "[MASK]"]),
+    "a tokeniser of another kind": (tokeniser_with(tokenizer_class="GPT2Tokenizer"), ["bert", "lacks [CLS]"]),
+    "a tokeniser that nobody has": (tokeniser_with(tokenizer_class="Evil"), ["bert", "does not load"]),
+    "a special token too many": (tokeniser_with(cls_token="[BEGIN]"), ["bert", "212 entries", "at most 211"]),
 }
 
 
