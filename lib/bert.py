@@ -13,12 +13,14 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from lib.captions import PADDING_ID
 from lib.errors import InputError, first_sentence
+from lib.files import obstacle
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")  # of a folder, by transformers
 DAMAGED = (  # what reading a folder was seen to raise when one of its files is damaged
-    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError,
-    SafetensorError, StrictDataclassError,
+    OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError, AssertionError,
+    IndexError, OverflowError, pickle.UnpicklingError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
 
@@ -37,6 +39,10 @@ def configuration(path):
         raise InputError(
             f"{path}: found a BERT with {positions!r} positions, expected 'absolute'; give another --bert_path"
         )
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        size = settings.get(name, 1)
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"{path}: found {name} {size!r}, expected 1 or more; copy or download the folder again")
     return _load(path, lambda: BertConfig.from_dict(settings))
 
 
@@ -64,7 +70,14 @@ def model(path, pretrained=True):
             f"{path}: the weights lack {sorted(report['missing_keys'])[0]} and {len(report['missing_keys']) - 1} other "
             "entries, expected a whole BERT; copy or download the folder again"
         )
-    return found.float()
+    found = found.float()
+    for name, value in found.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"{path}: the weights hold NaN or Inf in {name}, expected finite weights; copy or download the folder "
+                "again"
+            )
+    return found
 
 
 def tokeniser(path):
@@ -72,9 +85,14 @@ def tokeniser(path):
     config = configuration(path)
     if _is_folder(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
-    found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True))
+    found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False))
     entries = found.backend_tokenizer.get_vocab(with_added_tokens=False)
-    if not entries.keys() >= {"[CLS]", "[SEP]", "[MASK]", "[UNK]"} or entries.get("[PAD]") != PADDING_ID:
+    special = found.cls_token_id, found.sep_token_id, found.mask_token_id
+    if (
+        None in special
+        or not entries.keys() >= {"[CLS]", "[SEP]", "[MASK]", "[UNK]"}
+        or entries.get("[PAD]") != PADDING_ID
+    ):
         raise InputError(
             f"{path}: the vocabulary lacks [CLS], [SEP], [MASK] or [UNK], or [PAD] is not its first entry; expected a "
             "BERT vocabulary such as bert-base-uncased's"
@@ -111,6 +129,10 @@ def _is_folder(path):
 
 
 def _expect_one_of(path, names, what):
+    for file in sorted(Path(path).iterdir()):
+        why = obstacle(file) if file.suffix in FILES_READ else None
+        if why:
+            raise InputError(f"{file}: {why}; expected a file of a BERT folder: copy it there, or take it away")
     found = sorted(file.name for file in Path(path).iterdir())
     if not set(found) & set(names):
         raise InputError(

@@ -8,6 +8,7 @@ import argparse
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +16,12 @@ from typing import NamedTuple
 import torch
 
 from lib.errors import InputError, first_sentence
-from lib.files import written_whole
+from lib.files import obstacle, written_whole
 
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
+OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
     zipfile.BadZipFile,
@@ -107,10 +109,12 @@ def find(path, name=BEST):
     path = Path(path)
     if path.is_dir():
         path = path / name
-    if not path.is_file():
+    why = obstacle(path)
+    if why:
+        found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
-            f"{path}: no such checkpoint; expected a run folder that holds {name}, or a checkpoint file: train first, "
-            f"or name one with {'--model_path' if name == BEST else '--resume'}"
+            f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: train first, or name one "
+            f"with {'--model_path' if name == BEST else '--resume'}"
         )
     return path
 
@@ -122,14 +126,35 @@ def load(path):
         is_published = content.get("format") != FORMAT
         options = vars(content["opt"]) if is_published else dict(content["options"])
         state = from_published(*content["model"]) if is_published else dict(content["model"])
-        for name in MODEL_OPTIONS:
+        for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
-        return Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_options(options)
+        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
-            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); "
-            "expected a file written by train.py or one in the published format"
+            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "
+            f"{first_sentence(error)}); expected a file written by train.py or one in the published format"
         ) from error
+    rows = getattr(state.get("image_encoder.projection.weight"), "shape", ())[:1]
+    if rows and rows[0] != options["embed_size"]:  # before a model of any size is made
+        raise InputError(
+            f"{path}: a checkpoint of another size: its image projection has {rows[0]} rows, expected embed_size "
+            f"{options['embed_size']} as its options say; fetch it again, or train again"
+        )
+    return found
+
+
+def _check_options(options):
+    """Raises ValueError or TypeError that names an option which describes no model."""
+    for name, kind in OPTION_KINDS.items():
+        if not isinstance(options.get(name), (kind, type(None))):
+            raise TypeError(f"{name} {options[name]!r}")
+    dim, heads = options["embed_size"], options["nhead"]
+    if not (isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0):
+        raise ValueError(f"embed_size {dim!r} and nhead {heads!r}")
+    for name in ("dropout", "residual_weight"):
+        if not (isinstance(options[name], (int, float)) and 0 <= options[name] <= 1):
+            raise ValueError(f"{name} {options[name]!r}")
 
 
 def load_run(path):
@@ -160,8 +185,8 @@ def load_into(model, checkpoint, path):
     wanted = model.state_dict()
     for name, value in wanted.items():
         found = checkpoint.model.get(name)
-        if not isinstance(found, torch.Tensor) or found.shape != value.shape:
-            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else "nothing"
+        if not _is_plain(found) or found.shape != value.shape:
+            shape = tuple(found.shape) if _is_plain(found) else "nothing" if found is None else "no plain tensor"
             raise InputError(
                 f"{path}: a checkpoint of another size: {name} is {shape}, expected {tuple(value.shape)}; give the "
                 "--bert_path and the data set that it was trained with"
@@ -173,11 +198,27 @@ def load_into(model, checkpoint, path):
             "--bert_path that it was trained with"
         )
     model.load_state_dict(checkpoint.model)
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(
+                f"{path}: {name} holds NaN or Inf, expected finite weights; take another checkpoint of this run, or "
+                "fetch it again"
+            )
+
+
+def _is_plain(value):
+    """A tensor of real numbers, all of them there: none that is sparse, quantised or without memory."""
+    is_whole = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return is_whole and not value.is_quantized and not value.is_complex()
 
 
 def _read(path):
+    why = obstacle(path)
+    if why:
+        raise InputError(f"{path}: {why}; expected a checkpoint file: name another")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a program of TorchScript is warned about, and refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(

@@ -6,8 +6,10 @@ python -m lib.dataset data/f30k_precomp     reports on every split of a folder
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
 import math
+import os
 import sys
 import tokenize
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +19,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line, first_sentence
+from lib.files import obstacle
 from lib.interrupt import leave_to_parent
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 REGION_KEPT = 0.8
+LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
+DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
+    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+)  # fmt: skip
 SPLITS = ("train", "dev", "test", "testall")
 
 
@@ -49,7 +56,7 @@ class Batch(NamedTuple):
 def folder_of(data_path, dataset):
     """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is missing."""
     folder = Path(data_path) / f"{dataset}_precomp"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         there = sorted(path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp"))
         raise InputError(
             f"{folder}: no such folder; data sets in {data_path}: {', '.join(there) or 'none'}; expected --data_path "
@@ -71,15 +78,17 @@ def test_split(dataset):
 
 def open_regions(path):
     """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
-    if not path.is_file():
+    why = obstacle(path)
+    if why:
         splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
         raise InputError(
-            f"{path}: no such file; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region "
-            "features of this split: copy the file there, or name another split"
+            f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
+            "this split: copy the file there, or name another split"
         )
     try:
-        regions = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError) as error:  # the last: damaged headers
+        with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
+            regions = np.load(path, mmap_mode="r", allow_pickle=False)
+    except DAMAGED as error:
         raise InputError(
             f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
             "expected a whole float32 array of rows x regions x features: copy or download it again"
@@ -97,10 +106,11 @@ def open_regions(path):
     return regions
 
 
-def read_lines(path):
+def read_lines(path, what="a caption"):
     """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a caption a line, in UTF-8: copy the file there")
+    why = obstacle(path)
+    if why:
+        raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -110,8 +120,25 @@ def read_lines(path):
             f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
             f"for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, expected UTF-8 text; "
+            f"copy the file again, or convert it, for instance: iconv -f utf-16 -t utf-8 {path.name}"
+        )
     lines = text.split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+def read_ids(path, num_captions):
+    """The image ids of a split, an image or a caption a line. Raises InputError where there are more or fewer."""
+    ids = read_lines(path, "an image id")
+    num_images = num_captions // CAPTIONS_PER_IMAGE
+    if len(ids) not in (num_images, num_captions):
+        raise InputError(
+            f"{path}: found {len(ids)} ids, expected one an image ({num_images}) or one a caption ({num_captions}); "
+            "copy the file again, or remove it: ids are optional"
+        )
+    return ids
 
 
 class RetrievalDataset:
@@ -165,14 +192,14 @@ class RetrievalDataset:
         return self.regions.shape[2]
 
     def image_regions(self, image):
-        """(R, D) regions of one image. Raises InputError naming an image that holds NaN or Inf."""
+        """(R, D) regions of one image. Raises InputError naming an image that holds NaN, Inf or absurd values."""
         regions = self.regions[image * self.rows_per_image].astype(np.float32, copy=False)
-        with np.errstate(all="ignore"):
-            is_finite = np.isfinite(np.add.reduce(regions, axis=None))  # not so if any value is NaN or Inf
-        if not is_finite and not np.isfinite(regions).all():
+        largest = _largest(regions)
+        if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
+            found = f"values of {largest:.3g}" if largest < np.inf else "NaN or Inf"
             raise InputError(
-                f"{self.regions_path}: image {image} (row {image * self.rows_per_image}, from 0) holds NaN or Inf, "
-                "expected finite features; extract this image again"
+                f"{self.regions_path}: image {image} (row {image * self.rows_per_image}, from 0) holds {found}, "
+                f"expected finite features of at most {LARGEST_FEATURE:.0e}; extract this image again"
             )
         return regions
 
@@ -184,6 +211,11 @@ class RetrievalDataset:
     def caption_block(self, which):
         """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0, and (n,)."""
         return pad_pieces([self.captions.ids(caption) for caption in which])
+
+
+def _largest(features):
+    """The largest absolute value; NaN if there is one."""
+    return max(features.max(), -features.min())
 
 
 def pad_pieces(sequences):
@@ -310,15 +342,16 @@ def _report_split(folder, split):
     else:
         fit = "each image repeated five times" if len(texts) == rows else "one row an image"
     sample = np.asarray(regions[:: max(rows // 50, 1)], dtype=np.float32)
-    finite = "finite" if np.isfinite(sample).all() else "NaN or Inf FOUND"
+    least, most = np.fmin.reduce(sample, axis=None), np.fmax.reduce(sample, axis=None)  # of all but NaN
+    finite = "finite" if _largest(sample) <= LARGEST_FEATURE else "NaN, Inf or absurd values FOUND"
     words = [len(text.split()) for text in texts] or [0]
     blank = [str(number) for number, text in enumerate(texts, 1) if not text]
     ids = folder / f"{split}_ids.txt"
-    num_ids = f"{len(read_lines(ids))} ids" if ids.exists() else "no ids (optional)"
+    num_ids = f"{len(read_ids(ids, len(texts)))} ids" if os.path.lexists(ids) else "no ids (optional)"
     return (
         f"{split}: {rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, "
         f"{regions.nbytes / 1e9:.1f} GB), {len(texts)} captions: {fit}; {num_ids}\n"
-        f"  values of {len(sample)} rows sampled: {np.nanmin(sample):.3g} to {np.nanmax(sample):.3g}, {finite}; "
+        f"  values of {len(sample)} rows sampled: {least:.3g} to {most:.3g}, {finite}; "
         f"words a caption: {min(words)} to {max(words)}, mean {sum(words) / len(words):.1f}; "
         f"blank captions: {len(blank)}" + (f" (lines {', '.join(blank[:10])})" if blank else "")
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib.errors import InputError
 from lib.logs import StepReport
 from lib.metrics import Similarity
 
@@ -121,5 +122,14 @@ def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
 
 
 def similarities(model, dataset, device):
-    """Similarities of every image with every caption of a data set. Returns `lib.metrics.Similarity`, (N, C)."""
-    return Similarity(encode_images(model, dataset, device), encode_captions(model, dataset, device))
+    """Similarities of every image with every caption of a data set. Returns `lib.metrics.Similarity`, (N, C).
+
+    Raises InputError where an embedding is not finite.
+    """
+    images, captions = encode_images(model, dataset, device), encode_captions(model, dataset, device)
+    if not (images.isfinite().all() and captions.isfinite().all()):
+        raise InputError(
+            f"{dataset.folder}: the model makes NaN or Inf of the {dataset.split} split, expected finite embeddings: "
+            "it has diverged; train with a smaller --learning_rate, or take another checkpoint"
+        )
+    return Similarity(images, captions)

@@ -1,7 +1,8 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and what stands in the way of reading one."""
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 from lib.errors import InputError
@@ -17,6 +18,20 @@ def writing(path):
             f"{path}: could not be written ({error.strerror or error}), expected room and permission for it; what was "
             "written before is whole: make room, then repeat the command (train.py: with --resume auto)"
         ) from error
+
+
+def obstacle(path):
+    """Why the file at `path` cannot be read, in a few words, or None. A pipe is not opened: it would wait."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            open(path, "rb").close()
+            return None
+    except FileNotFoundError:
+        return "a link to a file that is not there" if os.path.islink(path) else "no such file"
+    except OSError as error:
+        return f"not to be opened ({error.strerror.lower()})"
+    return "a folder, not a file" if stat.S_ISDIR(mode) else "a pipe, socket or device, not a file"
 
 
 @contextlib.contextmanager

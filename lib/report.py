@@ -1,6 +1,7 @@
 """Retrieval tables as people read them: Markdown, and metrics.json beside it (SPEC section 7)."""
 
 import json
+import pickle
 import platform
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import torch
 import transformers
 
 from lib import metrics
-from lib.errors import InputError
-from lib.files import written_whole
+from lib.errors import InputError, first_sentence
+from lib.files import obstacle, written_whole
 
 FOLDS = 5
 METRICS = "metrics.json"
@@ -63,10 +64,12 @@ def save(folder, name, text, scores_by_label, facts):
     folder = Path(folder)
     path = folder / METRICS
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(entries, dict):
+            raise ValueError(f"a {type(entries).__name__} instead of a dict")
     except ValueError as error:
         raise InputError(
-            f"{path}: not JSON ({error}), expected the metrics of earlier evaluations; move it away"
+            f"{path}: not JSON of ours ({error}), expected the metrics of earlier evaluations; move it away"
         ) from error
     entries[name] = facts | dict(
         versions=versions(),
@@ -87,3 +90,43 @@ def save_similarities(path, similarities):
     record["npts"], record["sims"] = similarities.shape[0], similarities[:, :]
     with written_whole(path) as file:
         np.save(file, record, allow_pickle=False)
+
+
+def load_similarities(path, allow_pickle=False):
+    """Read a results file: `save_similarities`' record or, with `allow_pickle`, the published pickled dict.
+
+    A pickle can run any code: allow it only for a file from a source that you trust. Returns npts, an int, and sims,
+    (N, C) float32. Raises InputError.
+    """
+    why = obstacle(path)
+    if why:
+        raise InputError(f"{path}: {why}; expected a results_DATASET.npy file: name another")
+    try:
+        content = np.load(path, allow_pickle=allow_pickle)
+        content = content.item() if content.dtype == object else content
+        npts, sims = int(content["npts"]), np.asarray(content["sims"], dtype=np.float32)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        EOFError,
+        OSError,
+        pickle.UnpicklingError,
+    ) as error:
+        remedy = (
+            "copy it again"
+            if allow_pickle
+            else (
+                "copy it again or, if it is a pickled file of the published code from a source that you trust, read it "
+                "with load_similarities(path, allow_pickle=True)"
+            )
+        )
+        raise InputError(
+            f"{path}: not a results file that can be read ({first_sentence(error)}); expected an array with npts and "
+            f"sims: {remedy}"
+        ) from error
+    if sims.ndim != 2:
+        raise InputError(f"{path}: found sims of shape {sims.shape}, expected images x captions; save them again")
+    return npts, sims

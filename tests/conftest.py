@@ -1,3 +1,59 @@
+"""Nothing in the tests reaches for a hub; data, a finished run and refusals that several files of tests use."""
+
+# ruff: noqa: E402
+
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach for a hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import shutil
+import warnings
+
+import pytest
+from damage import OPTIONS
+
+import train
+from lib import demo
+from lib.errors import command_line
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A data folder that nothing is wrong with; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("data")
+    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
+    return folder
+
+
+@pytest.fixture
+def data(whole, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(whole, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def finished(whole, tmp_path_factory):
+    """The folder of a finished run; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    train.main([*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def refusal(capfd):
+    """Run a program as its command line does; give its one line of refusal, which must hold all of `expected`."""
+
+    def run(main, *argv, expected=()):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("ignore", DeprecationWarning)
+            command_line(lambda: main([str(argument) for argument in argv]))
+        assert not warned, warned[0]  # on standard error it would be a line more
+        error = capfd.readouterr().err
+        assert ended.value.code == 2
+        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
+        for text in expected:
+            assert str(text) in error, error
+        return error
+
+    return run

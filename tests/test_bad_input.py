@@ -1,6 +1,5 @@
 """Bad input ends both programs with one line that says what is wrong where, and nothing trained or written."""
 
-import argparse
 import json
 import os
 import pickle
@@ -12,110 +11,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import (
+    CAPTIONS,
+    OPTIONS,
+    TRAIN,
+    WEIGHTS,
+    configure,
+    contents,
+    edit,
+    poison,
+    regions,
+    remove,
+    saved_with,
+    weights_as_pickle,
+)
 
 import arguments
 import eval as evaluation
 import graph_lib
 import train
-from lib import bert, demo
+from lib import bert
 from lib.errors import InputError, command_line
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0".split()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A data folder that nothing is wrong with; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
-    return folder
-
-
-@pytest.fixture
-def data(whole, tmp_path):
-    """A copy to damage."""
-    return shutil.copytree(whole, tmp_path / "data")
-
-
-@pytest.fixture(scope="module")
-def finished(whole, tmp_path_factory):
-    """The folder of a finished run; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    train.main([*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)])
-    return folder
-
-
-@pytest.fixture
-def refusal(capfd):
-    """Run a program as its command line does; give its one line of refusal, which must hold all of `expected`."""
-
-    def run(main, *argv, expected=()):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            command_line(lambda: main([str(argument) for argument in argv]))
-        error = capfd.readouterr().err
-        assert ended.value.code == 2
-        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
-        for text in expected:
-            assert str(text) in error, error
-        return error
-
-    return run
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def edit(name, change):
-    """Damage: replace a file's bytes by change(bytes)."""
-
-    def damage(folder):
-        (folder / name).write_bytes(change((folder / name).read_bytes()))
-
-    return damage
-
-
-def regions(split, change):
-    """Damage: replace the array of a split by change(array)."""
-
-    def damage(folder):
-        path = folder / f"{split}_ims.npy"
-        np.save(path, change(np.load(path)))
-
-    return damage
-
-
-def poison(split, image, *values):
-    def change(array):
-        array[image, 1, : len(values)] = values
-        return array
-
-    return regions(split, change)
-
-
-def configure(**settings):
-    return edit("bert/config.json", lambda content: json.dumps(json.loads(content) | settings).encode())
-
-
-def remove(name):
-    def damage(folder):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    return damage
-
-
-def weights_as_pickle(content):
-    def damage(folder):
-        (folder / "bert" / "model.safetensors").unlink()
-        (folder / "bert" / "pytorch_model.bin").write_bytes(content)
-
-    return damage
-
-
-TRAIN, CAPTIONS, WEIGHTS = "train_ims.npy", "train_caps.txt", "bert/model.safetensors"
 DAMAGED_FOLDERS = {  # what is done to a good folder -> what the refusal must say
     "without captions": (remove(CAPTIONS), [CAPTIONS, "no such file", "a caption a line", "copy the file there"]),
     "without regions": (remove("dev_ims.npy"), ["dev_ims.npy", "no such file", "test, train"]),
@@ -152,7 +70,7 @@ DAMAGED_FOLDERS = {  # what is done to a good folder -> what the refusal must sa
     "another hidden size": (configure(hidden_size=64), ["bert", "(128,)", "expected (64,)", "copy or download"]),
     "heads that do not divide": (configure(num_attention_heads=3), ["bert", "number of attention heads (3)"]),
     "more layers than weights": (configure(num_hidden_layers=3), ["bert", "weights lack encoder.layer.2", "download"]),
-    "a word as a size": (configure(hidden_size="many"), ["bert", "hidden_size", "--bert_path"]),
+    "a word as a size": (configure(hidden_size="many"), ["bert", "hidden_size", "expected 1 or more"]),
     "a configuration that ends early": (edit("bert/config.json", lambda text: text[:20]), ["bert", "not a valid JSON"]),
     "a configuration that is a list": (edit("bert/config.json", lambda text: b"[]"), ["bert", "'unknown'"]),
     "a vocabulary of a larger BERT": (
@@ -302,21 +220,6 @@ def test_every_option_that_takes_a_number_knows_its_range():
     assert set(REFUSED) == {action.dest for _, _, action in numeric_actions()}
 
 
-class Bomb:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-def saved_with(path, **entries):
-    """A checkpoint whose entries are replaced."""
-    torch.save(torch.load(path, weights_only=True) | entries, path)
-
-
 DAMAGED_CHECKPOINTS = {
     "truncated": (lambda path: os.truncate(path, path.stat().st_size // 2), ["cannot be read", "download it again"]),
     "empty": (lambda path: os.truncate(path, 0), ["cannot be read", "download it again"]),
@@ -337,28 +240,6 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path, refusal, damage, ex
     before = contents(copied)
     refusal(evaluation.main, "--model_path", copied, expected=[copied / "model_best.pth", *expected])
     assert contents(copied) == before
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("is_published", [False, True], ids=["ours", "published"])
-def test_a_checkpoint_runs_no_code(finished, tmp_path, refusal, zipped, is_published):
-    path, bomb = tmp_path / "model_best.pth", Bomb(tmp_path / "touched")
-    content = {"model": [{}, {}], "opt": argparse.Namespace(bomb=bomb)} if is_published else {"format": bomb}
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    refusal(evaluation.main, "--model_path", path, expected=[path, "refused", "would run code", "trust"])
-    assert not bomb.path.exists()
-    torch.load(path, weights_only=False)
-    assert bomb.path.exists()  # it would have
-
-
-def test_weights_of_bert_run_no_code(data, tmp_path, refusal):
-    bomb = Bomb(tmp_path / "touched")
-    weights = data / "demo_precomp" / "bert" / "pytorch_model.bin"
-    torch.save({"x": bomb}, weights)
-    (weights.parent / "model.safetensors").unlink()
-    argv = [*OPTIONS, "--data_path", data, "--logger_name", tmp_path / "run"]
-    refusal(train.main, *argv, expected=[weights.parent, "does not load"])
-    assert not bomb.path.exists()
 
 
 def smaller_bert(whole, folder):

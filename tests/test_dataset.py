@@ -298,9 +298,16 @@ def test_an_image_that_is_not_finite_is_named(folder, model, written, values):
         split.image_block(0, 5)
 
 
-def test_large_finite_values_are_no_infinity(folder, written):
-    array = np.full_like(images(folder), 3e38)
-    assert torch.equal(written(array=array).image_block(0, 1)[0], torch.from_numpy(array[:1]))
+@pytest.mark.parametrize("value", [9.9e11, -9.9e11, 2e12, -2e12, 3e38])
+def test_values_whose_squares_leave_float32_are_refused(folder, written, value):
+    array = images(folder)
+    array[0, 7, 9] = value
+    split = written(array=array)
+    if abs(value) < 1e12:
+        assert torch.equal(split.image_block(0, 1)[0], torch.from_numpy(array[:1]))
+    else:
+        with pytest.raises(InputError, match=r"image 0 .* holds values of .*e\+\d+, expected .* at most 1e\+12"):
+            split.image_block(0, 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -375,11 +382,11 @@ def test_the_report_tells_counts_and_rows_and_blank_captions(folder, tmp_path):
     for split in SIZES:
         (tmp_path / f"{split}_caps.txt").write_bytes((folder / f"{split}_caps.txt").read_bytes())
     (tmp_path / "train_caps.txt").write_bytes(b"\n" * 3 + b"a red ball\n" * 147)
-    (tmp_path / "dev_ids.txt").write_bytes(b"1\n2\n3\n")
+    (tmp_path / "dev_ids.txt").write_bytes(b"1\n2\n3\n4\n5\n6\n7\n8\n")
     train, _, dev, _, test, _ = (lines := report(tmp_path).split("\n"))
     assert "train: 30 rows x 36 regions x 128 features (float32" in train and "150 captions: one row an image" in train
     assert "no ids" in train and "blank captions: 3 (lines 1, 2, 3)" in lines[1] and "0 to 3, mean 2.9" in lines[1]
-    assert "dev: 40 rows" in dev and "float16" in dev and "40 captions: each image repeated five times; 3 ids" in dev
+    assert "dev: 40 rows" in dev and "float16" in dev and "40 captions: each image repeated five times; 8 ids" in dev
     assert "test: 7 rows" in test and "40 captions: DO NOT FIT: expected 35 captions (or 7," in test
     assert "finite" in lines[1] and "FOUND" not in report(tmp_path)
 
@@ -387,7 +394,7 @@ def test_the_report_tells_counts_and_rows_and_blank_captions(folder, tmp_path):
 def test_the_report_finds_values_that_are_not_finite(folder, written):
     array = images(folder)
     array[3, 4, 5] = np.nan
-    assert "NaN or Inf FOUND" in report(written(array=array).folder)
+    assert "NaN, Inf or absurd values FOUND" in report(written(array=array).folder)
 
 
 @pytest.mark.parametrize("missing, named", [("ims.npy", "test_ims.npy"), ("caps.txt", "test_caps.txt")])
