@@ -1,6 +1,7 @@
 """A split of a data set: memory-mapped regions, captions, batches and loaders (SPEC sections 1 and 2).
 
-python -m lib.dataset data/f30k_precomp     reports on every split of a folder
+python -m lib.dataset check data/f30k_precomp     what is in a folder, and what to mend (lib/check.py)
+python -m lib.dataset convert --help              a folder of own features (lib/convert.py)
 """
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
@@ -8,8 +9,6 @@ python -m lib.dataset data/f30k_precomp     reports on every split of a folder
 import math
 import os
 import sys
-import tokenize
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +16,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lib import check, convert
 from lib.captions import PADDING_ID, tokenise_once
-from lib.errors import InputError, command_line, first_sentence
-from lib.files import obstacle
+from lib.errors import InputError, command_line
 from lib.interrupt import leave_to_parent
+from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
 from lib.metrics import CAPTIONS_PER_IMAGE
+from lib.options import Parser
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 REGION_KEPT = 0.8
 LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
-DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
-    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
-)  # fmt: skip
-SPLITS = ("train", "dev", "test", "testall")
 
 
 class Batch(NamedTuple):
@@ -76,71 +73,6 @@ def test_split(dataset):
     return "testall" if is_coco(dataset) else "test"
 
 
-def open_regions(path):
-    """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
-    why = obstacle(path)
-    if why:
-        splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
-        raise InputError(
-            f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
-            "this split: copy the file there, or name another split"
-        )
-    try:
-        with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
-            regions = np.load(path, mmap_mode="r", allow_pickle=False)
-    except DAMAGED as error:
-        raise InputError(
-            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
-            "expected a whole float32 array of rows x regions x features: copy or download it again"
-        ) from error
-    if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):
-        raise InputError(
-            f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
-            "numpy: np.save(path, array.astype(np.float32))"
-        )
-    if regions.ndim != 3 or 0 in regions.shape:
-        raise InputError(
-            f"{path}: found an array of shape {regions.shape}, expected rows x regions x features, such as (1000, 36, "
-            "2048); save it again in this shape"
-        )
-    return regions
-
-
-def read_lines(path, what="a caption"):
-    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
-    why = obstacle(path)
-    if why:
-        raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
-        raise InputError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
-            f"for instance: iconv -f latin1 -t utf-8 {path.name}"
-        ) from error
-    if "\0" in text:
-        raise InputError(
-            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, expected UTF-8 text; "
-            f"copy the file again, or convert it, for instance: iconv -f utf-16 -t utf-8 {path.name}"
-        )
-    lines = text.split("\n")
-    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
-
-
-def read_ids(path, num_captions):
-    """The image ids of a split, an image or a caption a line. Raises InputError where there are more or fewer."""
-    ids = read_lines(path, "an image id")
-    num_images = num_captions // CAPTIONS_PER_IMAGE
-    if len(ids) not in (num_images, num_captions):
-        raise InputError(
-            f"{path}: found {len(ids)} ids, expected one an image ({num_images}) or one a caption ({num_captions}); "
-            "copy the file again, or remove it: ids are optional"
-        )
-    return ids
-
-
 class RetrievalDataset:
     """One split: its images, each once, and its captions in the file's order, cut into pieces.
 
@@ -154,24 +86,13 @@ class RetrievalDataset:
         captions_path = self.folder / f"{split}_caps.txt"
         self.regions = open_regions(self.regions_path)
         texts = read_lines(captions_path)
-        self.rows_per_image = self._rows_per_image(len(texts), captions_path)
+        rows, num_regions = self.regions.shape[:2]
+        self.rows_per_image = find_rows_per_image(rows, self.regions_path, len(texts), captions_path)
+        self.num_regions = read_num_regions(self.folder / f"{split}_num_regions.npy", rows, num_regions)
         if split == "dev":
             texts = texts[:DEV_CAPTIONS]
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
-
-    def _rows_per_image(self, num_captions, captions_path):
-        num_rows = len(self.regions)
-        if num_captions and num_captions % CAPTIONS_PER_IMAGE == 0:
-            if num_captions == CAPTIONS_PER_IMAGE * num_rows:
-                return 1
-            if num_captions == num_rows:
-                return CAPTIONS_PER_IMAGE
-        raise InputError(
-            f"{captions_path}: found {num_captions} captions for the {num_rows} rows of {self.regions_path.name}, "
-            f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
-            "where each image is repeated five times; the two files are not of one split: copy both again"
-        )
 
     def __getstate__(self):
         return self.__dict__ | {"regions": None}  # a worker that is started afresh maps the file itself
@@ -192,21 +113,26 @@ class RetrievalDataset:
         return self.regions.shape[2]
 
     def image_regions(self, image):
-        """(R, D) regions of one image. Raises InputError naming an image that holds NaN, Inf or absurd values."""
-        regions = self.regions[image * self.rows_per_image].astype(np.float32, copy=False)
+        """(n, D), the true regions of one image. Raises InputError naming an image of NaN, Inf or absurd values."""
+        row = image * self.rows_per_image
+        regions = self.regions[row, : self.num_regions[row]].astype(np.float32, copy=False)
         largest = _largest(regions)
         if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
             found = f"values of {largest:.3g}" if largest < np.inf else "NaN or Inf"
             raise InputError(
-                f"{self.regions_path}: image {image} (row {image * self.rows_per_image}, from 0) holds {found}, "
+                f"{self.regions_path}: image {image} (row {row}, from 0) holds {found}, "
                 f"expected finite features of at most {LARGEST_FEATURE:.0e}; extract this image again"
             )
         return regions
 
     def image_block(self, start, stop):
-        """Regions and lengths of images start..stop - 1, whole: tensors (n, R, D) and (n,)."""
-        regions = np.stack([self.image_regions(image) for image in range(start, stop)])
-        return torch.from_numpy(regions), torch.full((stop - start,), regions.shape[1])
+        """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
+        found = [self.image_regions(image) for image in range(start, stop)]
+        lengths = np.array([len(regions) for regions in found])
+        padded = np.zeros((len(found), lengths.max(), self.region_dim), dtype=np.float32)
+        for row, regions in zip(padded, found):
+            row[: len(regions)] = regions
+        return torch.from_numpy(padded), torch.from_numpy(lengths)
 
     def caption_block(self, which):
         """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0, and (n,)."""
@@ -254,7 +180,7 @@ class TrainingPairs(Dataset):
         order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
         pieces, piece_lengths = pad_pieces([sequences[index] for index in order])
         image_ids = which[order] // CAPTIONS_PER_IMAGE
-        kept = [self._kept_regions(generators[index]) for index in order]
+        kept = [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
         region_lengths = np.array([len(regions) for regions in kept])
         regions = _empty_to_hand_over((len(order), int(region_lengths.max()), self.split.region_dim))
         for row, image, found in zip(regions.numpy(), image_ids, kept):
@@ -262,8 +188,8 @@ class TrainingPairs(Dataset):
             row[len(found) :] = 0
         return Batch(regions, torch.from_numpy(region_lengths), pieces, piece_lengths, torch.from_numpy(image_ids))
 
-    def _kept_regions(self, generator):
-        num_regions = self.split.regions.shape[1]
+    def _kept_regions(self, image, generator):
+        num_regions = self.split.num_regions[image * self.split.rows_per_image]
         if not self.drop_regions:
             return np.arange(num_regions)
         kept = np.flatnonzero(generator.random(num_regions) < REGION_KEPT)
@@ -319,48 +245,16 @@ def batches(loader):
         yield item
 
 
-def report(folder):
-    """A text about every split of a folder: counts, shapes, repeated images, captions. Raises InputError."""
-    folder = Path(folder)
-    found = [
-        split for split in SPLITS if (folder / f"{split}_ims.npy").exists() or (folder / f"{split}_caps.txt").exists()
-    ]
-    if not found:
-        raise InputError(
-            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
-            "them"
-        )
-    return "\n".join(_report_split(folder, split) for split in found)
-
-
-def _report_split(folder, split):
-    regions = open_regions(folder / f"{split}_ims.npy")
-    texts = read_lines(folder / f"{split}_caps.txt")
-    rows, num_regions, dim = regions.shape
-    if len(texts) not in (rows, CAPTIONS_PER_IMAGE * rows) or len(texts) % CAPTIONS_PER_IMAGE or not texts:
-        fit = f"DO NOT FIT: expected {CAPTIONS_PER_IMAGE * rows} captions (or {rows}, each image repeated five times)"
-    else:
-        fit = "each image repeated five times" if len(texts) == rows else "one row an image"
-    sample = np.asarray(regions[:: max(rows // 50, 1)], dtype=np.float32)
-    least, most = np.fmin.reduce(sample, axis=None), np.fmax.reduce(sample, axis=None)  # of all but NaN
-    finite = "finite" if _largest(sample) <= LARGEST_FEATURE else "NaN, Inf or absurd values FOUND"
-    words = [len(text.split()) for text in texts] or [0]
-    blank = [str(number) for number, text in enumerate(texts, 1) if not text]
-    ids = folder / f"{split}_ids.txt"
-    num_ids = f"{len(read_ids(ids, len(texts)))} ids" if os.path.lexists(ids) else "no ids (optional)"
-    return (
-        f"{split}: {rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, "
-        f"{regions.nbytes / 1e9:.1f} GB), {len(texts)} captions: {fit}; {num_ids}\n"
-        f"  values of {len(sample)} rows sampled: {least:.3g} to {most:.3g}, {finite}; "
-        f"words a caption: {min(words)} to {max(words)}, mean {sum(words) / len(words):.1f}; "
-        f"blank captions: {len(blank)}" + (f" (lines {', '.join(blank[:10])})" if blank else "")
-    )
-
-
-def main():
-    if len(sys.argv) != 2:
-        raise InputError("usage: python -m lib.dataset data/f30k_precomp")
-    print(report(sys.argv[1]))
+def main(argv=None):
+    """The command: `check FOLDER`, where `check` may be left out, or `convert`; argv: instead of the process's."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="python -m lib.dataset", description="Check a data folder, or make one of own features.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="check | convert")
+    check.add_command(commands)
+    convert.add_command(commands)
+    is_folder_alone = argv and argv[0] not in (*commands.choices, "-h", "--help")
+    options = parser.parse_args(["check", *argv] if is_folder_alone else argv)
+    options.run(options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Regions, captions, batches and loaders of a split, and the report on a folder."""
+"""Regions, captions, batches and loaders of a split."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from lib import bert, dataset, demo, engine, metrics
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, open_regions, read_lines, report, training_loader
+from lib.dataset import RetrievalDataset, TrainingPairs, batches, open_regions, read_lines, training_loader
 from lib.errors import InputError
 from lib.model import HREM
 
@@ -221,7 +221,6 @@ def test_other_layouts_of_the_same_values_read_alike(folder, model, written, con
     assert split.image_block(1, 4)[0].dtype == torch.float32 and isinstance(split.regions, np.memmap)
     assert same_batches([TrainingPairs(split, seed=0)[0, np.arange(40)]], [batch])
     np.testing.assert_array_equal(table(model, split)[0], evaluated)
-    assert report(split.folder).count("8 rows x 36 regions x 128 features") == 1
 
 
 @pytest.mark.parametrize("repeats", [1, 5])
@@ -373,38 +372,3 @@ def test_33_gb_open_at_once_and_are_not_read(tmp_path, tokeniser):
     batch = TrainingPairs(split, seed=0)[0, np.array([0, 5 * images_of_coco - 1])]
     assert batch.image_ids.tolist() == [0, images_of_coco - 1] and batch.regions.shape[2] == 2048
     assert before is None or resident() - before < 100e6
-
-
-def test_the_report_tells_counts_and_rows_and_blank_captions(folder, tmp_path):
-    np.save(tmp_path / "train_ims.npy", images(folder, "train"))
-    np.save(tmp_path / "dev_ims.npy", images(folder, "dev").repeat(5, axis=0).astype(np.float16))
-    np.save(tmp_path / "test_ims.npy", images(folder)[:7])
-    for split in SIZES:
-        (tmp_path / f"{split}_caps.txt").write_bytes((folder / f"{split}_caps.txt").read_bytes())
-    (tmp_path / "train_caps.txt").write_bytes(b"\n" * 3 + b"a red ball\n" * 147)
-    (tmp_path / "dev_ids.txt").write_bytes(b"1\n2\n3\n4\n5\n6\n7\n8\n")
-    train, _, dev, _, test, _ = (lines := report(tmp_path).split("\n"))
-    assert "train: 30 rows x 36 regions x 128 features (float32" in train and "150 captions: one row an image" in train
-    assert "no ids" in train and "blank captions: 3 (lines 1, 2, 3)" in lines[1] and "0 to 3, mean 2.9" in lines[1]
-    assert "dev: 40 rows" in dev and "float16" in dev and "40 captions: each image repeated five times; 8 ids" in dev
-    assert "test: 7 rows" in test and "40 captions: DO NOT FIT: expected 35 captions (or 7," in test
-    assert "finite" in lines[1] and "FOUND" not in report(tmp_path)
-
-
-def test_the_report_finds_values_that_are_not_finite(folder, written):
-    array = images(folder)
-    array[3, 4, 5] = np.nan
-    assert "NaN, Inf or absurd values FOUND" in report(written(array=array).folder)
-
-
-@pytest.mark.parametrize("missing, named", [("ims.npy", "test_ims.npy"), ("caps.txt", "test_caps.txt")])
-def test_the_report_names_what_is_missing(written, missing, named):
-    split = written()
-    (split.folder / f"test_{missing}").unlink()
-    with pytest.raises(InputError, match=f"{named}: no such file"):
-        report(split.folder)
-
-
-def test_the_report_refuses_a_folder_without_splits(tmp_path):
-    with pytest.raises(InputError, match="found no split, expected files such as train_ims.npy"):
-        report(tmp_path)

@@ -1,0 +1,129 @@
+"""The files of a data folder, opened: region features, region counts, captions (SPEC section 1).
+
+Every InputError names the file, what was found there, what was expected and the remedy.
+"""
+
+# R regions, D region feature size
+
+import os
+import tokenize
+import zipfile
+
+import numpy as np
+
+from lib.errors import InputError, first_sentence
+from lib.files import obstacle
+from lib.metrics import CAPTIONS_PER_IMAGE
+
+SPLITS = ("train", "dev", "test", "testall")
+DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
+    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def find_splits(folder):
+    """Names of the splits of a folder, the usual four first. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
+    names = {file.name.removesuffix(end) for end in ("_ims.npy", "_caps.txt") for file in folder.glob(f"*{end}")}
+    if not names:
+        raise InputError(
+            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
+            "them"
+        )
+    return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
+
+
+def open_regions(path):
+    """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
+    why = obstacle(path)
+    if why:
+        splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
+        raise InputError(
+            f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
+            "this split: copy the file there, or name another split"
+        )
+    regions = _load(path, "a whole float32 array of rows x regions x features", mmap_mode="r")
+    if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):
+        raise InputError(
+            f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
+            "numpy: np.save(path, array.astype(np.float32))"
+        )
+    if regions.ndim != 3 or 0 in regions.shape:
+        raise InputError(
+            f"{path}: found an array of shape {regions.shape}, expected rows x regions x features, such as (1000, 36, "
+            "2048); save it again in this shape"
+        )
+    return regions
+
+
+def read_num_regions(path, num_rows, num_regions):
+    """How many regions of each row are true, (rows,): as the file says, or all R where there is no such file.
+
+    Raises InputError where it does not fit an array of `num_rows` rows x `num_regions` regions.
+    """
+    if not os.path.lexists(path):
+        return np.full(num_rows, num_regions)
+    why = obstacle(path)
+    if why:
+        raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
+    expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
+    counts = _load(path, expected)
+    if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != (num_rows,):
+        found = f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
+        raise InputError(f"{path}: found {found}, expected {expected}; without this file all regions count as true")
+    wrong = np.flatnonzero((counts < 1) | (counts > num_regions))
+    if len(wrong):
+        raise InputError(
+            f"{path}: found {counts[wrong[0]]} regions for row {wrong[0]} (from 0), expected {expected}; without this "
+            "file all regions count as true"
+        )
+    return counts.astype(np.int64)
+
+
+def _load(path, expected, mmap_mode=None):
+    try:
+        with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
+            return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except DAMAGED as error:
+        raise InputError(
+            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
+            f"expected {expected}: copy or download it again"
+        ) from error
+
+
+def read_lines(path, what="a caption"):
+    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
+    why = obstacle(path)
+    if why:
+        raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise InputError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
+            f"for instance: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, expected UTF-8 text; "
+            f"copy the file again, or convert it, for instance: iconv -f utf-16 -t utf-8 {path.name}"
+        )
+    lines = text.split("\n")
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+def find_rows_per_image(num_rows, regions_path, num_captions, captions_path):
+    """1, or 5 where each image is repeated for its captions. Raises InputError on any other ratio."""
+    if num_captions and num_captions % CAPTIONS_PER_IMAGE == 0:
+        if num_captions == CAPTIONS_PER_IMAGE * num_rows:
+            return 1
+        if num_captions == num_rows:
+            return CAPTIONS_PER_IMAGE
+    raise InputError(
+        f"{captions_path}: found {num_captions} captions for the {num_rows} rows of {regions_path.name}, "
+        f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
+        "where each image is repeated five times; the two files are not of one split: copy both again"
+    )
