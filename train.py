@@ -27,13 +27,19 @@ class Data(NamedTuple):
     test: RetrievalDataset
 
 
+class Result(NamedTuple):
+    """What came of a run: scores of the best model on the test split by label, and seconds a step of training took."""
+
+    scores: dict
+    seconds_a_step: float
+
+
 class Training:
     """One run: everything that is trained or counted, and the loop over epochs."""
 
     def __init__(self, options):
         self.options = options
         self.best_file = Path(options.model_name) / checkpoint.BEST
-        self._keep_finished_run()
         self.device = choose_device(options.device, options.gpu_id)
         self.data = open_data(options)
         options.img_dim = self.data.train.region_dim
@@ -43,18 +49,12 @@ class Training:
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
         workers = min(options.workers, os.cpu_count() or 1)  # more would only queue for the cores
-        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda")
-        self.step, self.best_rsum = 0, -1.0
+        clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
+        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda", clusters)
+        self.step, self.best_rsum, self.seconds = 0, -1.0, 0.0
         self.log = RunLog(options.logger_name)
         self.step_log = StepLog(self.log, options.log_step)
         self._announce()
-
-    def _keep_finished_run(self):
-        if self.best_file.exists() and not self.options.overwrite:
-            raise InputError(
-                f"{self.best_file}: the folder holds a trained model, expected an empty one; give another "
-                "--logger_name, or --overwrite 1 to replace it"
-            )
 
     def _announce(self):
         """Say once what runs where."""
@@ -70,6 +70,7 @@ class Training:
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        self.log.train(f"method {options.method}, batches {self.loader.sampler.describe()}")
         self.log.train(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
             f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
@@ -77,11 +78,11 @@ class Training:
         )
 
     def run(self):
-        """All epochs, then the table of the best model on the test split."""
+        """All epochs, then the table of the best model on the test split. Returns `Result`."""
         for epoch in range(self.options.num_epochs):
             self._train_epoch(epoch)
             self._validate(epoch)
-        self._report()
+        return Result(self._report(), self.seconds / self.step)
 
     def _train_epoch(self, epoch):
         options = self.options
@@ -92,6 +93,7 @@ class Training:
 
         def on_step(step, step_report, waited, seconds):
             self.step = step
+            self.seconds += seconds
             self.step_log.add(epoch, step - first, step, rate, step_report, waited, seconds)
             if options.val_step and step % options.val_step == 0 and step - first < len(self.loader):
                 self._validate(epoch)
@@ -134,6 +136,17 @@ class Training:
         report.save(options.logger_name, split, text, scores, facts)
         if options.save_results:
             report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+        return scores
+
+
+def keep_finished_run(options):
+    """Raises InputError where the folder of a run holds a trained model that nobody asked to replace."""
+    best_file = Path(options.model_name) / checkpoint.BEST
+    if best_file.exists() and not options.overwrite:
+        raise InputError(
+            f"{best_file}: the folder holds a trained model, expected an empty one; give another "
+            "--logger_name, or --overwrite 1 to replace it"
+        )
 
 
 def open_data(options):
@@ -193,10 +206,13 @@ def row(recalls):
 
 
 def main(argv=None):
-    """The program; argv: its arguments, or those of the process."""
+    """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
-    Training(arguments.parse_training(parser, argv)).run()
+    runs = arguments.runs(arguments.parse_training(parser, argv))
+    for options in runs:  # all of them before the first is trained
+        keep_finished_run(options)
+    return [Training(options).run() for options in runs]
 
 
 if __name__ == "__main__":

@@ -115,6 +115,22 @@ def find(path):
     return path
 
 
+def seed_folder(folder, seed):
+    """Where the run of one seed of several lies, a string."""
+    return str(Path(folder) / f"seed{seed}")
+
+
+def find_seeds(folder):
+    """Checkpoints of the runs `seed*/` in a folder by seed, {seed: path}; none where it is itself a run folder.
+
+    Raises InputError where one of them has no checkpoint.
+    """
+    if (Path(folder) / BEST).exists():
+        return {}
+    seeds = sorted(int(path.name[4:]) for path in Path(folder).glob("seed*/") if path.name[4:].isdecimal())
+    return {seed: find(seed_folder(folder, seed)) for seed in seeds}
+
+
 def load(path):
     """Read a checkpoint of either format on the CPU. Returns `Checkpoint`. Raises InputError naming the file."""
     content = _read(path)
