@@ -1,10 +1,11 @@
 # make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
+# make ablation: every part of the method changed or left out, on the demo data; resumes where it was stopped.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test ablation clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
@@ -12,6 +13,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest
+
+ablation: $(VENV)/.installed
+	$(RUN) -m benchmarks.ablation
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'
