@@ -1,11 +1,12 @@
 # make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
 # make test-long: what takes minutes: twenty kills, a thousand epochs.
+# make ablation: every part of the method changed or left out, on the demo data; resumes where it was stopped.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-long clean
+.PHONY: demo test test-long ablation clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
@@ -16,6 +17,9 @@ test: $(VENV)/.installed-for-tests
 
 test-long: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest -m long -s
+
+ablation: $(VENV)/.installed
+	$(RUN) -m benchmarks.ablation
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'

@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+from lib import checkpoint
 from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
@@ -26,6 +27,14 @@ MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
     "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
 }  # fmt: skip
+# What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
+METHODS = {
+    "hrem": dict(),  # every default
+    "hrem-standalone": dict(interaction="standalone"),
+    "vsepp": dict(interaction="none", pooling="mean", base_loss="vse", max_violation=True),
+    "gpo": dict(interaction="none", pooling="gpo", base_loss="vse", vse_mean_warmup_epochs=1),
+}
+SAMPLING = ("random", "neighbour")
 
 
 def training_parser():
@@ -47,7 +56,11 @@ def training_parser():
         "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
     )
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
-    run.add_argument("--seed", type=SEED, default=0, help="of everything random")
+    run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
+    run.add_argument(
+        "--seeds", type=SEED, nargs="+", default=argparse.SUPPRESS,
+        help="instead of --seed: a run a seed, one after the other, in NAME/seed0, ... of --logger_name NAME",
+    )  # fmt: skip
     run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
     run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
@@ -62,6 +75,10 @@ def training_parser():
     run.add_argument("--multi_gpu", type=SWITCH, default=0, help="published switch; one device is used")
 
     model = parser.add_argument_group("embedding (SPEC section 3)")
+    model.add_argument(
+        "--method", choices=METHODS, default="hrem",
+        help="preset of model and losses; options given by hand win: the paper's, VSE++ or VSE-infinity (gpo)",
+    )  # fmt: skip
     model.add_argument("--embed_size", type=COUNT, default=1024, help="E, size of the embedding space")
     model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
     model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
@@ -76,6 +93,13 @@ def training_parser():
     optim = parser.add_argument_group("optimisation (SPEC section 6)")
     optim.add_argument("--num_epochs", type=COUNT, default=30, help="epochs")
     optim.add_argument("--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch")
+    optim.add_argument(
+        "--batch_sampling", choices=SAMPLING, default="random",
+        help="who meets in a batch: neighbour: images of few k-means clusters, as in the paper",
+    )  # fmt: skip
+    optim.add_argument(
+        "--batch_clusters", type=COUNT, default=8, help="P: neighbour: clusters in a batch, B / P images of each"
+    )
     optim.add_argument("--learning_rate", type=POSITIVE, default=5e-4, help="of AdamW; BERT learns at a tenth of it")
     optim.add_argument("--lr_schedules", type=COUNT_OR_NONE, nargs="*", default=[15, 25], help="epochs of decay")
     optim.add_argument("--decay_rate", type=FRACTION, default=0.1, help="factor of every decay")
@@ -104,17 +128,35 @@ def add_device_options(group):
 
 
 def parse_training(parser, argv=None):
-    """Parse and check train.py's command line; `--dataset demo` brings its own defaults. Raises InputError."""
+    """Parse and check train.py's command line; `--dataset demo` and `--method` bring their own defaults.
+
+    Raises InputError.
+    """
     first = Parser(prog=parser.prog, add_help=False)
     first.add_argument("--dataset")
+    first.add_argument("--method")
     first.add_argument("--data_path", default=parser.get_default("data_path"))
     chosen = first.parse_known_args(argv)[0]
     if chosen.dataset == "demo":
         parser.set_defaults(**DEMO, bert_path=str(Path(chosen.data_path) / "demo_precomp" / "bert"))
+    parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
     check(options)
+    options.seed = getattr(options, "seed", 0)
     return options
+
+
+def runs(options):
+    """The options of each run that `options` ask for: as they are or, with --seeds, for one run a seed."""
+    found = []
+    for seed in getattr(options, "seeds", [options.seed]):
+        run = dict(vars(options), seed=seed)
+        if run.pop("seeds", None):
+            for folder in ("logger_name", "model_name"):
+                run[folder] = checkpoint.seed_folder(run[folder], seed)
+        found.append(argparse.Namespace(**run))
+    return found
 
 
 def check(options):
@@ -126,6 +168,18 @@ def check(options):
         )
     if options.embed_size % 2:
         raise InputError(f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide")
+    if options.batch_sampling == "neighbour" and options.batch_size % options.batch_clusters:
+        most = min(options.batch_clusters, options.batch_size)
+        raise InputError(
+            f"--batch_clusters {options.batch_clusters} does not divide --batch_size {options.batch_size}; expected a "
+            f"divisor, such as --batch_clusters {max(n for n in range(1, most + 1) if options.batch_size % n == 0)}"
+        )
+    if "seeds" in options:
+        seeds = f"--seeds {' '.join(map(str, options.seeds))}"
+        if "seed" in options:
+            raise InputError(f"{seeds} and --seed {options.seed}: expected one of the two; add the seed to --seeds")
+        if len(set(options.seeds)) < len(options.seeds):
+            raise InputError(f"{seeds}: a seed twice, expected each once")
     if options.multi_gpu:
         raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
     for option in ("logger_name", "model_name"):
@@ -154,10 +208,12 @@ def evaluation_parser():
     parser = Parser(prog="eval.py", description="Report the retrieval table of one trained model, or of an ensemble.")
     add_data_options(parser)
     parser.set_defaults(data_path=None, dataset=None)
+    parser.add_argument("run", nargs="*", help="run folders or checkpoint files, as with --model_path")
     parser.add_argument(
         "--model_path",
         action="append",
-        help="run folder or checkpoint file; repeated: ensemble (default: runs/DATASET_test)",
+        help="run folder, folder of one run a seed, or checkpoint file; repeated: ensemble "
+        "(default: runs/DATASET_test)",
     )
     parser.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
     parser.add_argument("--split", help="split to evaluate (default: test; COCO testall)")

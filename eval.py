@@ -114,26 +114,49 @@ def run_model(path, options, device):
     return engine.similarities(model, data, device), dataset, split, trained
 
 
+def run_models(paths, options, device):
+    """`run_model` of each. Returns list of similarities, data set, split, list of `Checkpoint`s. Raises InputError."""
+    all_similarities, datasets, splits, trained = zip(*(run_model(path, options, device) for path in paths))
+    if len({similarities.shape for similarities in all_similarities}) > 1 or len(set(datasets)) > 1:
+        raise InputError(f"--model_path: an ensemble of {', '.join(datasets)}; expected models of one data set")
+    return all_similarities, datasets[0], splits[0], trained
+
+
 def evaluate(options):
     """Run eval.py's options: print and save the table."""
     device = choose_device(options.device, options.gpu_id)
-    paths = [checkpoint.find(path) for path in options.model_path or [f"runs/{options.dataset or 'f30k'}_test"]]
-    results = [run_model(path, options, device) for path in paths]
-    all_similarities, datasets, splits, trained = zip(*results)
-    if len({similarities.shape for similarities in all_similarities}) > 1 or len(set(datasets)) > 1:
-        raise InputError(f"--model_path: an ensemble of {', '.join(datasets)}; expected models of one data set")
+    named = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
+    if seeds:
+        return evaluate_seeds(Path(named[0]), seeds, options, device)
+    paths = [checkpoint.find(path) for path in named]
+    all_similarities, dataset, split, trained = run_models(paths, options, device)
     similarities = metrics.ensemble(all_similarities)
-    text, scores, facts = summarise(similarities, datasets[0], splits[0], trained)
+    text, scores, facts = summarise(similarities, dataset, split, trained)
     say(text)
     folder = paths[0].parent
-    report.save(folder, splits[0] if len(paths) == 1 else f"ensemble_{splits[0]}", text, scores, facts)
+    report.save(folder, split if len(paths) == 1 else f"ensemble_{split}", text, scores, facts)
     if options.save_results:
-        report.save_similarities(folder / f"results_{datasets[0]}.npy", similarities)
+        report.save_similarities(folder / f"results_{dataset}.npy", similarities)
+
+
+def evaluate_seeds(folder, seeds, options, device):
+    """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
+    all_similarities, dataset, split, trained = run_models(seeds.values(), options, device)
+    similarities = metrics.ensemble(all_similarities)
+    _, ensemble, facts = summarise(similarities, dataset, split, trained)
+    by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, all_similarities)}
+    text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
+    say(text)
+    name = "seeds" if split == test_split(dataset) else f"seeds_{split}"
+    report.save(folder, name, text, report.label_seeds(by_seed, ensemble), facts)
+    if options.save_results:
+        report.save_similarities(folder / f"results_{dataset}.npy", similarities)
 
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
-    evaluate(arguments.evaluation_parser().parse_args(argv))
+    evaluate(arguments.evaluation_parser().parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

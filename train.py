@@ -29,6 +29,13 @@ class Data(NamedTuple):
     test: RetrievalDataset
 
 
+class Result(NamedTuple):
+    """What came of a run: scores of the best model on the test split by label, and seconds a step of training took."""
+
+    scores: dict
+    seconds_a_step: float
+
+
 class Training:
     """One run: everything that is trained or counted, and the loop over epochs."""
 
@@ -36,7 +43,7 @@ class Training:
         self.options = options
         folder = Path(options.model_name)
         self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
-        resumed_file = self._resumed_file()
+        resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = choose_device(options.device, options.gpu_id)
         self.data = open_data(options)
@@ -50,31 +57,16 @@ class Training:
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
         workers = min(options.workers, os.cpu_count() or 1)  # more would only queue for the cores
-        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda")
+        clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
+        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda", clusters)
         self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
         self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
+        self.seconds = []  # of every step of this process
         if content:
             self._restore(resumed_file, content)
         else:
             self._start()
         self._announce(resumed_file)
-
-    def _resumed_file(self):
-        """The checkpoint to go on from, or None; refuses to start over what a folder holds."""
-        options = self.options
-        held = next((file for file in (self.last_file, self.best_file) if file.exists()), None)
-        if options.resume == "auto":
-            found = self.last_file if self.last_file.exists() else None
-        elif options.resume == "none":
-            found = None
-        else:
-            found = checkpoint.find(options.resume, checkpoint.LAST)
-        if held and not options.overwrite and not (found and found.samefile(held)):
-            raise InputError(
-                f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "
-                "--overwrite 1, or give another --logger_name"
-            )
-        return found
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
@@ -105,6 +97,7 @@ class Training:
             with written_whole(self.best_file) as file:
                 file.write(path.read_bytes())
         else:
+            self.best_file.unlink(missing_ok=True)
             self.best_rsum = -1.0
 
     def _announce(self, resumed_file):
@@ -121,6 +114,7 @@ class Training:
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
         tell(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
             f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
@@ -130,7 +124,7 @@ class Training:
             say(f"going on from {resumed_file}: epoch {self.epoch}, step {self.step}, best rsum {self.best_rsum:.1f}")
 
     def run(self):
-        """All epochs that are left, then the table of the best model on the test split."""
+        """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
         with Interrupt() as self.interrupt:
             self._save()
             while self.epoch < self.options.num_epochs:
@@ -139,7 +133,7 @@ class Training:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._save()
                 self._stop_if_asked()
-        self._report()
+        return Result(self._report(), sum(self.seconds) / max(len(self.seconds), 1))
 
     def _train_epoch(self):
         options, epoch = self.options, self.epoch
@@ -149,6 +143,7 @@ class Training:
 
         def on_step(step, step_report, waited, seconds):
             self.step, self.step_in_epoch = step, self.step_in_epoch + 1
+            self.seconds.append(seconds)
             self.step_log.add(epoch, self.step_in_epoch, step, rate, step_report, waited, seconds)
             if options.val_step and step % options.val_step == 0 and self.step_in_epoch < len(self.loader):
                 self._validate()
@@ -231,6 +226,7 @@ class Training:
         report.save(options.logger_name, split, text, scores, facts)
         if options.save_results:
             report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+        return scores
 
 
 def open_data(options):
@@ -290,16 +286,19 @@ def row(recalls):
 
 
 def main(argv=None):
-    """The program; argv: its arguments, or those of the process."""
+    """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
-    options = arguments.parse_training(parser, argv)
+    runs = arguments.runs(arguments.parse_training(parser, argv))
+    for options in runs:  # all of them before the first is trained
+        checkpoint.find_resumed(options.model_name, options.resume, options.overwrite)
     try:
-        Training(options).run()
+        return [Training(options).run() for options in runs]
     except torch.OutOfMemoryError as error:
+        size = runs[0].batch_size
         raise InputError(
-            f"out of memory at --batch_size {options.batch_size} ({first_sentence(error)}), expected it to fit: try "
-            f"--batch_size {max(options.batch_size // 2, 2)} or --precision bf16, or end other programs on the GPU"
+            f"out of memory at --batch_size {size} ({first_sentence(error)}), expected it to fit: try --batch_size "
+            f"{max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
         ) from error
 
 

@@ -119,6 +119,22 @@ def find(path, name=BEST):
     return path
 
 
+def seed_folder(folder, seed):
+    """Where the run of one seed of several lies, a string."""
+    return str(Path(folder) / f"seed{seed}")
+
+
+def find_seeds(folder):
+    """Checkpoints of the runs `seed*/` in a folder by seed, {seed: path}; none where it is itself a run folder.
+
+    Raises InputError where one of them has no checkpoint.
+    """
+    if (Path(folder) / BEST).exists():
+        return {}
+    seeds = sorted(int(path.name[4:]) for path in Path(folder).glob("seed*/") if path.name[4:].isdecimal())
+    return {seed: find(seed_folder(folder, seed)) for seed in seeds}
+
+
 def load(path):
     """Read a checkpoint of either format on the CPU. Returns `Checkpoint`. Raises InputError naming the file."""
     content = _read(path)
@@ -155,6 +171,26 @@ def _check_options(options):
     for name in ("dropout", "residual_weight"):
         if not (isinstance(options[name], (int, float)) and 0 <= options[name] <= 1):
             raise ValueError(f"{name} {options[name]!r}")
+
+
+def find_resumed(folder, resume, overwrite):
+    """The file that a run into `folder` goes on from, or None where it starts anew (--resume, --overwrite).
+
+    Raises InputError where it would start over what the folder holds.
+    """
+    folder = Path(folder)
+    last = folder / LAST
+    held = next((file for file in (last, folder / BEST) if file.exists()), None)
+    if resume == "auto":
+        found = last if held == last else None
+    else:
+        found = None if resume == "none" else find(resume, LAST)
+    if held and not overwrite and not (found and found.samefile(held)):
+        raise InputError(
+            f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "
+            "--overwrite 1, or give another --logger_name"
+        )
+    return found
 
 
 def load_run(path):

@@ -23,6 +23,7 @@ from lib.interrupt import leave_to_parent
 from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
 from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import Parser
+from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 REGION_KEPT = 0.8
@@ -204,33 +205,21 @@ def _empty_to_hand_over(shape):
     return torch.empty(0).set_(storage, 0, shape)
 
 
-class EpochSampler:
-    """Batches of caption numbers in an order drawn from (seed, epoch); the last incomplete batch is dropped.
+def training_loader(pairs, batch_size, workers, pin_memory=False, batch_clusters=None):
+    """A loader of `Batch`es; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError.
 
-    epoch: whose batches come next; first: how many of them are left out, because they were trained on before.
+    batch_clusters: P of a `NeighbourSampler`, or None to draw batches at random.
     """
-
-    def __init__(self, num_pairs, batch_size, seed):
-        self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
-        self.epoch, self.first = 0, 0
-
-    def __len__(self):
-        return self.num_pairs // self.batch_size
-
-    def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pairs)
-        for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            yield self.epoch, order[start : start + self.batch_size]
-
-
-def training_loader(pairs, batch_size, workers, pin_memory=False):
-    """A loader of `Batch`es; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError."""
     sampler = EpochSampler(len(pairs.split.captions), batch_size, pairs.seed)
     if not len(sampler):
         raise InputError(
             f"{pairs.split.folder}: the {pairs.split.split} split has {sampler.num_pairs} pairs, expected at least one "
             f"batch of {batch_size}; give a smaller --batch_size"
         )
+    if batch_clusters:
+        images = np.arange(sampler.num_pairs) // CAPTIONS_PER_IMAGE
+        clusters = cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed)
+        sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(
         pairs, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin_memory,
         persistent_workers=workers > 0, worker_init_fn=leave_to_parent,

@@ -37,15 +37,40 @@ def _thousands(number):
 
 def markdown(scores_by_label):
     """The table that people paste: a row a label, recalls in percent, ranks from 1."""
-    rows = [
-        f"| {label} | {_cells(scores.image_to_text)} | {_cells(scores.text_to_image)} | {scores.rsum:.1f} |"
-        for label, scores in scores_by_label.items()
-    ]
+    return "\n".join([HEADER, *(_row(label, _numbers(scores)) for label, scores in scores_by_label.items())])
+
+
+def label_seeds(by_seed, ensemble):
+    """Scores by label of several seeds: every seed's, then those of their ensemble; tables of one split, see `tables`.
+
+    by_seed: {seed: table}; ensemble: the table of the mean of similarities.
+    """
+    return {
+        f"{label}, {which}": table[label]
+        for label in ensemble
+        for which, table in [*((f"seed {seed}", table) for seed, table in by_seed.items()), ("ensemble", ensemble)]
+    }
+
+
+def markdown_of_seeds(by_seed, ensemble):
+    """The table of `label_seeds`, with the mean and the sample standard deviation over seeds between the two."""
+    rows = []
+    for label, together in ensemble.items():
+        numbers = np.array([_numbers(table[label]) for table in by_seed.values()])
+        rows += [_row(f"{label}, seed {seed}", row) for seed, row in zip(by_seed, numbers)]
+        rows.append(_row(f"{label}, mean", numbers.mean(axis=0)))
+        if len(numbers) > 1:  # one seed has no deviation
+            rows.append(_row(f"{label}, standard deviation", numbers.std(axis=0, ddof=1)))
+        rows.append(_row(f"{label}, ensemble", _numbers(together)))
     return "\n".join([HEADER, *rows])
 
 
-def _cells(recalls):
-    return " | ".join(f"{value:.1f}" for value in recalls)
+def _numbers(scores):
+    return *scores.image_to_text, *scores.text_to_image, scores.rsum
+
+
+def _row(label, numbers):
+    return f"| {label} | {' | '.join(f'{number:.1f}' for number in numbers)} |"
 
 
 def versions():

@@ -148,6 +148,22 @@ LINES = {
     "an option without its value": (["--dataset"], ["train.py", "--dataset", "expected one argument"]),
     "a path without its value": (["--data_path"], ["train.py", "--data_path", "expected one argument"]),
     "a seed too large for torch": (["--seed", str(2**64)], ["--seed", str(2**64), "at most"]),
+    "a seed twice": (["--seeds", "1", "2", "1"], ["--seeds 1 2 1", "expected each once"]),
+    "a seed beside seeds": (["--seeds", "1", "2", "--seed", "0"], ["--seeds 1 2 and --seed 0", "one of the two"]),
+    "no seeds": (["--seeds"], ["--seeds", "expected at least one argument"]),
+    "an unknown method": (["--method", "vse++"], ["--method", "'vse++'", "'vsepp'", "'gpo'"]),
+    "an unknown sampling": (["--batch_sampling", "near"], ["--batch_sampling", "'near'", "'neighbour'"]),
+    "clusters that do not divide a batch": (
+        ["--batch_sampling", "neighbour", "--batch_clusters", "3"],
+        ["--batch_clusters 3", "--batch_size 20", "such as --batch_clusters 2"],
+    ),
+    "more clusters than a batch": (
+        ["--batch_sampling", "neighbour", "--batch_clusters", "40"], ["--batch_clusters 40", "--batch_clusters 20"],
+    ),
+    "more clusters than images": (
+        ["--batch_sampling", "neighbour", "--batch_size", "50", "--batch_clusters", "50"],
+        ["--batch_clusters 50", "40 images", "fewer clusters"],
+    ),
     "a negative decay epoch": (["--lr_schedules", "15", "-3"], ["--lr_schedules", "'-3'", "at least 0"]),
 }  # fmt: skip
 
@@ -186,8 +202,10 @@ BELOW_ZERO, ZERO, ABOVE_ONE, BROKEN = ["-1", "-0.001", "-inf"], ["0"], ["1.001",
 REFUSED = {
     dest: values  # out of range, or of another kind
     for dests, values in {
-        "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk": BELOW_ZERO + ZERO + BROKEN,
-        "workers seed val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
+        "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk batch_clusters": BELOW_ZERO
+        + ZERO
+        + BROKEN,
+        "workers seed seeds val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO
         + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
@@ -272,6 +290,7 @@ EVALUATIONS = {
     "a data set that is not there": (["--dataset", "f31k"], ["f31k_precomp", ": demo;"]),
     "a BERT that is not there": (["--bert_path", "no-such/bert"], ["no-such/bert", "neither a folder nor"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),
+    "a second run that is not there": (["runs/nowhere"], ["runs/nowhere", "no such checkpoint"]),
     "an option of training": (["--nhead", "2"], ["eval.py", "--nhead", "--help"]),
 }
 
