@@ -59,6 +59,7 @@ class Training:
     def _announce(self):
         """Say once what runs where."""
         options = self.options
+        graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         Path(options.model_name).mkdir(parents=True, exist_ok=True)
         self.log.parameters(vars(options))
         for name, split in self.data._asdict().items():
@@ -72,7 +73,7 @@ class Training:
         )
         self.log.train(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
-            f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
+            f"epoch, {options.num_epochs} epochs, {graph}; the best epoch by rsum on "
             f"{options.val_split} is kept in {self.best_file}"
         )
 
@@ -171,6 +172,11 @@ def build_objective(options):
         norm_input=bool(options.norm_input),
         cross_loss=bool(options.cross_loss),
         reg_loss_weight=options.reg_loss_weight,
+        interaction=options.interaction,
+        relation=options.relation,
+        use_relevance=bool(options.relevance),
+        use_connection=bool(options.connection),
+        distance=options.distance,
     )
 
 

@@ -271,6 +271,7 @@ REFUSED = {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk": BELOW_ZERO + ZERO + BROKEN,
         "workers seed val_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO + ABOVE_ONE,
+        "connection relevance": BELOW_ZERO + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
         "margin graph_lr_factor mask_weight reg_loss_weight": BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,
