@@ -38,7 +38,10 @@ def attention_bias(relation, mask_weight):
 
 
 def attend(layer, nodes, others, bias):
-    """One transformer layer in which `nodes`, (n, E), attend to `others`, (m, E). bias: (n, m). Returns (n, E)."""
+    """One transformer layer in which a sequence of nodes attends to itself or to another.
+
+    nodes: (1, n, E); others: (1, m, E); bias: (n, m). Returns (1, n, E).
+    """
     attended = layer.self_attn(nodes, others, others, attn_mask=bias, need_weights=False)[0]
     return after_attention(layer, nodes, attended)
 
@@ -58,11 +61,11 @@ class Fusion(nn.Module):
 
     def forward(self, image_vectors, caption_vectors, relations):
         """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
-        instances = torch.cat([image_vectors, caption_vectors])  # (2B, E): one sequence
+        instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)  # (1, 2B, E): one sequence
         bias = self.attention_bias(relations)
         for layer in self.layers:
             instances = attend(layer, instances, instances, bias)
-        enhanced = F.normalize(instances, dim=-1)
+        enhanced = F.normalize(instances.squeeze(0), dim=-1)
         return enhanced[: len(image_vectors)], enhanced[len(image_vectors) :]
 
 
@@ -81,7 +84,7 @@ class Standalone(nn.Module):
 
     def forward(self, image_vectors, caption_vectors, relations):
         """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
-        images, captions = image_vectors, caption_vectors
+        images, captions = image_vectors.unsqueeze(0), caption_vectors.unsqueeze(0)  # (1, B, E) each
         bias = Relations(*(attention_bias(block, self.mask_weight) for block in relations))
         for image_layer, caption_layer in zip(self.i2t, self.t2i):
             images, captions = (
@@ -91,7 +94,7 @@ class Standalone(nn.Module):
         for image_layer, caption_layer in zip(self.i2i, self.t2t):
             images = attend(image_layer, images, images, bias.i2i)
             captions = attend(caption_layer, captions, captions, bias.t2t)
-        return F.normalize(images, dim=-1), F.normalize(captions, dim=-1)
+        return F.normalize(images.squeeze(0), dim=-1), F.normalize(captions.squeeze(0), dim=-1)
 
 
 class Objective(nn.Module):
