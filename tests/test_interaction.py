@@ -9,7 +9,9 @@ from test_graph import DIM, HEADS, batch_of, close, naive_bias, naive_layer, nor
 from test_programs import evaluate, fit, weights
 from test_relation import encoded, fragments, naive_connection, naive_matches, unit_rows
 
+import arguments
 import graph_lib
+import train
 from graph_lib import Fusion, Objective, Standalone
 from lib import demo
 from lib.losses import find_positives, hinge_loss
@@ -266,6 +268,23 @@ def test_no_step_asks_the_device_for_a_value(monkeypatch, interaction, relation,
     loss = objective(*sides, torch.arange(4), use_graph=True)
     loss.total.backward()
     assert loss.total.is_meta and sides[0].embedding.grad.is_meta
+
+
+def test_the_command_line_reaches_the_objective(tmp_path):
+    parser = arguments.training_parser()
+    graph_lib.add_options(parser)
+    command = (
+        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss infonce --embed_size 16 "
+        f"--logger_name {tmp_path}"
+    )
+    objective = train.build_objective(arguments.parse_training(parser, command.split()))
+    assert len(objective.standalone.i2t) == 1 and len(objective.standalone.i2i) == 0 and objective.infonce
+    relations = objective.relations
+    assert relations.distance == objective.distance == "l2sq" and not relations.use_relevance
+    assert relations.threshold == relations.cross_modal.threshold == 0.5
+    options = arguments.parse_training(parser, [*command.split(), "--relevance", "1", "--connection", "0"])
+    relations = train.build_objective(options).relations
+    assert relations.threshold == relations.cross_modal.threshold == 1.0 and relations.use_relevance
 
 
 @pytest.fixture(scope="module")
