@@ -1,4 +1,4 @@
-"""The graph over a batch: fusion of its 2B instances, the training objective, and their options (SPEC sections 4, 5).
+"""The graph over a batch: interaction of its 2B instances, the training objective, their options (SPEC sections 4, 5).
 
 The graph exists only in training; evaluation never imports this file.
 """
@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.dataset import is_coco
-from lib.fragment import transformer_layer
-from lib.losses import find_positives, hinge_loss, triplet_loss
+from lib.fragment import after_attention, transformer_layer
+from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SWITCH
-from lib.relation import InstanceRelations, regulariser
+from lib.relation import InstanceRelations, Relations, regulariser
+
+LOSSES = ("trip", "vse", "infonce")
 
 
 class Loss(NamedTuple):
@@ -25,19 +27,36 @@ class Loss(NamedTuple):
     terms: dict
 
 
+def transformer_layers(dim, heads, dropout, count):
+    """A stack of the paper's transformer layers."""
+    return nn.ModuleList(transformer_layer(dim, heads, dropout) for _ in range(count))
+
+
+def attention_bias(relation, mask_weight):
+    """What a block adds to the attention logits: mask_weight * relevance where connected, -inf where not."""
+    return (mask_weight * relation.relevance).masked_fill(~relation.is_connected, -torch.inf)
+
+
+def attend(layer, nodes, others, bias):
+    """One transformer layer in which a sequence of nodes attends to itself or to another.
+
+    nodes: (1, n, E); others: (1, m, E); bias: (n, m). Returns (1, n, E).
+    """
+    attended = layer.self_attn(nodes, others, others, attn_mask=bias, need_weights=False)[0]
+    return after_attention(layer, nodes, attended)
+
+
 class Fusion(nn.Module):
     """Passes the 2B instances of a batch through a transformer whose attention the relations steer (SPEC section 4)."""
 
     def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0):
         super().__init__()
         self.mask_weight = mask_weight
-        self.layers = nn.ModuleList(transformer_layer(dim, heads, dropout) for _ in range(layers))
+        self.layers = transformer_layers(dim, heads, dropout, layers)
 
     def attention_bias(self, relations):
-        """(2B, 2B): mask_weight * relevance where connected, -inf where not; blocks [[i2i, i2t], [t2i, t2t]]."""
-        blocks = [
-            (self.mask_weight * block.relevance).masked_fill(~block.is_connected, -torch.inf) for block in relations
-        ]
+        """The bias of the whole graph, (2B, 2B), in blocks [[i2i, i2t], [t2i, t2t]]."""
+        blocks = [attention_bias(block, self.mask_weight) for block in relations]
         return torch.cat([torch.cat(blocks[:2], dim=1), torch.cat(blocks[2:], dim=1)])
 
     def forward(self, image_vectors, caption_vectors, relations):
@@ -45,29 +64,73 @@ class Fusion(nn.Module):
         instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)  # (1, 2B, E): one sequence
         bias = self.attention_bias(relations)
         for layer in self.layers:
-            instances = layer(instances, src_mask=bias)
+            instances = attend(layer, instances, instances, bias)
         enhanced = F.normalize(instances.squeeze(0), dim=-1)
         return enhanced[: len(image_vectors)], enhanced[len(image_vectors) :]
+
+
+class Standalone(nn.Module):
+    """Lets each modality attend to the other and then to itself, each block of the graph with layers of its own.
+
+    The paper's other interaction; with relation "inter" or "intra" one of the two stages is left out.
+    """
+
+    def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0, relation="both"):
+        super().__init__()
+        self.mask_weight = mask_weight
+        inter, intra = layers * (relation != "intra"), layers * (relation != "inter")
+        self.i2t, self.t2i = (transformer_layers(dim, heads, dropout, inter) for _ in range(2))
+        self.i2i, self.t2t = (transformer_layers(dim, heads, dropout, intra) for _ in range(2))
+
+    def forward(self, image_vectors, caption_vectors, relations):
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
+        images, captions = image_vectors.unsqueeze(0), caption_vectors.unsqueeze(0)  # (1, B, E) each
+        bias = Relations(*(attention_bias(block, self.mask_weight) for block in relations))
+        for image_layer, caption_layer in zip(self.i2t, self.t2i):
+            images, captions = (
+                attend(image_layer, images, captions, bias.i2t),
+                attend(caption_layer, captions, images, bias.t2i),
+            )
+        for image_layer, caption_layer in zip(self.i2i, self.t2t):
+            images = attend(image_layer, images, images, bias.i2i)
+            captions = attend(caption_layer, captions, captions, bias.t2t)
+        return F.normalize(images.squeeze(0), dim=-1), F.normalize(captions.squeeze(0), dim=-1)
 
 
 class Objective(nn.Module):
     """What training minimises: the base loss and, after warm-up, the losses over the instance graph (SPEC section 4).
 
     total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
+
+    Nothing exists that the options leave without effect: no graph with interaction "none", no regulariser without a
+    learnt relevance between the modalities.
     """
 
     def __init__(
         self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5, base_loss="trip",
         gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True, norm_input=True,
-        cross_loss=True, reg_loss_weight=10.0,
+        cross_loss=True, reg_loss_weight=10.0, interaction="fusion", relation="both", use_relevance=True,
+        use_connection=True, distance="l2",
     ):  # fmt: skip
         super().__init__()
         self.base_loss, self.gnn_loss = base_loss, gnn_loss
         self.margin, self.longest_distance, self.mask_repeat = margin, longest_distance, mask_repeat
         self.norm_input, self.cross_loss, self.reg_loss_weight = norm_input, cross_loss, reg_loss_weight
-        self.pieces_read = topk  # of every caption, of padding too where it is shorter
-        self.relations = InstanceRelations(topk, threshold)
-        self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
+        self.interaction, self.distance = interaction, distance
+        if "infonce" in ([base_loss] if interaction == "none" else [base_loss, gnn_loss]):
+            self.infonce = InfoNCE()  # one temperature for all of its terms
+        self.pieces_read = 0  # of every caption, of padding too where it is shorter
+        if interaction == "none":
+            return
+        use_relevance = use_relevance and (mask_weight > 0 or reg_loss_weight > 0)
+        self.has_regulariser = use_relevance and relation != "intra" and reg_loss_weight > 0
+        self.relations = InstanceRelations(topk, threshold, relation, use_relevance, use_connection, distance)
+        if self.relations.reads_fragments:
+            self.pieces_read = topk
+        if interaction == "fusion":
+            self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
+        else:
+            self.standalone = Standalone(dim, heads, dropout, layers, mask_weight, relation)
 
     def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
@@ -79,30 +142,34 @@ class Objective(nn.Module):
         def loss(name, left, right):
             if name == "vse":
                 return hinge_loss(left, right, positives, self.margin, hardest)
+            if name == "infonce":
+                return self.infonce(left, right, positives)
             return triplet_loss(left, right, positives, self.margin, self.longest_distance, generator)
 
         u, w = images.embedding, captions.embedding
         terms = {"base": loss(self.base_loss, u, w)}
-        if use_graph:
+        if use_graph and self.interaction != "none":
             relations = self.relations(images, captions)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
             if self.cross_loss:
                 terms["cross"] = loss(self.gnn_loss, u, enhanced_w) + loss(self.gnn_loss, enhanced_u, w)
             terms["graph"] = loss(self.gnn_loss, enhanced_u, enhanced_w)
-            terms["regulariser"] = self.reg_loss_weight * regulariser(relations, u, w)
+            if self.has_regulariser:
+                terms["regulariser"] = self.reg_loss_weight * regulariser(relations, u, w, self.distance)
         return Loss(sum(terms.values()), terms)
 
     def enhance(self, images, captions, relations):
-        """The enhanced embeddings u', w' of a batch, (B, E) each; the fusion reads normalised ones or not."""
+        """The enhanced embeddings u', w' of a batch, (B, E) each; the graph reads normalised ones or not."""
+        interact = self.fusion if self.interaction == "fusion" else self.standalone
         field = "embedding" if self.norm_input else "unnormalised"
-        return self.fusion(getattr(images, field), getattr(captions, field), relations)
+        return interact(getattr(images, field), getattr(captions, field), relations)
 
 
 def add_options(parser):
     """Add the options of the losses, of both transformers and of the instance graph to an argparse parser."""
     losses = parser.add_argument_group("losses (SPEC section 5)")
-    losses.add_argument("--base_loss", choices=("trip", "vse"), default="trip", help="loss on the embeddings u, w")
-    losses.add_argument("--gnn_loss", choices=("trip", "vse"), default="trip", help="loss g on the enhanced u', w'")
+    losses.add_argument("--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w")
+    losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
 
     fragments = parser.add_argument_group("fragment-level relations (SPEC section 3)")
     fragments.add_argument("--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v")
@@ -110,14 +177,22 @@ def add_options(parser):
     fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
 
     graph = parser.add_argument_group("instance-level relations (SPEC section 4)")
+    graph.add_argument("--interaction", choices=("fusion", "standalone", "none"), default="fusion",
+                       help="of the 2B nodes: one transformer, one a block, or no graph (base loss alone)")  # fmt: skip
+    graph.add_argument("--relation", choices=("both", "intra", "inter"), default="both",
+                       help="blocks that take part: all, within a modality, or between the two")  # fmt: skip
+    graph.add_argument("--connection", type=SWITCH, default=1, help="0: all are connected, nothing is masked")
+    graph.add_argument("--relevance", type=SWITCH, default=1, help="0: S = 0, connection alone; no regulariser")
+    graph.add_argument("--distance", choices=("l2", "l2sq"), default="l2",
+                       help="in exp(-distance / sigma): as released, or squared as in the paper")  # fmt: skip
     graph.add_argument("--warmup", type=COUNT_OR_NONE, default=8000, help="steps before the graph takes part")
-    graph.add_argument("--num_layers_enc", type=COUNT, default=1, help="transformer layers of the fusion")
+    graph.add_argument("--num_layers_enc", type=COUNT, default=1, help="transformer layers of the graph, a stage")
     graph.add_argument("--graph_lr_factor", type=NOT_NEGATIVE, default=1.0, help="learning rate of the graph, relative")
-    graph.add_argument("--mask_weight", type=NOT_NEGATIVE, default=1.0, help="weight of relevance in the attention")
+    graph.add_argument("--mask_weight", type=NOT_NEGATIVE, default=1.0, help="weight of relevance S in the attention")
     graph.add_argument("--threshold", type=FRACTION, default=0.5, help="share of the batch that a row connects to")
     graph.add_argument("--topk", type=COUNT, default=10, help="K: fragment matches that the relevance MLP reads")
     graph.add_argument("--reg_loss_weight", type=NOT_NEGATIVE, default=10, help="weight of the regulariser")
-    graph.add_argument("--norm_input", type=SWITCH, default=1, help="1: the fusion reads normalised embeddings")
+    graph.add_argument("--norm_input", type=SWITCH, default=1, help="1: the graph reads normalised embeddings")
     graph.add_argument("--cross_loss", type=SWITCH, default=1, help="1: add the losses g(u, w') + g(u', w)")
 
 

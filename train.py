@@ -103,6 +103,7 @@ class Training:
     def _announce(self, resumed_file):
         """Say once what runs where; a run that goes on has said so in its log before."""
         options = self.options
+        graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         self.log.parameters(vars(options))
         tell = say if resumed_file else self.log.train
         for name, split in self.data._asdict().items():
@@ -117,7 +118,7 @@ class Training:
         tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
         tell(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
-            f"epoch, {options.num_epochs} epochs, graph from step {options.warmup} on; the best epoch by rsum on "
+            f"epoch, {options.num_epochs} epochs, {graph}; the best epoch by rsum on "
             f"{options.val_split} is kept in {self.best_file}"
         )
         if resumed_file:
@@ -264,6 +265,11 @@ def build_objective(options):
         norm_input=bool(options.norm_input),
         cross_loss=bool(options.cross_loss),
         reg_loss_weight=options.reg_loss_weight,
+        interaction=options.interaction,
+        relation=options.relation,
+        use_relevance=bool(options.relevance),
+        use_connection=bool(options.connection),
+        distance=options.distance,
     )
 
 

@@ -17,6 +17,13 @@ def transformer_layer(dim, heads, dropout):
     return nn.TransformerEncoderLayer(dim, heads, dim_feedforward=dim, dropout=dropout, batch_first=True)
 
 
+def after_attention(layer, nodes, attended):
+    """The rest of a transformer layer, once its nodes have attended: (..., E) both, and what comes back."""
+    nodes = layer.norm1(nodes + layer.dropout1(attended))
+    widened = layer.dropout(layer.activation(layer.linear1(nodes)))
+    return layer.norm2(nodes + layer.dropout2(layer.linear2(widened)))
+
+
 class FragmentRelation(nn.Module):
     """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (SPEC section 3).
 
@@ -47,6 +54,4 @@ def _transform(layer, packed, packing, lengths):
     projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)
     dropout = attention.dropout if layer.training else 0.0
     mixed = attention.out_proj(packing.attention(projected, is_real, attention.num_heads, dropout))
-    packed = layer.norm1(packed + layer.dropout1(mixed))
-    widened = layer.dropout(layer.activation(layer.linear1(packed)))
-    return layer.norm2(packed + layer.dropout2(layer.linear2(widened)))
+    return after_attention(layer, packed, mixed)

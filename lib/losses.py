@@ -1,4 +1,4 @@
-"""Hinge triplet losses over a batch of pairs: sum, hardest, and distance-weighted negatives (SPEC section 5).
+"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives; SPEC section 5), InfoNCE.
 
 S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image, and never a
 negative. Two departures from the published code are here, both in `negative_distribution`: the maximum is taken over
@@ -7,12 +7,16 @@ admissible negatives only, and an anchor that has none is left out alone instead
 
 # B pairs, P (anchor, positive) pairs, E embedding
 
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 SAMPLING_DIMENSION = 512  # the dimension of the sphere in Wu et al., as published, whatever E is
 SMALLEST_DISTANCE = 0.5
+FIRST_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01  # of CLIP
 
 
 class Positives(NamedTuple):
@@ -92,3 +96,25 @@ def _sampled_hinge(similarities, positives, margin, longest_distance, generator)
     negative = draw_negatives(distribution, generator)
     wrong, right = similarities[positives.anchor, negative], similarities[positives.anchor, positives.positive]
     return (margin + wrong - right).clamp(min=0).masked_fill(~has_negative, 0).sum()
+
+
+class InfoNCE(nn.Module):
+    """`infonce`: cross-entropy of each image's own caption in the batch and of each caption's own image.
+
+    The form of CLIP (Radford et al., ICML 2021): the mean over the batch and both directions, with a learnt temperature
+    exp(-s). The other positives of an anchor are left out of its denominator.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
+
+    def forward(self, image_embeddings, caption_embeddings, positives):
+        """image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Returns a scalar."""
+        with torch.no_grad():  # s itself, not a copy: at its limit it still has a gradient to come back by
+            self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
+        own = torch.arange(len(image_embeddings), device=image_embeddings.device)
+        is_other_positive = positives.mask & (own != own.unsqueeze(1))
+        logits = self.log_scale.exp() * (image_embeddings @ caption_embeddings.T)
+        logits = logits.masked_fill(is_other_positive, -torch.inf)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

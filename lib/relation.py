@@ -72,16 +72,26 @@ def connection(closeness, threshold):
     return closeness >= closeness.topk(count, dim=1).values[:, -1:]
 
 
-def distance_relevance(left, right):
-    """exp(-||l_i - r_j|| / sigma), (B, B), with gradient 0 at distance 0; distances are exact."""
+def distance_relevance(left, right, distance="l2"):
+    """exp(-||l_i - r_j|| / sigma), (B, B), with gradient 0 at distance 0; distances are exact.
+
+    distance: "l2", as released, or "l2sq": squared, as the paper writes it.
+    """
     distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
-    return torch.exp(-distances / SIGMA)
+    return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
 
 
-def intra_modal(embeddings, threshold):
+def intra_modal(embeddings, threshold, distance="l2", use_relevance=True):
     """Relation of the instances of one modality. embeddings: (B, E). Returns `Relation`."""
     closeness = (embeddings @ embeddings.T).detach()
-    return Relation(connection(closeness, threshold), distance_relevance(embeddings, embeddings))
+    relevance = distance_relevance(embeddings, embeddings, distance) if use_relevance else torch.zeros_like(closeness)
+    return Relation(connection(closeness, threshold), relevance)
+
+
+def even_relation(embeddings, is_connected):
+    """A block that prefers nobody: relevance 0, and all of its pairs are connected or none. embeddings: (B, E)."""
+    pairs = len(embeddings), len(embeddings)
+    return Relation(embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs))
 
 
 @torch.no_grad()
@@ -172,13 +182,18 @@ def _largest(matches, topk):
 
 
 class CrossModalRelation(nn.Module):
-    """Relations between captions and images from their fragments: relevance = MLP(K largest matches) + mean match."""
+    """Relations between captions and images from their fragments: relevance = MLP(K largest matches) + mean match.
 
-    def __init__(self, topk, threshold):
+    Without use_relevance it is 0, and there are no MLPs.
+    """
+
+    def __init__(self, topk, threshold, use_relevance=True):
         super().__init__()
         self.topk, self.threshold = topk, threshold
-        self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
-        self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
+        self.mlp_t2i = self.mlp_i2t = None
+        if use_relevance:
+            self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
+            self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths):
         """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,) on the CPU. Returns i2t and t2i `Relation`."""
@@ -186,32 +201,49 @@ class CrossModalRelation(nn.Module):
         return self._relation(self.mlp_i2t, i2t), self._relation(self.mlp_t2i, t2i)
 
     def _relation(self, mlp, matches):
-        relevance = mlp(matches.largest).squeeze(-1) + matches.mean
-        return Relation(connection(matches.mean, self.threshold), relevance)
+        is_connected = connection(matches.mean, self.threshold)
+        if mlp is None:
+            return Relation(is_connected, torch.zeros_like(matches.mean))
+        return Relation(is_connected, mlp(matches.largest).squeeze(-1) + matches.mean)
 
 
 class InstanceRelations(nn.Module):
-    """The four relation blocks of a batch."""
+    """The four relation blocks of a batch.
 
-    def __init__(self, topk, threshold):
+    relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the others nothing is
+    connected. Without use_relevance it is 0 everywhere; without use_connection whole blocks are connected.
+    """
+
+    def __init__(self, topk, threshold, relation="both", use_relevance=True, use_connection=True, distance="l2"):
         super().__init__()
-        self.threshold = threshold
-        self.cross_modal = CrossModalRelation(topk, threshold)
+        self.threshold = threshold if use_connection else 1.0
+        self.use_relevance, self.distance = use_relevance, distance
+        self.has_intra, self.has_inter = relation != "inter", relation != "intra"
+        self.reads_fragments = self.has_inter and (use_relevance or use_connection)
+        if self.reads_fragments:
+            self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
 
     def forward(self, images, captions):
         """images, captions: `Encoded`, B each. Returns `Relations`."""
-        i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths)
-        return Relations(
-            intra_modal(images.embedding, self.threshold), i2t, t2i, intra_modal(captions.embedding, self.threshold)
-        )
+        i2i = t2t = even_relation(images.embedding, is_connected=False)
+        i2t = t2i = even_relation(images.embedding, is_connected=self.has_inter)
+        if self.has_intra:
+            i2i, t2t = (
+                intra_modal(side.embedding, self.threshold, self.distance, self.use_relevance)
+                for side in (images, captions)
+            )
+        if self.reads_fragments:
+            i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths)
+        return Relations(i2i, i2t, t2i, t2t)
 
 
-def regulariser(relations, image_embeddings, caption_embeddings):
+def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
     """KL divergence of the learnt cross-modal relevance from that of the embeddings, both directions (SPEC 4).
 
-    Gradient reaches the relevance only. image_embeddings, caption_embeddings: (B, E). Returns a scalar.
+    Gradient reaches the relevance only. image_embeddings, caption_embeddings: (B, E); distance: see
+    `distance_relevance`. Returns a scalar.
     """
-    target = distance_relevance(image_embeddings.detach(), caption_embeddings.detach())
+    target = distance_relevance(image_embeddings.detach(), caption_embeddings.detach(), distance)
     pairs = ((relations.i2t.relevance, target), (relations.t2i.relevance, target.T))
     return sum(_row_divergence(learnt, given) for learnt, given in pairs)
 

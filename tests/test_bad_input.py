@@ -202,12 +202,11 @@ BELOW_ZERO, ZERO, ABOVE_ONE, BROKEN = ["-1", "-0.001", "-inf"], ["0"], ["1.001",
 REFUSED = {
     dest: values  # out of range, or of another kind
     for dests, values in {
-        "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk batch_clusters": BELOW_ZERO
-        + ZERO
-        + BROKEN,
+        "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc": BELOW_ZERO + ZERO + BROKEN,
+        "topk batch_clusters": BELOW_ZERO + ZERO + BROKEN,
         "workers seed seeds val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
-        "size_augment overwrite deterministic save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO
-        + ABOVE_ONE,
+        "size_augment overwrite deterministic save_results multi_gpu mask_repeat": BELOW_ZERO + ABOVE_ONE,
+        "norm_input cross_loss connection relevance": BELOW_ZERO + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
         "margin graph_lr_factor mask_weight reg_loss_weight": BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,

@@ -44,10 +44,12 @@ def naive_bias(relations, mask_weight):
     return bias
 
 
-def naive_layer(layer, nodes, bias):
-    """One post-norm transformer layer over a list of nodes, attention computed a head and a node at a time."""
+def naive_layer(layer, nodes, bias, others=None):
+    """One post-norm transformer layer in which nodes attend to each other or to others, a head and a node at a time."""
     size = DIM // HEADS
-    query, key, value = (nodes @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).split(DIM, dim=1)
+    sources = nodes, *(2 * [nodes if others is None else others])
+    matrices, biases = layer.self_attn.in_proj_weight.split(DIM), layer.self_attn.in_proj_bias.split(DIM)
+    query, key, value = (source @ matrix.T + shift for source, matrix, shift in zip(sources, matrices, biases))
     attended = torch.zeros_like(nodes)
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)

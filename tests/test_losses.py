@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib import losses
-from lib.losses import draw_negatives, find_positives, hinge_loss, negative_distribution, triplet_loss
+from lib.losses import InfoNCE, draw_negatives, find_positives, hinge_loss, negative_distribution, triplet_loss
 
 MARGIN = 0.2
 
@@ -47,6 +47,17 @@ def naive_hinge(u, w, is_positive, hardest):
                 by_image.append((MARGIN + u[j] @ w[i] - u[i] @ w[i]).clamp(min=0))
         total = total + (max(by_caption) + max(by_image) if hardest else sum(by_caption) + sum(by_image))
     return total
+
+
+def naive_infonce(u, w, is_positive, scale):
+    """Mean over anchors of both directions of -log softmax at the own pair; other positives are not in the sum."""
+    losses = []
+    for rows in (u @ w.T, w @ u.T):
+        for anchor in range(len(u)):
+            others = [j for j in range(len(u)) if j == anchor or not is_positive[anchor][j]]
+            denominator = sum((scale * rows[anchor, j]).exp() for j in others)
+            losses.append(denominator.log() - scale * rows[anchor, anchor])
+    return sum(losses) / len(losses)
 
 
 def naive_distribution(similarities, is_positive, longest_distance):
@@ -283,3 +294,45 @@ def test_equal_embeddings_cost_the_margin_an_anchor_and_a_direction():
     close(triplet_loss(u, u, positives, MARGIN, 1.7), 2 * 4 * MARGIN, absolute=1e-6)
     close(hinge_loss(u, u, positives, MARGIN, True), 2 * 4 * MARGIN, absolute=1e-6)
     close(hinge_loss(u, u, positives, MARGIN, False), 2 * 4 * 3 * MARGIN, absolute=1e-6)
+
+
+@pytest.mark.parametrize("mask_repeat", [False, True])
+@pytest.mark.parametrize("seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])])
+def test_infonce_is_the_loop_and_so_is_its_temperatures_gradient(seed, ids, mask_repeat):
+    u, w = pairs(len(ids), seed)
+    infonce = InfoNCE().double()
+    positives = find_positives(torch.tensor(ids), mask_repeat)
+    expected = naive_infonce(u, w, naive_positives(torch.tensor(ids), mask_repeat), infonce.log_scale.exp())
+    close(infonce.log_scale.exp(), 1 / 0.07, absolute=1e-5)
+    assert expected > 0.01
+    check_gradients(infonce(u, w, positives), expected, (u, w, infonce.log_scale))
+
+
+def test_infonce_of_equal_embeddings_is_the_logarithm_of_the_batch():
+    u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
+    close(InfoNCE()(u, u, find_positives(torch.arange(4))), math.log(4), absolute=1e-6)
+    close(InfoNCE()(u, u, find_positives(torch.tensor([1, 1, 2, 3]))), (math.log(3) + math.log(4)) / 2, absolute=1e-6)
+
+
+@pytest.mark.parametrize("ids", [[4, 4, 4], [1]])
+def test_infonce_of_one_image_costs_nothing(ids):
+    u, w = pairs(len(ids), seed=5)
+    infonce = InfoNCE().double()
+    loss = infonce(u, w, find_positives(torch.tensor(ids)))
+    close(loss, 0)
+    for gradient in torch.autograd.grad(loss, (u, w, infonce.log_scale)):
+        close(gradient, torch.zeros_like(gradient))
+
+
+def test_the_temperature_stays_above_a_hundredth_and_comes_back():
+    u, w = pairs(6, seed=3)
+    infonce, positives = InfoNCE().double(), find_positives(torch.arange(6))
+    torch.nn.init.constant_(infonce.log_scale, 9.0)
+    loss = infonce(u, w, positives)
+    close(infonce.log_scale.exp(), 100)
+    close(loss, naive_infonce(u, w, torch.eye(6).tolist(), 100).detach(), absolute=1e-6)
+    loss.backward()
+    assert infonce.log_scale.grad > 0  # some pair is not the nearest, so that a higher temperature costs less
+    torch.optim.SGD(infonce.parameters(), lr=0.1).step()
+    infonce(u, w, positives)
+    assert infonce.log_scale.exp() < 99
