@@ -29,6 +29,9 @@ def training_parser():
     data = parser.add_argument_group("data (SPEC section 1)")
     add_data_options(data)
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
+    data.add_argument("--min_word_count", type=COUNT, default=4,
+                      help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
+    data.add_argument("--glove", help="bigru: GloVe text file that word embeddings start from")
     data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
@@ -51,6 +54,8 @@ def training_parser():
 
     model = parser.add_argument_group("embedding (SPEC section 3)")
     model.add_argument("--embed_size", type=COUNT, default=1024, help="E, size of the embedding space")
+    model.add_argument("--text_encoder", choices=("bert", "bigru"), default="bert", help="what reads the captions")
+    model.add_argument("--word_dim", type=COUNT, default=300, help="bigru: size of a word embedding")
     model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
     model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
 
@@ -114,6 +119,8 @@ def check(options):
         )
     if options.embed_size % 2:
         raise InputError(f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide")
+    if options.glove and options.text_encoder != "bigru":
+        raise InputError(f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with --text_encoder bigru")
     if options.multi_gpu:
         raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
     for option in ("logger_name", "model_name"):

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import build_model, choose_device, load_model, load_split, summarise
+from eval import build_model, choose_device, load_model, load_split, open_folder, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
+from lib.dataset import RetrievalDataset, TrainingPairs, batches, read_lines, test_split, training_loader
 from lib.errors import InputError, command_line
-from lib.logs import RunLog, StepLog
+from lib.logs import RunLog, StepLog, say
+from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 
 class Data(NamedTuple):
@@ -35,10 +36,12 @@ class Training:
         self.best_file = Path(options.model_name) / checkpoint.BEST
         self._keep_finished_run()
         self.device = choose_device(options.device, options.gpu_id)
-        self.data = open_data(options)
+        self.vocabulary = read_vocabulary(options)
+        self.data = open_data(options, self.vocabulary)
         options.img_dim = self.data.train.region_dim
         torch.manual_seed(options.seed)
-        self.model = build_model(vars(options), bert.model(options.bert_path), options.img_dim).to(self.device)
+        reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
@@ -65,6 +68,11 @@ class Training:
             self.log.train(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
                 f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
+            )
+        if self.vocabulary:
+            self.log.train(
+                f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
+                f"{options.min_word_count} times"
             )
         self.log.train(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
@@ -122,6 +130,7 @@ class Training:
             checkpoint.save(
                 self.best_file, self.model, self.objective, self.optimizer, epoch=epoch + 1, step=self.step,
                 best_rsum=self.best_rsum, options=vars(options),
+                vocabulary=self.vocabulary,
             )  # fmt: skip
 
     def _report(self):
@@ -136,10 +145,33 @@ class Training:
             report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
 
 
-def open_data(options):
+def read_vocabulary(options):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+    if options.text_encoder == "bert":
+        return None
+    path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
+    words = frequent_words(read_lines(path), options.min_word_count)
+    if not words:
+        raise InputError(
+            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
+            "--min_word_count"
+        )
+    return Vocabulary(words)
+
+
+def read_embeddings(options, vocabulary):
+    """The word embeddings that training starts from, random or of --glove. Raises InputError."""
+    embeddings = word_embeddings(vocabulary, options.word_dim)
+    if options.glove:
+        found = read_glove(options.glove, vocabulary, embeddings)
+        say(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+    return embeddings
+
+
+def open_data(options, vocabulary=None):
     """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
     splits = {
-        split: load_split(options.data_path, options.dataset, split, options.bert_path)
+        split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
         for split in dict.fromkeys(("train", options.val_split, test_split(options.dataset)))
     }
     data = Data(splits["train"], splits[options.val_split], splits[test_split(options.dataset)])
@@ -171,6 +203,7 @@ def build_objective(options):
         norm_input=bool(options.norm_input),
         cross_loss=bool(options.cross_loss),
         reg_loss_weight=options.reg_loss_weight,
+        mask_padding=bool(options.mask_padding),
     )
 
 

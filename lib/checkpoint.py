@@ -16,9 +16,13 @@ import torch
 
 from lib.errors import InputError, first_sentence
 from lib.files import written_whole
+from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
 BEST = "model_best.pth"
+ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
+    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300,
+)  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
@@ -49,13 +53,17 @@ OBJECTIVE_NAMES = {
 
 
 class Checkpoint(NamedTuple):
-    """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum."""
+    """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
+
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces.
+    """
 
     model: dict
     options: dict
     epoch: int
     best_rsum: float
     is_published: bool
+    vocabulary: Vocabulary | None = None
 
 
 def rename(state, names):
@@ -83,10 +91,10 @@ def from_published(image_state, text_state):
     return image | text
 
 
-def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
+def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options, vocabulary=None):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
-    epoch: epochs done; step: optimisation steps done; options: a plain dict.
+    epoch: epochs done; step: optimisation steps done; options: a plain dict; vocabulary: a `Vocabulary`, or None.
     """
     content = dict(
         format=FORMAT,
@@ -97,6 +105,7 @@ def save(path, model, objective, optimizer, *, epoch, step, best_rsum, options):
         step=step,
         best_rsum=best_rsum,
         options=dict(options),
+        vocabulary=vocabulary and vocabulary.words,
     )
     with written_whole(path) as file:
         torch.save(content, file)
@@ -120,11 +129,12 @@ def load(path):
     content = _read(path)
     try:
         is_published = content.get("format") != FORMAT
-        options = vars(content["opt"]) if is_published else dict(content["options"])
+        options = vars(content["opt"]) | ADDED_OPTIONS if is_published else ADDED_OPTIONS | dict(content["options"])
         state = from_published(*content["model"]) if is_published else dict(content["model"])
         for name in MODEL_OPTIONS:
             options[name]  # a KeyError names what is missing
-        return Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
+        vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
+        return Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: {error}); "
