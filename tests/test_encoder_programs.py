@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import arguments
 import eval as evaluation
+import graph_lib
 import train
-from lib import demo
+from lib import bert, demo
 from lib.errors import InputError
 from lib.vocabulary import SPECIAL
 
@@ -60,6 +62,16 @@ def test_other_encoders_train_and_are_rebuilt_by_evaluation(data, tmp_path, more
     check_evaluation_repeats(folder)
     names = {name.split(".")[2] for name in weights(folder)["model"] if "fragment_relation" in name}
     assert ("layer" in names) is ("relation" in more) and ("pool" in names) is ("gpo" in more)
+
+
+@pytest.mark.parametrize("mask", [0, 1])
+def test_masked_padding_reaches_the_image_encoder_and_the_relations(data, mask):
+    parser = arguments.training_parser()
+    graph_lib.add_options(parser)
+    options = [*OPTIONS.split(), "--data_path", str(data), "--mask_padding", str(mask)]
+    options = arguments.parse_training(parser, options)
+    model = evaluation.build_model(vars(options), bert.model(options.bert_path), demo.FEATURES)
+    assert model.image_encoder.mask_padding is train.build_objective(options).relations.mask_padding is bool(mask)
 
 
 def test_a_bigru_trains_without_a_bert_and_is_rebuilt_by_evaluation(run, tmp_path):
