@@ -43,6 +43,9 @@ def training_parser():
     data = parser.add_argument_group("data (SPEC section 1)")
     add_data_options(data)
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
+    data.add_argument("--min_word_count", type=COUNT, default=4,
+                      help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
+    data.add_argument("--glove", help="bigru: GloVe text file that word embeddings start from")
     data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
@@ -80,6 +83,8 @@ def training_parser():
         help="preset of model and losses; options given by hand win: the paper's, VSE++ or VSE-infinity (gpo)",
     )  # fmt: skip
     model.add_argument("--embed_size", type=COUNT, default=1024, help="E, size of the embedding space")
+    model.add_argument("--text_encoder", choices=("bert", "bigru"), default="bert", help="what reads the captions")
+    model.add_argument("--word_dim", type=COUNT, default=300, help="bigru: size of a word embedding")
     model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
     model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
 
@@ -180,6 +185,8 @@ def check(options):
             raise InputError(f"{seeds} and --seed {options.seed}: expected one of the two; add the seed to --seeds")
         if len(set(options.seeds)) < len(options.seeds):
             raise InputError(f"{seeds}: a seed twice, expected each once")
+    if options.glove and options.text_encoder != "bigru":
+        raise InputError(f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with --text_encoder bigru")
     if options.multi_gpu:
         raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
     for option in ("logger_name", "model_name"):

@@ -13,14 +13,15 @@ from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line, first_sentence
 from lib.logs import say
 from lib.model import HREM
+from lib.vocabulary import word_embeddings
 
 PUBLISHED_BERT = "bert-base-uncased"
 
 
-def build_model(options, bert_model, region_dim):
-    """The model that a dict of options describes, ours or the published ones."""
+def build_model(options, reader, region_dim):
+    """The model that a dict of options describes, ours or the published ones; reader: see `HREM`."""
     return HREM(
-        bert_model,
+        reader,
         region_dim=region_dim,
         embed_size=options["embed_size"],
         heads=options["nhead"],
@@ -28,6 +29,8 @@ def build_model(options, bert_model, region_dim):
         residual_weight=options["residual_weight"],
         normalise_images=not options["no_imgnorm"],
         normalise_captions=not options["no_txtnorm"],
+        pooling=options["pooling"],
+        mask_padding=bool(options["mask_padding"]),
     )
 
 
@@ -48,16 +51,21 @@ def choose_device(name, gpu_id):
     return device
 
 
-def load_split(data_path, dataset, split, bert_path):
-    """A split, its captions cut for the BERT at `bert_path`; the demo data are built on their first use."""
+def open_folder(data_path, dataset):
+    """The folder of a data set; the demo data are built on their first use. Raises InputError."""
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
         say(f"building the demo data in {demo_folder}")
         demo_folder.parent.mkdir(parents=True, exist_ok=True)
         demo.build(demo_folder)
-    folder = folder_of(data_path, dataset)
-    longest = bert.configuration(bert_path).max_position_embeddings
-    found = RetrievalDataset(folder, split, bert.tokeniser(bert_path), longest)
+    return folder_of(data_path, dataset)
+
+
+def load_split(data_path, dataset, split, bert_path, vocabulary=None):
+    """A split, its captions cut for the BERT at `bert_path`, or into the words of a `Vocabulary`."""
+    folder = open_folder(data_path, dataset)
+    longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
+    found = RetrievalDataset(folder, split, vocabulary or bert.tokeniser(bert_path), longest)
     if found.blank_lines:
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
@@ -72,7 +80,11 @@ def load_split(data_path, dataset, split, bert_path):
 
 def load_model(path, trained, bert_path, region_dim, device):
     """The model of a `Checkpoint` read from `path`, in evaluation mode. Raises InputError where it does not fit."""
-    model = build_model(trained.options, bert.model(bert_path, pretrained=False), region_dim)
+    if trained.options["text_encoder"] == "bert":
+        reader = bert.model(bert_path, pretrained=False)
+    else:
+        reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
+    model = build_model(trained.options, reader, region_dim)
     checkpoint.load_into(model, trained, path)
     return model.to(device).eval()
 
@@ -109,7 +121,8 @@ def run_model(path, options, device):
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     split = options.split or test_split(dataset)
     bert_path = options.bert_path or ours.get("bert_path", PUBLISHED_BERT)
-    data = load_split(options.data_path or ours.get("data_path", "data/"), dataset, split, bert_path)
+    data_path = options.data_path or ours.get("data_path", "data/")
+    data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
     model = load_model(path, trained, bert_path, data.region_dim, device)
     return engine.similarities(model, data, device), dataset, split, trained
 

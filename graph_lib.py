@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.dataset import is_coco
-from lib.fragment import after_attention, transformer_layer
+from lib.fragment import POOLINGS, after_attention, transformer_layer
 from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SWITCH
 from lib.relation import InstanceRelations, Relations, regulariser
@@ -110,7 +110,7 @@ class Objective(nn.Module):
         self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5, base_loss="trip",
         gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True, norm_input=True,
         cross_loss=True, reg_loss_weight=10.0, interaction="fusion", relation="both", use_relevance=True,
-        use_connection=True, distance="l2",
+        use_connection=True, distance="l2", mask_padding=False,
     ):  # fmt: skip
         super().__init__()
         self.base_loss, self.gnn_loss = base_loss, gnn_loss
@@ -124,7 +124,9 @@ class Objective(nn.Module):
             return
         use_relevance = use_relevance and (mask_weight > 0 or reg_loss_weight > 0)
         self.has_regulariser = use_relevance and relation != "intra" and reg_loss_weight > 0
-        self.relations = InstanceRelations(topk, threshold, relation, use_relevance, use_connection, distance)
+        self.relations = InstanceRelations(
+            topk, threshold, relation, use_relevance, use_connection, distance, mask_padding
+        )
         if self.relations.reads_fragments:
             self.pieces_read = topk
         if interaction == "fusion":
@@ -172,6 +174,10 @@ def add_options(parser):
     losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
 
     fragments = parser.add_argument_group("fragment-level relations (SPEC section 3)")
+    fragments.add_argument("--pooling", choices=POOLINGS, default="maxk+relation",
+                           help="v_res, of both encoders; without +relation no transformer: v = v_res")  # fmt: skip
+    fragments.add_argument("--mask_padding", type=SWITCH, default=0,
+                           help="1: dropped regions count neither in batch norm nor in relations")  # fmt: skip
     fragments.add_argument("--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v")
     fragments.add_argument("--nhead", type=COUNT, default=16, help="attention heads of every transformer")
     fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")

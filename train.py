@@ -12,13 +12,15 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import build_model, choose_device, load_model, load_split, summarise
+from eval import build_model, choose_device, load_model, load_split, open_folder, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import written_whole
 from lib.interrupt import Interrupt
+from lib.layout import read_lines
 from lib.logs import RunLog, StepLog, say
+from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 
 class Data(NamedTuple):
@@ -46,13 +48,15 @@ class Training:
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = choose_device(options.device, options.gpu_id)
-        self.data = open_data(options)
+        self.vocabulary = read_vocabulary(options)
+        self.data = open_data(options, self.vocabulary)
         options.img_dim = self.data.train.region_dim
         if content:
             arguments.check_resumed(resumed_file, vars(options), content["options"])
         torch.use_deterministic_algorithms(bool(options.deterministic))
         torch.manual_seed(options.seed)
-        self.model = build_model(vars(options), bert.model(options.bert_path), options.img_dim).to(self.device)
+        reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
@@ -110,6 +114,11 @@ class Training:
             tell(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
                 f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
+            )
+        if self.vocabulary:
+            tell(
+                f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
+                f"{options.min_word_count} times"
             )
         tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
@@ -177,7 +186,7 @@ class Training:
     def _write(self, path, epoch, **more):
         checkpoint.save(
             path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step, best_rsum=self.best_rsum,
-            options=vars(self.options), **more,
+            options=vars(self.options), vocabulary=self.vocabulary and self.vocabulary.words, **more,
         )  # fmt: skip
 
     def _stop_if_asked(self):
@@ -230,10 +239,33 @@ class Training:
         return scores
 
 
-def open_data(options):
+def read_vocabulary(options):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+    if options.text_encoder == "bert":
+        return None
+    path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
+    words = frequent_words(read_lines(path), options.min_word_count)
+    if not words:
+        raise InputError(
+            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
+            "--min_word_count"
+        )
+    return Vocabulary(words)
+
+
+def read_embeddings(options, vocabulary):
+    """The word embeddings that training starts from, random or of --glove. Raises InputError."""
+    embeddings = word_embeddings(vocabulary, options.word_dim)
+    if options.glove:
+        found = read_glove(options.glove, vocabulary, embeddings)
+        say(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+    return embeddings
+
+
+def open_data(options, vocabulary=None):
     """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
     splits = {
-        split: load_split(options.data_path, options.dataset, split, options.bert_path)
+        split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
         for split in dict.fromkeys(("train", options.val_split, test_split(options.dataset)))
     }
     data = Data(splits["train"], splits[options.val_split], splits[test_split(options.dataset)])
@@ -270,6 +302,7 @@ def build_objective(options):
         use_relevance=bool(options.relevance),
         use_connection=bool(options.connection),
         distance=options.distance,
+        mask_padding=bool(options.mask_padding),
     )
 
 

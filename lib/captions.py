@@ -74,8 +74,8 @@ def split_words(text, tokeniser):
 def tokenise(texts, tokeniser, longest=None):
     """Cut captions into pieces.
 
-    texts: list of C strings; tokeniser: of `lib.bert`; longest: most ids a caption may have, [CLS] and [SEP]
-    included, or None. A longer caption loses its last words. Returns `Captions`.
+    texts: list of C strings; tokeniser: of `lib.bert` or `lib.vocabulary`; longest: most ids a caption may have,
+    [CLS] and [SEP] included, or None. A longer caption loses its last words. Returns `Captions`.
     """
     word_piece = tokeniser.backend_tokenizer.model
     known = {}

@@ -96,7 +96,7 @@ def check(folder, sample=None):
 def _check_split(report, folder, split, sample):
     regions_path, captions_path, ids_path = (folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt"))
     regions, captions = report.attempt(open_regions, regions_path), report.attempt(read_lines, captions_path)
-    ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else []
+    ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else None
     report.lines.append(f"{split}: {_size(regions)}, {len(captions or ())} captions")
     shape, images, num_images = (0, 0, 0), {}, None
     if regions is not None:
@@ -228,8 +228,8 @@ def _check_captions(report, path, captions):
 
 
 def _check_ids(report, path, ids, num_images):
-    """num_images: None where it is not known. Returns an id for each image."""
-    if not ids:
+    """ids, num_images: None where they are not known. Returns an id for each image."""
+    if ids is None:
         report.lines.append("  ids       none (optional)")
         return []
     num_ids = len(ids)

@@ -17,9 +17,13 @@ import torch
 
 from lib.errors import InputError, first_sentence
 from lib.files import obstacle, written_whole
+from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
+ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
+    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300,
+)  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
@@ -51,13 +55,17 @@ OBJECTIVE_NAMES = {
 
 
 class Checkpoint(NamedTuple):
-    """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum."""
+    """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
+
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces.
+    """
 
     model: dict
     options: dict
     epoch: int
     best_rsum: float
     is_published: bool
+    vocabulary: Vocabulary | None = None
 
 
 def rename(state, names):
@@ -88,8 +96,9 @@ def from_published(image_state, text_state):
 def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
-    counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), and in LAST what else a
-    run needs to go on: tensors and plain values. Raises InputError where the disk is full.
+    counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), vocabulary (a list of
+    words, or None), and in LAST what else a run needs to go on: tensors and plain values. Raises InputError where the
+    disk is full.
     """
     content = dict(
         format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
@@ -140,12 +149,13 @@ def load(path):
     content = _read(path)
     try:
         is_published = content.get("format") != FORMAT
-        options = vars(content["opt"]) if is_published else dict(content["options"])
+        options = vars(content["opt"]) | ADDED_OPTIONS if is_published else ADDED_OPTIONS | dict(content["options"])
         state = from_published(*content["model"]) if is_published else dict(content["model"])
         for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
         _check_options(options)
-        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published)
+        vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
+        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "

@@ -276,7 +276,10 @@ def _prepare(work, splits, shape, inputs):
 
 def _fill(work, lines, dim):
     """Decode and store what is still to do."""
-    counts = {path.name.removesuffix("_num_regions.npy"): np.load(path) for path in work.glob("*_num_regions.npy")}
+    counts = {
+        path.name.removesuffix("_num_regions.npy"): np.load(path, allow_pickle=False)
+        for path in work.glob("*_num_regions.npy")
+    }
     todo = [(line, places) for line, places in lines if not all(counts[split][index] for split, index in places)]
     with tqdm(total=len(lines), initial=len(lines) - len(todo), desc="images", leave=False, disable=None) as progress:
         for start in range(0, len(todo), STORED_AT_ONCE):
@@ -309,8 +312,8 @@ def _decode(line, dim):
 def _store(work, found):
     """Write features to their places, and the counts once the features are on disk. found: [(split, index, (n, D))]."""
     for split in {split for split, _, _ in found}:
-        regions = np.load(work / f"{split}_ims.npy", mmap_mode="r+")
-        counts = np.load(work / f"{split}_num_regions.npy", mmap_mode="r+")
+        regions = np.load(work / f"{split}_ims.npy", mmap_mode="r+", allow_pickle=False)
+        counts = np.load(work / f"{split}_num_regions.npy", mmap_mode="r+", allow_pickle=False)
         own = [(index, features[: regions.shape[1]]) for name, index, features in found if name == split]
         for index, features in own:
             regions[index, : len(features)] = features

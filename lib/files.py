@@ -15,8 +15,9 @@ def writing(path):
         yield
     except OSError as error:
         raise InputError(
-            f"{path}: could not be written ({error.strerror or error}), expected room and permission for it; what was "
-            "written before is whole: make room, then repeat the command (train.py: with --resume auto)"
+            f"{error.filename or path}: found {(error.strerror or str(error)).lower()}, expected to write there; what "
+            "was written before is whole: make room, change the permissions or name another place, then repeat the "
+            "command (train.py: with --resume auto)"
         ) from error
 
 

@@ -1,15 +1,19 @@
 """Fragment-level relations inside one sample: a transformer over its regions or words, with residual pooling.
 
-SPEC section 3; one module serves the image and the text encoder.
+SPEC section 3; one module serves the image and the text encoder, and the baselines that pool without a transformer.
 """
 
 # N samples, n fragments of the longest, M true fragments in all, E embedding
+
+import functools
 
 import torch.nn.functional as F
 from torch import nn
 
 from lib.packing import Packing
-from lib.pooling import length_mask, masked_mean, max_k_mean
+from lib.pooling import GeneralizedPooling, length_mask, masked_mean, max_k_mean
+
+POOLINGS = tuple(name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo"))
 
 
 def transformer_layer(dim, heads, dropout):
@@ -27,24 +31,35 @@ def after_attention(layer, nodes, attended):
 class FragmentRelation(nn.Module):
     """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (SPEC section 3).
 
-    v_res is the mean of the two largest values of each feature, v_rel the mean of the transformer's output.
+    v_res is the pooling of the fragments, as published the mean of the two largest values of each feature; v_rel is the
+    mean of the transformer's output. pooling: one of POOLINGS; without "+relation" there is no transformer, v = v_res.
     """
 
-    def __init__(self, dim, heads, dropout=0.1, residual_weight=0.8):
+    def __init__(self, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation"):
         super().__init__()
         self.residual_weight = residual_weight
-        self.layer = transformer_layer(dim, heads, dropout)
+        name, _, relation = pooling.partition("+")
+        self.layer = transformer_layer(dim, heads, dropout) if relation else None
+        self.pool = _pooling(name)
 
     def forward(self, fragments, lengths):
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E), not normalised."""
+        residual = self.pool(fragments, lengths)
+        if self.layer is None:
+            return residual
         related = masked_mean(self.relate(fragments, lengths), lengths)
-        residual = max_k_mean(fragments, lengths)
         return self.residual_weight * residual + (1 - self.residual_weight) * related
 
     def relate(self, fragments, lengths):
         """The transformer's output for the true fragments, (N, n, E), zero beyond them."""
         packing = Packing(lengths, fragments.size(1), fragments.device)
         return packing.unpack(_transform(self.layer, packing.pack(fragments), packing, lengths))
+
+
+def _pooling(name):
+    if name == "gpo":
+        return GeneralizedPooling()
+    return dict(maxk=max_k_mean, mean=masked_mean, max=functools.partial(max_k_mean, k=1))[name]
 
 
 def _transform(layer, packed, packing, lengths):

@@ -7,15 +7,19 @@ WEIGHT_DECAY = 1e-4
 
 
 def parameter_groups(model, objective, learning_rate, graph_lr_factor=1.0):
-    """AdamW's groups, each with its `name`: everything but BERT, BERT at a tenth, the relation modules by a factor."""
-    bert = list(model.text_encoder.bert.parameters())
+    """AdamW's groups, each with its `name`: everything but BERT, BERT at a tenth, the relation modules by a factor.
+
+    A group of nothing is left out: another text encoder than BERT learns with the first.
+    """
+    bert = [parameter for name, parameter in model.named_parameters() if name.startswith("text_encoder.bert.")]
     is_bert = {id(parameter) for parameter in bert}
     encoders = [parameter for parameter in model.parameters() if id(parameter) not in is_bert]
-    return [
+    groups = [
         dict(name="encoders", params=encoders, lr=learning_rate),
         dict(name="bert", params=bert, lr=learning_rate * BERT_RATE),
         dict(name="relations", params=list(objective.parameters()), lr=learning_rate * graph_lr_factor),
     ]
+    return [group for group in groups if group["params"]]
 
 
 def build(model, objective, learning_rate, graph_lr_factor=1.0):

@@ -6,6 +6,8 @@ Lengths stay on the CPU wherever the fragments are: they say how to cut the work
 # N samples, n fragments of the longest of them, E embedding
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 def length_mask(lengths, longest, device=None):
@@ -54,6 +56,47 @@ def max_k_mean(fragments, lengths, k=2):
     counted = lengths.clamp(max=k)
     is_counted = length_mask(counted, k, device).unsqueeze(-1)
     return largest.masked_fill(~is_counted, 0).sum(1) / counted.to(device, non_blocking=True).unsqueeze(1)
+
+
+class GeneralizedPooling(nn.Module):
+    """GPO: a weighted sum of each feature's values in descending order, the weights learnt (Chen et al., CVPR 2021).
+
+    v[d] = sum over ranks k of theta_k times the k-th largest of h_1[d]..h_n[d]. theta is a softmax over the n ranks of
+    what a bidirectional GRU says of them from their sinusoidal encodings, so it depends on n and on nothing else: all
+    samples of a length share it. Mean, max and the mean of the k largest are special cases.
+    """
+
+    def __init__(self, encoding_size=32, hidden_size=32):
+        super().__init__()
+        self.encoding_size = encoding_size
+        self.gru = nn.GRU(encoding_size, hidden_size, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(2 * hidden_size, 1, bias=False)  # a bias would cancel in the softmax
+
+    def forward(self, fragments, lengths):
+        """fragments: (N, n, E), padded; lengths: (N,) on the CPU, at least 1. Returns (N, E)."""
+        is_real = length_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
+        ranked = fragments.masked_fill(~is_real, -torch.inf).sort(dim=1, descending=True).values
+        weights = self.weights(lengths, fragments.size(1)).unsqueeze(-1)  # (N, n, 1)
+        return (weights * ranked.masked_fill(~is_real, 0)).sum(1)
+
+    def weights(self, lengths, longest):
+        """theta of every sample, (N, n), zero beyond its length: one run of the GRU over the lengths that differ."""
+        device = self.score.weight.device
+        distinct, which = lengths.unique(return_inverse=True)
+        distinct, which = distinct.flip(0), len(distinct) - 1 - which  # longest first, as packing wants them
+        encodings = rank_encodings(longest, self.encoding_size, device).expand(len(distinct), -1, -1)
+        states = self.gru(pack_padded_sequence(encodings, distinct, batch_first=True))[0]
+        states = pad_packed_sequence(states, batch_first=True, total_length=longest)[0]
+        scores = self.score(states).squeeze(-1).float()
+        theta = scores.masked_fill(~length_mask(distinct, longest, device), -torch.inf).softmax(1)
+        return theta.index_select(0, which.to(device, non_blocking=True))
+
+
+def rank_encodings(count, size, device=None):
+    """Sinusoidal encodings of the ranks 1..count: sin and cos of rank / 10000^(2j / size). Returns (count, size)."""
+    ranks = torch.arange(1, count + 1, device=device).unsqueeze(1)
+    angles = ranks * 10000 ** (-torch.arange(0, size, 2, device=device) / size)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def l2_normalise(vectors):

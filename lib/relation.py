@@ -95,24 +95,32 @@ def even_relation(embeddings, is_connected):
 
 
 @torch.no_grad()
-def fragment_matches(words, caption_lengths, regions, topk):
+def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None):
     """How the pieces of every caption match the regions of every image, in both directions (SPEC section 4).
 
-    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part. A caption shorter
-    than K lends its first K padded pieces to the K largest. Works on a block of captions and images at a time, of the
-    size that BLOCKS allows. Returns Matches captions x images, Matches images x captions.
+    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part, as published,
+    unless region_lengths, (B,) on the CPU, says how many are true. A caption shorter than K lends its first K padded
+    pieces to the K largest. Works on a block of captions and images at a time, of the size that BLOCKS allows.
+    Returns Matches captions x images, Matches images x captions.
     """
     limits, regions = BLOCKS[words.device.type], F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
+    is_padding = None  # (R, B), where padded regions take no part and there are any
+    if region_lengths is not None and int(region_lengths.min()) < len(regions):
+        is_padding = ~length_mask(region_lengths, len(regions), regions.device).T
+        regions = regions.masked_fill(is_padding.unsqueeze(2), 0)  # what matches nothing adds nothing to a norm
     found = []
     for first in range(0, len(words), limits.captions):
         some = slice(first, first + limits.captions)
-        found.append(_matches_with_all_images(words[some], caption_lengths[some], regions, topk, limits))
+        found.append(_matches_with_all_images(words[some], caption_lengths[some], regions, is_padding, topk, limits))
     t2i, i2t = (Matches(*map(torch.cat, zip(*parts))) for parts in zip(*found))
     return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
 
 
-def _matches_with_all_images(words, lengths, regions, topk, limits):
-    """Both directions' `Matches`, captions first, of n captions: words (n, L, E). regions: (R, B, E), unit vectors."""
+def _matches_with_all_images(words, lengths, regions, is_padding, topk, limits):
+    """Both directions' `Matches`, captions first, of n captions: words (n, L, E).
+
+    regions: (R, B, E), unit vectors; is_padding: (R, B) bool, the regions that take no part, or None.
+    """
     num_regions, num_images = regions.shape[:2]
     selected = lengths.clamp(min=min(topk, words.size(1)))  # (n,) pieces that are read of each caption
     packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))  # (M, E)
@@ -122,10 +130,12 @@ def _matches_with_all_images(words, lengths, regions, topk, limits):
     at_once = max(limits.matches // (len(packed) * num_regions), 1)
     for first in range(0, num_images, at_once):
         images = slice(first, min(first + at_once, num_images))
+        unseen = None if is_padding is None else is_padding[:, images]
         cosine = packed @ regions[:, images].flatten(0, 1).T
         match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).unflatten(1, (num_regions, -1))  # (M, R, b)
         for group in groups:
-            for found, values in zip(directions, _group_matches(match[group.rows], group, topk)):
+            matched = _group_matches(match[group.rows], group, topk, unseen)
+            for found, values in zip(directions, matched):
                 found.mean[group.captions, images], found.largest[group.captions, images] = values
     return directions
 
@@ -158,8 +168,11 @@ def _caption_groups(lengths, selected, device, most_padding):
     return groups
 
 
-def _group_matches(match, group, topk):
-    """Both directions' `Matches`, captions first, of n captions and b images. match: (m, R, b), packed."""
+def _group_matches(match, group, topk, is_padding=None):
+    """Both directions' `Matches`, captions first, of n captions and b images.
+
+    match: (m, R, b), packed; is_padding: (R, b) bool, the regions that take no part, or None.
+    """
     match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
     squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
     over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
@@ -169,10 +182,17 @@ def _group_matches(match, group, topk):
         eligible.masked_fill_(~group.is_real[..., None], -torch.inf)
     region_match = eligible.amax(1).transpose(1, 2)  # (n, b, R)
 
-    piece_match = match.div_(over_pieces).amax(2)  # (n, L, b)
+    match.div_(over_pieces)
+    if is_padding is not None:
+        match.masked_fill_(is_padding, -torch.inf)
+    piece_match = match.amax(2)  # (n, L, b)
     mean = piece_match.masked_fill(~group.is_real, 0).sum(1) / group.lengths
     piece_match = piece_match.masked_fill(~group.is_selected, -torch.inf).transpose(1, 2)  # (n, b, L)
-    return Matches(mean, _largest(piece_match, topk)), Matches(region_match.mean(2), _largest(region_match, topk))
+    to_images = Matches(mean, _largest(piece_match, topk))
+    if is_padding is None:
+        return to_images, Matches(region_match.mean(2), _largest(region_match, topk))
+    mean = region_match.masked_fill(is_padding.T, 0).sum(2) / (~is_padding).sum(0)
+    return to_images, Matches(mean, _largest(region_match.masked_fill(is_padding.T, -torch.inf), topk))
 
 
 def _largest(matches, topk):
@@ -195,9 +215,9 @@ class CrossModalRelation(nn.Module):
             self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
             self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
-    def forward(self, regions, words, caption_lengths):
-        """regions: (B, R, E); words: (B, L, E); caption_lengths: (B,) on the CPU. Returns i2t and t2i `Relation`."""
-        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk)
+    def forward(self, regions, words, caption_lengths, region_lengths=None):
+        """regions: (B, R, E); words: (B, L, E); lengths: see `fragment_matches`. Returns i2t and t2i `Relation`."""
+        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
         return self._relation(self.mlp_i2t, i2t), self._relation(self.mlp_t2i, t2i)
 
     def _relation(self, mlp, matches):
@@ -211,13 +231,17 @@ class InstanceRelations(nn.Module):
     """The four relation blocks of a batch.
 
     relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the others nothing is
-    connected. Without use_relevance it is 0 everywhere; without use_connection whole blocks are connected.
+    connected. Without use_relevance it is 0 everywhere; without use_connection whole blocks are connected; with
+    mask_padding padded regions take no part.
     """
 
-    def __init__(self, topk, threshold, relation="both", use_relevance=True, use_connection=True, distance="l2"):
+    def __init__(
+        self, topk, threshold, relation="both", use_relevance=True, use_connection=True, distance="l2",
+        mask_padding=False,
+    ):  # fmt: skip
         super().__init__()
         self.threshold = threshold if use_connection else 1.0
-        self.use_relevance, self.distance = use_relevance, distance
+        self.use_relevance, self.distance, self.mask_padding = use_relevance, distance, mask_padding
         self.has_intra, self.has_inter = relation != "inter", relation != "intra"
         self.reads_fragments = self.has_inter and (use_relevance or use_connection)
         if self.reads_fragments:
@@ -233,7 +257,8 @@ class InstanceRelations(nn.Module):
                 for side in (images, captions)
             )
         if self.reads_fragments:
-            i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths)
+            region_lengths = images.lengths if self.mask_padding else None
+            i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths, region_lengths)
         return Relations(i2i, i2t, t2i, t2t)
 
 

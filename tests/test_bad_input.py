@@ -144,6 +144,13 @@ LINES = {
     "an abbreviated option": (["--mask_w", "1"], ["train.py", "--mask_w", "--help"]),
     "a word too many": (["f30k"], ["unrecognized arguments: f30k"]),
     "an unknown loss": (["--gnn_loss", "triplet"], ["--gnn_loss", "'triplet'", "'trip'", "'vse'"]),
+    "an unknown pooling": (["--pooling", "relation"], ["--pooling", "'relation'", "'maxk+relation'", "'gpo'"]),
+    "an unknown text encoder": (["--text_encoder", "gru"], ["--text_encoder", "'gru'", "'bigru'"]),
+    "GloVe for BERT": (["--glove", "glove.txt"], ["--glove glove.txt", "BERT", "--text_encoder bigru"]),
+    "words that are too rare": (
+        ["--text_encoder", "bigru", "--min_word_count", "9999"],
+        ["train_caps.txt", "no word occurs 9999 times", "smaller --min_word_count"],
+    ),
     "an unknown precision": (["--precision", "fp8"], ["--precision", "'fp8'", "'bf16'"]),
     "an option without its value": (["--dataset"], ["train.py", "--dataset", "expected one argument"]),
     "a path without its value": (["--data_path"], ["train.py", "--data_path", "expected one argument"]),
@@ -203,10 +210,10 @@ REFUSED = {
     dest: values  # out of range, or of another kind
     for dests, values in {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc": BELOW_ZERO + ZERO + BROKEN,
-        "topk batch_clusters": BELOW_ZERO + ZERO + BROKEN,
+        "topk batch_clusters word_dim min_word_count": BELOW_ZERO + ZERO + BROKEN,
         "workers seed seeds val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic save_results multi_gpu mask_repeat": BELOW_ZERO + ABOVE_ONE,
-        "norm_input cross_loss connection relevance": BELOW_ZERO + ABOVE_ONE,
+        "norm_input cross_loss connection relevance mask_padding": BELOW_ZERO + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
         "margin graph_lr_factor mask_weight reg_loss_weight": BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,

@@ -19,7 +19,7 @@ from test_check import run
 
 import eval as evaluation
 import train
-from lib import bert, convert, demo, engine
+from lib import bert, checkpoint, convert, demo, engine
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 from lib.errors import InputError
 
@@ -468,6 +468,7 @@ def written(raw, folder, regions, captions):
 def test_a_padded_image_is_evaluated_as_if_it_were_alone(raw, split, tmp_path):
     torch.manual_seed(0)
     options = dict(embed_size=16, nhead=2, dropout=0.1, residual_weight=0.5, no_imgnorm=False, no_txtnorm=False)
+    options |= checkpoint.ADDED_OPTIONS
     model = evaluation.build_model(options, bert.model(raw / "demo_precomp" / "bert"), demo.FEATURES)
     embeddings = engine.encode_images(model, split, torch.device("cpu"))
     for image in (0, 2, 5):

@@ -12,9 +12,9 @@ import graph_lib
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "lib.errors", "lib.files", "lib.interrupt", "lib.options", "lib.pooling", "lib.packing", "lib.metrics",
-    "lib.captions", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check", "lib.convert", "lib.sampling",
-    "lib.dataset", "lib.checkpoint", "lib.logs", "lib.report", "lib.losses", "lib.fragment", "lib.relation",
-    "lib.encoders", "lib.model", "lib.engine", "graph_lib", "arguments", "eval", "train",
+    "lib.captions", "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check", "lib.convert",
+    "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.logs", "lib.report", "lib.losses", "lib.fragment",
+    "lib.relation", "lib.encoders", "lib.model", "lib.engine", "graph_lib", "arguments", "eval", "train",
 )  # fmt: skip
 
 

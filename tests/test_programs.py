@@ -129,7 +129,9 @@ def test_another_seed_gives_another_model(run, data, tmp_path):
 
 def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
     content = weights(run)
-    assert set(content) == {"format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options"}
+    assert set(content) == {
+        "format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options", "vocabulary",
+    }  # fmt: skip
     assert isinstance(content["options"], dict) and content["options"]["val_split"] == "dev"
     assert content["step"] == 10 * content["epoch"]
     trained = sum(1 for name in content["model"] | content["objective"] if not re.search(r"running|num_batches", name))

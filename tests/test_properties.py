@@ -285,7 +285,7 @@ def test_fragment_matches_are_the_loop_over_pairs(lengths, more, num_regions, to
     words, regions = normal(seed, count, longest, 3), normal(seed + 1, count, num_regions, 3)
     counts = torch.tensor(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches, matches % 20))
+        patch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches % 5 + 1, matches % 20, matches))
         t2i, i2t = fragment_matches(words, counts, regions, topk)
         junk = words.masked_fill(~length_mask(counts.clamp(min=topk), longest).unsqueeze(2), 1e6)
         for found, expected in zip(fragment_matches(junk, counts, regions, topk), (t2i, i2t)):
