@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import build_model, choose_device, load_model, load_split, summarise
+from eval import load_split, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line
 from lib.logs import RunLog, StepLog
+from lib.model import build_model, load_model
 
 
 class Data(NamedTuple):
@@ -34,7 +35,7 @@ class Training:
         self.options = options
         self.best_file = Path(options.model_name) / checkpoint.BEST
         self._keep_finished_run()
-        self.device = choose_device(options.device, options.gpu_id)
+        self.device = engine.choose_device(options.device, options.gpu_id)
         self.data = open_data(options)
         options.img_dim = self.data.train.region_dim
         torch.manual_seed(options.seed)

@@ -222,8 +222,11 @@ LINES = {
     "an unknown device": (["--device", "nonsense"], ["--device nonsense", "auto, cpu, cuda or cuda:N"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),
     "a device without values": (["--device", "meta"], ["--device meta", "auto, cpu, cuda or cuda:N"]),
-    "an unknown option": (["--mask_wieght", "1"], ["train.py", "--mask_wieght", "--help"]),
-    "an abbreviated option": (["--mask_w", "1"], ["train.py", "--mask_w", "--help"]),
+    "an unknown option": (
+        ["--mask_wieght", "1"], ["train.py: --mask_wieght: unknown option; did you mean --mask_weight?", "--help"],
+    ),
+    "an abbreviated option": (["--mask_w=1"], ["train.py: --mask_w: unknown option; did you mean --mask_weight?"]),
+    "an option like no other": (["--zzz", "1"], ["train.py: --zzz: unknown option; train.py --help lists"]),
     "a word too many": (["f30k"], ["unrecognized arguments: f30k"]),
     "an unknown loss": (["--gnn_loss", "triplet"], ["--gnn_loss", "'triplet'", "'trip'", "'vse'"]),
     "an unknown precision": (["--precision", "fp8"], ["--precision", "'fp8'", "'bf16'"]),
@@ -269,6 +272,7 @@ REFUSED = {
     dest: values  # out of range, or of another kind
     for dests, values in {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc topk": BELOW_ZERO + ZERO + BROKEN,
+        "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         "workers seed val_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite save_results multi_gpu mask_repeat norm_input cross_loss": BELOW_ZERO + ABOVE_ONE,
         "learning_rate grad_clip": BELOW_ZERO + ZERO,
@@ -390,7 +394,16 @@ EVALUATIONS = {
     "a data set that is not there": (["--dataset", "f31k"], ["f31k_precomp", ": demo;"]),
     "a BERT that is not there": (["--bert_path", "no-such/bert"], ["no-such/bert", "neither a folder nor"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),
-    "an option of training": (["--nhead", "2"], ["eval.py", "--nhead", "--help"]),
+    "an option of training": (["--nhead", "2"], ["eval.py: --nhead: unknown option; eval.py --help lists"]),
+    "a query of no word": (["--query", " "], ["--query", "found no word"]),
+    "an image that is not there": (["--query_image", "10"], ["--query_image 10", "found 10 images, counted from 0"]),
+    "two models for one query": (["--model_path", "b", "--query", "dog"], ["--query: found 2 models"]),
+    "two models for one export": (["--model_path", "b", "--export", "new"], ["--export: found 2 models"]),
+    "pictures without a report": (["--images", "."], ["--images .", "expected --report"]),
+    "pictures that are nowhere": (["--report", "--images", "nowhere"], ["--images nowhere", "a folder of pictures"]),
+    "an export into a full folder": (["--export", "lib"], ["--export lib", "not empty", "name another"]),
+    "an export into a file": (["--export", "README.md"], ["--export", "README.md, a file", "name another"]),
+    "other sets than COCO": (["--extended"], ["--extended: "]),
 }
 
 
