@@ -11,8 +11,8 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 44  # margins
+WIDTH, HEIGHT = 520, 290
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 12, 44  # margins
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))  # dark is low, bright is high
 
 

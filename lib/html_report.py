@@ -54,7 +54,8 @@ th[colspan] { text-align: center; }
 tr.ours { background: var(--panel); font-weight: 600; }
 figure { margin: 0; }
 figcaption { font-size: .9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; margin-top: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
+  margin-top: 1rem; }
 .chart { width: 100%; height: auto; }
 .chart text { font-size: 12px; fill: var(--soft); }
 .grid { stroke: var(--rule); }
