@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from lib import checkpoint
+from lib import checkpoint, export
 from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
@@ -213,17 +213,52 @@ def _check_folder(option, folder):
 def evaluation_parser():
     """The parser of eval.py."""
     parser = Parser(prog="eval.py", description="Report the retrieval table of one trained model, or of an ensemble.")
-    add_data_options(parser)
-    parser.set_defaults(data_path=None, dataset=None)
-    parser.add_argument("run", nargs="*", help="run folders or checkpoint files, as with --model_path")
-    parser.add_argument(
+    data = parser.add_argument_group("model and data")
+    data.add_argument("run", nargs="*", help="run folders or checkpoint files, as with --model_path")
+    data.add_argument(
         "--model_path",
         action="append",
         help="run folder, folder of one run a seed, or checkpoint file; repeated: ensemble "
         "(default: runs/DATASET_test)",
     )
-    parser.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
-    parser.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
-    parser.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
-    add_device_options(parser)
+    add_data_options(data)
+    parser.set_defaults(data_path=None, dataset=None)  # those of training, as the checkpoint has them
+    data.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
+    data.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
+
+    table = parser.add_argument_group("table (SPEC section 7)")
+    table.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
+    table.add_argument("--bootstrap", type=COUNT_OR_NONE, default=0,
+                       help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip
+    table.add_argument("--extended", action="store_true",
+                       help="COCO testall: ECCV Caption and CxC too (needs the package eccv_caption)")  # fmt: skip
+
+    search = parser.add_argument_group("search, instead of a table")
+    search.add_argument("--query", metavar="TEXT", help="print the best images of a text")
+    search.add_argument("--query_image", type=COUNT_OR_NONE, metavar="N", help="print the best captions of image N")
+
+    files = parser.add_argument_group("report and export")
+    files.add_argument("--report", action="store_true", help="write report.html into the run folder")
+    files.add_argument("--gallery", type=COUNT_OR_NONE, default=6, help="report: queries of each kind to show")
+    files.add_argument("--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt")
+    files.add_argument("--topk", type=COUNT, default=5, help="results of a query, in a search and in the report")
+    files.add_argument("--export", metavar="DIR", help="write the embeddings into DIR, a new folder, as .npy files")
+    add_device_options(parser.add_argument_group("device"))
     return parser
+
+
+def parse_evaluation(argv=None):
+    """Parse and check eval.py's command line. Raises InputError."""
+    options = evaluation_parser().parse_intermixed_args(argv)
+    options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    if options.query is not None and not options.query.strip():
+        raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
+    for option in ("query", "query_image", "export", "report"):
+        if len(options.model_path) > 1 and getattr(options, option) not in (None, False):
+            raise InputError(f"--{option}: found {len(options.model_path)} models, expected one --model_path")
+    if options.images is not None and not (options.report and Path(options.images).is_dir()):
+        raise InputError(f"--images {options.images}: expected --report, and a folder of pictures that is there")
+    if options.export is not None:
+        _check_folder("export", Path(options.export).absolute())
+        export.check(options.export)
+    return options

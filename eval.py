@@ -4,51 +4,15 @@ Prints the retrieval table and writes it into the run folder, with metrics.json 
 """
 
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 import arguments
-from lib import bert, checkpoint, demo, engine, metrics, report
+from lib import bert, bootstrap, checkpoint, demo, engine, export, extended, html_report, metrics, report, search
 from lib.dataset import RetrievalDataset, folder_of, test_split
-from lib.errors import InputError, command_line, first_sentence
+from lib.errors import InputError, command_line
 from lib.logs import say
-from lib.model import HREM
-from lib.vocabulary import word_embeddings
-
-PUBLISHED_BERT = "bert-base-uncased"
-
-
-def build_model(options, reader, region_dim):
-    """The model that a dict of options describes, ours or the published ones; reader: see `HREM`."""
-    return HREM(
-        reader,
-        region_dim=region_dim,
-        embed_size=options["embed_size"],
-        heads=options["nhead"],
-        dropout=options["dropout"],
-        residual_weight=options["residual_weight"],
-        normalise_images=not options["no_imgnorm"],
-        normalise_captions=not options["no_txtnorm"],
-        pooling=options["pooling"],
-        mask_padding=bool(options["mask_padding"]),
-    )
-
-
-def choose_device(name, gpu_id):
-    """The torch device of --device and --gpu-id. Raises InputError where it is not there."""
-    if name == "auto":
-        name = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("this program runs on CPUs and CUDA GPUs")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, cuda or "
-            f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
-        ) from error
-    return device
+from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
+from lib.pictures import Pictures, demo_scenes
 
 
 def open_folder(data_path, dataset):
@@ -78,17 +42,6 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     return found
 
 
-def load_model(path, trained, bert_path, region_dim, device):
-    """The model of a `Checkpoint` read from `path`, in evaluation mode. Raises InputError where it does not fit."""
-    if trained.options["text_encoder"] == "bert":
-        reader = bert.model(bert_path, pretrained=False)
-    else:
-        reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
-    model = build_model(trained.options, reader, region_dim)
-    checkpoint.load_into(model, trained, path)
-    return model.to(device).eval()
-
-
 def summarise(similarities, dataset, split, found):
     """Table of a split, and the facts of how it was got. found: the `Checkpoint`s behind the similarities."""
     selected = sorted({"test" if one.is_published else one.options["val_split"] for one in found})
@@ -114,51 +67,113 @@ def _plain(options):
     }
 
 
-def run_model(path, options, device):
-    """Similarities of one checkpoint on the split asked for. Returns similarities, data set, split, `Checkpoint`."""
+class Run(NamedTuple):
+    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split."""
+
+    path: Path
+    trained: checkpoint.Checkpoint
+    model: HREM
+    bert_path: str
+    dataset: str
+    data: RetrievalDataset
+
+
+def open_run(path, options, device):
+    """The model of a checkpoint file and the split asked for. Raises InputError. Returns `Run`."""
     trained = checkpoint.load(path)
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     split = options.split or test_split(dataset)
-    bert_path = options.bert_path or ours.get("bert_path", PUBLISHED_BERT)
+    bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
-    model = load_model(path, trained, bert_path, data.region_dim, device)
-    return engine.similarities(model, data, device), dataset, split, trained
+    return Run(path, trained, load_model(path, trained, bert_path, data.region_dim, device), bert_path, dataset, data)
 
 
-def run_models(paths, options, device):
-    """`run_model` of each. Returns list of similarities, data set, split, list of `Checkpoint`s. Raises InputError."""
-    all_similarities, datasets, splits, trained = zip(*(run_model(path, options, device) for path in paths))
-    if len({similarities.shape for similarities in all_similarities}) > 1 or len(set(datasets)) > 1:
-        raise InputError(f"--model_path: an ensemble of {', '.join(datasets)}; expected models of one data set")
-    return all_similarities, datasets[0], splits[0], trained
+def open_runs(paths, options, device):
+    """`open_run` of each of an ensemble. Raises InputError where they are of different data sets."""
+    runs = [open_run(path, options, device) for path in paths]
+    if len({(run.dataset, run.data.num_images) for run in runs}) > 1:
+        found = ", ".join(run.dataset for run in runs)
+        raise InputError(f"--model_path: an ensemble of {found}; expected models of one data set")
+    return runs
+
+
+def print_search(run, options, device):
+    """Print what --query and --query_image ask for."""
+    data, known = run.data, search.names(run.data)
+    kept = run.path.parent / f"embeddings_{run.path.stem}_{run.dataset}_{data.split}.npz"
+    if options.query_image is not None and options.query_image >= data.num_images:
+        raise InputError(f"--query_image {options.query_image}: found {data.num_images} images, counted from 0")
+    similarity = search.kept_similarity(kept, run.model, run.path, data, device)
+    where = f"{run.dataset}, split {data.split}"
+    if options.query is not None:
+        words = Trained(run.model, tokeniser_of(run.trained, run.bert_path), device).encode_captions([options.query])
+        found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
+        say(f"best of {data.num_images} images ({where}) for: {options.query}\n")
+        say(search.images_as_text(found, data, known))
+    if options.query_image is not None:
+        found = search.best_captions(similarity, options.query_image, options.topk)
+        identity = f"image {options.query_image}, id {known.ids[options.query_image]}"
+        say(f"best of {data.num_captions} captions ({where}) for {identity}\n")
+        say(search.captions_as_text(found, known))
+
+
+def write_report(run, scores, facts, similarities, options):
+    """Write report.html into the run folder, with the pictures of --images, or the demo's scenes."""
+    known, path = search.names(run.data), run.path.parent / "report.html"
+    scenes = demo_scenes(run.data, known.captions) if run.dataset == "demo" and not options.images else None
+    shown = html_report.Evaluation(scores, facts, similarities, known, Pictures(known, options.images, scenes))
+    html_report.write(path, shown, options.topk, options.gallery)
+    say(f"\nreport: {path}")
 
 
 def evaluate(options):
-    """Run eval.py's options: print and save the table."""
-    device = choose_device(options.device, options.gpu_id)
-    named = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    """Run eval.py's options: print and save the table, or the results of a search."""
+    device = engine.choose_device(options.device, options.gpu_id)
+    named = options.model_path
     seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
     if seeds:
         return evaluate_seeds(Path(named[0]), seeds, options, device)
-    paths = [checkpoint.find(path) for path in named]
-    all_similarities, dataset, split, trained = run_models(paths, options, device)
-    similarities = metrics.ensemble(all_similarities)
-    text, scores, facts = summarise(similarities, dataset, split, trained)
+    runs = open_runs([checkpoint.find(path) for path in named], options, device)
+    if options.query is not None or options.query_image is not None:
+        return print_search(runs[0], options, device)
+    first = runs[0]
+    dataset, split, folder = first.dataset, first.data.split, first.path.parent
+    package = extended.annotations(search.names(first.data)) if options.extended else None
+    models = [engine.similarities(run.model, run.data, device) for run in runs]
+    similarities = metrics.ensemble(models)
+    text, scores, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
+    if options.bootstrap:
+        labels = report.folds_by_label(first.data.num_images, split)
+        facts["bootstrap_samples"] = options.bootstrap
+        facts["bootstrap"] = bootstrap.compare(models, similarities, labels, options.bootstrap)
+        text += "\n\n" + bootstrap.markdown(facts["bootstrap"], options.bootstrap)
+    if options.extended:
+        facts["extended"] = extended.measure(package, similarities)
+        extended.check_against(facts["extended"], list(scores.values())[-1])
+        text += "\n\n" + extended.markdown(facts["extended"])
     say(text)
-    folder = paths[0].parent
-    report.save(folder, split if len(paths) == 1 else f"ensemble_{split}", text, scores, facts)
+    report.save(folder, split if len(runs) == 1 else f"ensemble_{split}", text, scores, facts)
     if options.save_results:
         report.save_similarities(folder / f"results_{dataset}.npy", similarities)
+    if options.report:
+        write_report(first, scores, facts, similarities, options)
+    if options.export is not None:
+        export.write(options.export, similarities, search.names(first.data), facts["title"], report.markdown(scores))
 
 
 def evaluate_seeds(folder, seeds, options, device):
     """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
-    all_similarities, dataset, split, trained = run_models(seeds.values(), options, device)
-    similarities = metrics.ensemble(all_similarities)
-    _, ensemble, facts = summarise(similarities, dataset, split, trained)
-    by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, all_similarities)}
+    for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
+        if getattr(options, option) not in (None, False, 0):
+            raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
+    runs = open_runs(seeds.values(), options, device)
+    dataset, split = runs[0].dataset, runs[0].data.split
+    models = [engine.similarities(run.model, run.data, device) for run in runs]
+    similarities = metrics.ensemble(models)
+    _, ensemble, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
+    by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     say(text)
     name = "seeds" if split == test_split(dataset) else f"seeds_{split}"
@@ -169,7 +184,7 @@ def evaluate_seeds(folder, seeds, options, device):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
-    evaluate(arguments.evaluation_parser().parse_intermixed_args(argv))
+    evaluate(arguments.parse_evaluation(argv))
 
 
 if __name__ == "__main__":

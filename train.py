@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import build_model, choose_device, load_model, load_split, open_folder, summarise
+from eval import load_split, open_folder, summarise
 from lib import bert, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
@@ -20,6 +20,7 @@ from lib.files import written_whole
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import RunLog, StepLog, say
+from lib.model import build_model, load_model
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 
@@ -47,7 +48,7 @@ class Training:
         self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
-        self.device = choose_device(options.device, options.gpu_id)
+        self.device = engine.choose_device(options.device, options.gpu_id)
         self.vocabulary = read_vocabulary(options)
         self.data = open_data(options, self.vocabulary)
         options.img_dim = self.data.train.region_dim

@@ -238,7 +238,7 @@ def main(argv=None):
     """The command: `check FOLDER`, where `check` may be left out, or `convert`; argv: instead of the process's."""
     argv = sys.argv[1:] if argv is None else argv
     parser = Parser(prog="python -m lib.dataset", description="Check a data folder, or make one of own features.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="check | convert")
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="check | convert")
     check.add_command(commands)
     convert.add_command(commands)
     is_folder_alone = argv and argv[0] not in (*commands.choices, "-h", "--help")

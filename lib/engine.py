@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.errors import InputError
+from lib.errors import InputError, first_sentence
 from lib.logs import StepReport
 from lib.metrics import Similarity
 
@@ -21,6 +21,23 @@ from lib.metrics import Similarity
 EVALUATED_AT_ONCE = 128
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
+
+
+def choose_device(name="auto", gpu_id=0):
+    """The torch device of --device and --gpu-id. Raises InputError where it is not there."""
+    if name == "auto":
+        name = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("this program runs on CPUs and CUDA GPUs")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, cuda or "
+            f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
+        ) from error
+    return device
 
 
 @contextlib.contextmanager

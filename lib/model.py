@@ -1,10 +1,27 @@
-"""Both encoders as one module: what is trained, saved and used at test time (SPEC section 3)."""
+"""Both encoders as one module: what is trained, saved and used at test time (SPEC section 3).
 
-# N images, C captions, E embedding
+from lib.model import load
+model = load("runs/f30k_test")
+model.encode_captions(["two dogs running in the snow"])     # (1, E)
+model.encode_images(regions)                                # (n, R, D) -> (n, E)
+"""
 
+# N images, C captions, R regions, D region feature size, E embedding
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
 from torch import nn
 
+from lib import bert, checkpoint, engine
+from lib.captions import Captions, tokenise
+from lib.dataset import pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
+from lib.errors import InputError
+from lib.vocabulary import word_embeddings
+
+PUBLISHED_BERT = "bert-base-uncased"
 
 
 class HREM(nn.Module):
@@ -30,3 +47,108 @@ class HREM(nn.Module):
             self.image_encoder(batch.regions, batch.region_lengths),
             self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
         )
+
+
+def build_model(options, reader, region_dim):
+    """The model that a dict of options describes, ours or the published ones; reader: see `HREM`."""
+    return HREM(
+        reader,
+        region_dim=region_dim,
+        embed_size=options["embed_size"],
+        heads=options["nhead"],
+        dropout=options["dropout"],
+        residual_weight=options["residual_weight"],
+        normalise_images=not options["no_imgnorm"],
+        normalise_captions=not options["no_txtnorm"],
+        pooling=options["pooling"],
+        mask_padding=bool(options["mask_padding"]),
+    )
+
+
+def load_model(path, trained, bert_path, region_dim, device):
+    """The model of a `Checkpoint` read from `path`, in evaluation mode. Raises InputError where it does not fit."""
+    if trained.vocabulary:
+        reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
+    else:
+        reader = bert.model(bert_path, pretrained=False)
+    model = build_model(trained.options, reader, region_dim)
+    checkpoint.load_into(model, trained, path)
+    return model.to(device).eval()
+
+
+def tokeniser_of(trained, bert_path):
+    """What cuts captions for the model of a `Checkpoint`: its own vocabulary, or the tokeniser of its BERT."""
+    return trained.vocabulary or bert.tokeniser(bert_path)
+
+
+def bert_of(trained, bert_path=None):
+    """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with; published ones do not say."""
+    return bert_path or (PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT))
+
+
+def load(path, device="auto", bert_path=None):
+    """A trained model from a run folder or a checkpoint file, ours or a published one. Returns `Trained`.
+
+    device: auto, cpu, cuda or cuda:N; bert_path: if not where the model was trained with it. Raises InputError.
+    """
+    device, path = engine.choose_device(device), checkpoint.find(path)
+    trained = checkpoint.load(path)
+    bert_path = bert_of(trained, bert_path)
+    model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
+    return Trained(model, tokeniser_of(trained, bert_path), device)
+
+
+class Trained:
+    """A trained `HREM` with its tokeniser: captions and region features in, embeddings out, as float32 numpy arrays.
+
+    Rows have unit length (unless trained with --no_imgnorm or --no_txtnorm), and a dot product is a similarity.
+    """
+
+    def __init__(self, model, tokeniser, device):
+        self.model, self.tokeniser, self.device = model, tokeniser, device
+
+    def encode_captions(self, texts):
+        """Embeddings (n, E) of n captions, a list of strings of any length. Raises InputError."""
+        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"captions: found {texts!r:.60}, expected a list of at least one string")
+        reader = getattr(self.model.text_encoder, "bert", None)
+        longest = reader and reader.config.max_position_embeddings
+        given = _Captions(tokenise(list(texts), self.tokeniser, longest))
+        return engine.encode_captions(self.model, given, self.device).numpy()
+
+    def encode_images(self, regions):
+        """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError."""
+        wanted = self.model.image_encoder.projection.in_features
+        shape = tuple(getattr(regions, "shape", ()))
+        if len(shape) != 3 or shape[2] != wanted or 0 in shape:
+            found = f"an array of shape {shape}" if shape else f"{type(regions).__name__}"
+            raise InputError(f"regions: found {found}, expected images x regions x {wanted} features, at least one")
+        regions = regions.detach().cpu().numpy() if isinstance(regions, torch.Tensor) else regions
+        return engine.encode_images(self.model, _Images(regions), self.device).numpy()
+
+
+class _Captions(NamedTuple):
+    """Captions as `lib.engine` reads them from a data set."""
+
+    captions: Captions
+
+    def caption_block(self, which):
+        return pad_pieces([self.captions.ids(caption) for caption in which])
+
+
+class _Images(NamedTuple):
+    """Regions (n, R, D) as `lib.engine` reads them from a data set."""
+
+    regions: np.ndarray
+
+    @property
+    def num_images(self):
+        return len(self.regions)
+
+    def image_block(self, start, stop):
+        block = torch.from_numpy(np.array(self.regions[start:stop], dtype=np.float32))
+        is_finite = block.isfinite().flatten(1).all(1)
+        if not is_finite.all():
+            image = start + int(is_finite.logical_not().nonzero()[0, 0])
+            raise InputError(f"regions: image {image} (from 0) holds NaN or Inf, expected finite features")
+        return block, torch.full((len(block),), block.size(1))

@@ -1,15 +1,42 @@
 """Command-line options: a parser whose errors are one line, and numbers that know their range."""
 
 import argparse
+import difflib
 
 from lib.errors import InputError
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option on its line, with its default where it has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None or action.nargs == 0 else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser, with every default in --help and errors raised as InputError."""
 
-    def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **settings)
+    def __init__(self, prog, **settings):
+        super().__init__(
+            prog, usage=f"python {prog.removeprefix('python ')} [--option value ...]", formatter_class=Help,
+            allow_abbrev=False, **settings,
+        )  # fmt: skip
+
+    def parse_args(self, args=None, namespace=None):
+        return self._without_unknown(*self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args=None, namespace=None):
+        return self._without_unknown(*self.parse_known_intermixed_args(args, namespace))
+
+    def _without_unknown(self, options, unknown):
+        names = [text.split("=")[0] for text in unknown if text.startswith("--")]
+        if names:
+            known = {name.strip("-"): name for name in self._option_string_actions}
+            near = difflib.get_close_matches(names[0].strip("-"), known, n=1)
+            self.error(f"{names[0]}: unknown option" + (f"; did you mean {known[near[0]]}?" if near else ""))
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
 
     def error(self, message):
         raise InputError(f"{self.prog}: {message}; {self.prog} --help lists every option")

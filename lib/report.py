@@ -21,14 +21,20 @@ HEADER = (
 )
 
 
-def tables(similarities, split):
-    """Scores of a split by label; `testall` (COCO) has the whole (5K) and the mean over five folds (1K)."""
-    num_images = similarities.shape[0]
-    found = {_thousands(num_images): metrics.scores(metrics.ranks(similarities))}
+def folds_by_label(num_images, split):
+    """The rows of a table: {label: folds}; `testall` (COCO) has five folds (1K) and the whole (5K)."""
+    found = {_thousands(num_images): 1}
     if split == "testall" and num_images % FOLDS == 0:
-        label = f"{_thousands(num_images // FOLDS)} (mean of {FOLDS} folds)"
-        found = {label: metrics.fold_scores(similarities, FOLDS)} | found
+        found = {f"{_thousands(num_images // FOLDS)} (mean of {FOLDS} folds)": FOLDS} | found
     return found
+
+
+def tables(similarities, split):
+    """Scores of a split by label; several folds: their mean."""
+    return {
+        label: metrics.fold_scores(similarities, folds) if folds > 1 else metrics.scores(metrics.ranks(similarities))
+        for label, folds in folds_by_label(similarities.shape[0], split).items()
+    }
 
 
 def _thousands(number):

@@ -140,8 +140,11 @@ LINES = {
     "an unknown device": (["--device", "nonsense"], ["--device nonsense", "auto, cpu, cuda or cuda:N"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),
     "a device without values": (["--device", "meta"], ["--device meta", "auto, cpu, cuda or cuda:N"]),
-    "an unknown option": (["--mask_wieght", "1"], ["train.py", "--mask_wieght", "--help"]),
-    "an abbreviated option": (["--mask_w", "1"], ["train.py", "--mask_w", "--help"]),
+    "an unknown option": (
+        ["--mask_wieght", "1"], ["train.py: --mask_wieght: unknown option; did you mean --mask_weight?", "--help"],
+    ),
+    "an abbreviated option": (["--mask_w=1"], ["train.py: --mask_w: unknown option; did you mean --mask_weight?"]),
+    "an option like no other": (["--zzz", "1"], ["train.py: --zzz: unknown option; train.py --help lists"]),
     "a word too many": (["f30k"], ["unrecognized arguments: f30k"]),
     "an unknown loss": (["--gnn_loss", "triplet"], ["--gnn_loss", "'triplet'", "'trip'", "'vse'"]),
     "an unknown pooling": (["--pooling", "relation"], ["--pooling", "'relation'", "'maxk+relation'", "'gpo'"]),
@@ -211,6 +214,7 @@ REFUSED = {
     for dests, values in {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc": BELOW_ZERO + ZERO + BROKEN,
         "topk batch_clusters word_dim min_word_count": BELOW_ZERO + ZERO + BROKEN,
+        "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         "workers seed seeds val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic save_results multi_gpu mask_repeat": BELOW_ZERO + ABOVE_ONE,
         "norm_input cross_loss connection relevance mask_padding": BELOW_ZERO + ABOVE_ONE,
@@ -297,7 +301,16 @@ EVALUATIONS = {
     "a BERT that is not there": (["--bert_path", "no-such/bert"], ["no-such/bert", "neither a folder nor"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),
     "a second run that is not there": (["runs/nowhere"], ["runs/nowhere", "no such checkpoint"]),
-    "an option of training": (["--nhead", "2"], ["eval.py", "--nhead", "--help"]),
+    "an option of training": (["--nhead", "2"], ["eval.py: --nhead: unknown option; eval.py --help lists"]),
+    "a query of no word": (["--query", " "], ["--query", "found no word"]),
+    "an image that is not there": (["--query_image", "10"], ["--query_image 10", "found 10 images, counted from 0"]),
+    "two models for one query": (["--model_path", "b", "--query", "dog"], ["--query: found 2 models"]),
+    "two models for one export": (["--model_path", "b", "--export", "new"], ["--export: found 2 models"]),
+    "pictures without a report": (["--images", "."], ["--images .", "expected --report"]),
+    "pictures that are nowhere": (["--report", "--images", "nowhere"], ["--images nowhere", "a folder of pictures"]),
+    "an export into a full folder": (["--export", "lib"], ["--export lib", "not empty", "name another"]),
+    "an export into a file": (["--export", "README.md"], ["--export", "README.md, a file", "name another"]),
+    "other sets than COCO": (["--extended"], ["--extended: "]),
 }
 
 

@@ -22,6 +22,7 @@ import train
 from lib import bert, checkpoint, convert, demo, engine
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 from lib.errors import InputError
+from lib.model import build_model
 
 ROOT = Path(__file__).parent.parent
 DIM = 16
@@ -469,7 +470,7 @@ def test_a_padded_image_is_evaluated_as_if_it_were_alone(raw, split, tmp_path):
     torch.manual_seed(0)
     options = dict(embed_size=16, nhead=2, dropout=0.1, residual_weight=0.5, no_imgnorm=False, no_txtnorm=False)
     options |= checkpoint.ADDED_OPTIONS
-    model = evaluation.build_model(options, bert.model(raw / "demo_precomp" / "bert"), demo.FEATURES)
+    model = build_model(options, bert.model(raw / "demo_precomp" / "bert"), demo.FEATURES)
     embeddings = engine.encode_images(model, split, torch.device("cpu"))
     for image in (0, 2, 5):
         alone = written(raw, tmp_path / str(image), true_regions(raw, image)[None], ["a red ball"] * 5)

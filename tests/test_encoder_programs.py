@@ -15,6 +15,7 @@ import graph_lib
 import train
 from lib import bert, demo
 from lib.errors import InputError
+from lib.model import build_model
 from lib.vocabulary import SPECIAL
 
 OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 2 --log_step 4"
@@ -70,7 +71,7 @@ def test_masked_padding_reaches_the_image_encoder_and_the_relations(data, mask):
     graph_lib.add_options(parser)
     options = [*OPTIONS.split(), "--data_path", str(data), "--mask_padding", str(mask)]
     options = arguments.parse_training(parser, options)
-    model = evaluation.build_model(vars(options), bert.model(options.bert_path), demo.FEATURES)
+    model = build_model(vars(options), bert.model(options.bert_path), demo.FEATURES)
     assert model.image_encoder.mask_padding is train.build_objective(options).relations.mask_padding is bool(mask)
 
 

@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "lib.errors", "lib.files", "lib.interrupt", "lib.options", "lib.pooling", "lib.packing", "lib.metrics",
     "lib.captions", "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check", "lib.convert",
-    "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.logs", "lib.report", "lib.losses", "lib.fragment",
-    "lib.relation", "lib.encoders", "lib.model", "lib.engine", "graph_lib", "arguments", "eval", "train",
+    "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.logs", "lib.report", "lib.bootstrap", "lib.losses",
+    "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model", "lib.search", "lib.export",
+    "lib.extended", "lib.charts", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval", "train",
 )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def evaluation_options():
 
 @pytest.mark.parametrize("option", sorted(training_options() | evaluation_options()))
 def test_every_option_is_read(option):
-    source = "".join(path_of(module).read_text() for module in ("arguments", "train", "eval"))
+    source = "".join(path_of(module).read_text() for module in ("lib.model", "arguments", "train", "eval"))
     assert re.search(rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source)
 
 

@@ -1,0 +1,68 @@
+"""Embeddings as plain files, for a nearest-neighbour index or any other program."""
+
+# N images, C captions, E embedding
+
+from pathlib import Path
+
+import numpy as np
+
+from lib.errors import InputError
+from lib.files import written_whole
+from lib.metrics import CAPTIONS_PER_IMAGE
+
+README = """# Embeddings
+
+{title}
+
+| file | content |
+|---|---|
+| `image_embeddings.npy` | float32 ({num_images}, {dim}), a row an image |
+| `caption_embeddings.npy` | float32 ({num_captions}, {dim}), a row a caption |
+| `image_ids.txt` | the id of each image row{no_ids} |
+| `caption_images.txt` | the image row of each caption row, from 0 |
+| `captions.txt` | the caption of each caption row |
+
+{lengths} The dot product of an image row and a caption row is their similarity:
+
+    import numpy as np
+    images, captions = np.load("image_embeddings.npy"), np.load("caption_embeddings.npy")
+    best = (images @ captions[0]).argsort()[::-1][:5]    # image rows, best first
+
+What these embeddings retrieve (R@K in percent):
+
+{table}
+"""
+
+
+def check(folder):
+    """Refuse a folder that holds anything. Raises InputError."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "a folder that is not empty" if folder.is_dir() else "a file"
+        raise InputError(f"--export {folder}: found {found}, expected an empty or a new folder; name another")
+
+
+def write(folder, similarity, known, title, table):
+    """Write the embeddings of a `lib.metrics.Similarity` into `folder`; known: `lib.search.Names`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    images, captions = similarity.images.numpy(), similarity.captions.numpy()
+    for name, rows in (("image_embeddings", images), ("caption_embeddings", captions)):
+        with written_whole(folder / f"{name}.npy") as file:
+            np.save(file, rows, allow_pickle=False)
+    lines = {
+        "image_ids": known.ids,
+        "caption_images": [caption // CAPTIONS_PER_IMAGE for caption in range(len(captions))],
+        "captions": known.captions,
+    }
+    for name, values in lines.items():
+        with written_whole(folder / f"{name}.txt") as file:
+            file.write("".join(f"{value}\n" for value in values).encode())
+    is_unit = all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions))
+    text = README.format(
+        title=title, table=table, num_images=len(images), num_captions=len(captions), dim=images.shape[1],
+        no_ids="" if known.has_ids else "; the data have no ids, these are the rows",
+        lengths="Rows have unit length." if is_unit else "Rows are not of unit length: the model does not normalise.",
+    )  # fmt: skip
+    with written_whole(folder / "README.md") as file:
+        file.write(text.encode())

@@ -1,0 +1,337 @@
+"""A report of one evaluation as a single HTML file that opens from disk: table, curves, ranks, similarities, gallery.
+
+The page holds no script and loads nothing; its security policy forbids both.
+"""
+
+# N images, C captions
+
+import re
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lib import bootstrap, charts, metrics, report, search
+from lib.dataset import test_split
+from lib.files import written_whole
+from lib.logs import EVAL, TRAIN
+from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
+from lib.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
+from lib.search import Names
+
+PUBLISHED = {  # SPEC section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
+    "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},
+    "coco": {"COCO 1K": (81.9, 96.9, 65.9, 91.4), "COCO 5K": (62.5, 87.4, 44.0, 73.9)},
+}
+SAMPLE = 60  # images of the similarity matrix, each with its first caption
+BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
+TRAIN_LINE = re.compile(r"epoch \d+ step (\d+): loss (\S+) .*, rate ([^\s;]+)")
+EVAL_LINE = re.compile(r"epoch \d+ step (\d+) (\S+): .*; rsum (\S+)")
+
+STYLE = """
+:root { color-scheme: light dark; --page: #fcfcfb; --ink: #1f2328; --soft: #656d76; --rule: #d8dce1; --panel: #f2f3f5;
+  --accent: #0b63b8; --hit: #1a7f37; --hit-panel: #e3f4e7; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e4e7eb; --soft: #9aa4af; --rule: #343b44;
+  --panel: #1f242a; --accent: #6cb6ff; --hit: #57c773; --hit-panel: #17301f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { margin: 0 0 .25rem; font-size: 1.9rem; line-height: 1.2; }
+h2 { margin: 3rem 0 .5rem; padding-bottom: .3rem; border-bottom: 1px solid var(--rule); }
+h3 { margin: 2rem 0 .25rem; }
+p, li { max-width: 50rem; }
+a { color: var(--accent); }
+nav a { margin-right: 1rem; }
+.soft, figcaption { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody th, thead tr:last-child th:first-child { text-align: left; }
+th[colspan] { text-align: center; }
+tr.ours { background: var(--panel); font-weight: 600; }
+figure { margin: 0; }
+figcaption { font-size: .9rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
+  margin-top: 1rem; }
+.chart { width: 100%; height: auto; }
+.chart text { font-size: 12px; fill: var(--soft); }
+.grid { stroke: var(--rule); }
+.line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
+.dot, .bar { fill: var(--accent); }
+.matrix { width: min(30rem, 100%); image-rendering: pixelated; border-radius: 4px; }
+.scale { display: inline-block; width: 8rem; height: .7rem; border-radius: 2px; margin: 0 .4rem;
+  background: linear-gradient(to right, {scale}); }
+.query { display: grid; grid-template-columns: 11rem 1fr; gap: 1.25rem; padding: 1rem 0;
+  border-bottom: 1px solid var(--rule); }
+.query p { margin: 0 0 .3rem; }
+.query.text { grid-template-columns: 1fr; }
+.picture { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px; }
+.none { display: grid; place-items: center; padding: .5rem; background: var(--panel); color: var(--soft);
+  font-size: .85rem; text-align: center; overflow-wrap: anywhere; }
+ol.captions, ol.images { margin: 0; padding: 0; list-style: none; }
+ol.captions li { display: flex; gap: .75rem; padding: .2rem .6rem; border-left: 3px solid transparent; }
+ol.captions .score { min-width: 3.2rem; }
+ol.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .75rem; }
+ol.images li { padding: .35rem; border-radius: 11px; border: 2px solid transparent; max-width: 13rem; }
+li.hit { background: var(--hit-panel); }
+ol.captions li.hit { border-left-color: var(--hit); }
+ol.images li.hit { border-color: var(--hit); }
+.mark { color: var(--hit); font-weight: 700; white-space: nowrap; }
+.score { color: var(--soft); font-variant-numeric: tabular-nums; }
+.words { overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { .query { grid-template-columns: 1fr; } .query .picture { max-width: 11rem; } }
+""".replace("{scale}", ", ".join(f"rgb{colour}" for colour in charts.COLOURS))
+
+
+class Evaluation(NamedTuple):
+    """What a report is about: the table and its facts, the similarities behind it, names and pictures of the split."""
+
+    scores: dict
+    facts: dict
+    similarity: Similarity
+    known: Names
+    pictures: Pictures
+
+
+def write(path, evaluation, topk=5, queries=6, seed=0):
+    """Write the report to `path`; curves come from the logs in its folder.
+
+    topk: results of a query; queries: how many of each kind the gallery shows.
+    """
+    ranks = metrics.ranks(evaluation.similarity)
+    title = f"{evaluation.facts['dataset']}, split {evaluation.facts['split']}"
+    sections = {
+        "Results": _results(evaluation),
+        "Training": _training(Path(path).parent),
+        "Ranks": _ranks(ranks),
+        "Similarities": _similarities(evaluation.similarity, seed),
+        "Gallery": _gallery(evaluation, ranks, topk, queries, seed),
+        "How it was got": _how(evaluation.facts),
+    }
+    links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
+    body = "".join(
+        f'<section aria-labelledby="{_anchor(name)}"><h2 id="{_anchor(name)}">{name}</h2>{content}</section>'
+        for name, content in sections.items()
+    )
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
+        f'</h1><p class="soft">{escape(evaluation.facts["title"])}</p><nav aria-label="Sections">{links}</nav></header>'
+        f"\n<main>{body}</main></body></html>\n"
+    )
+    with written_whole(path) as file:
+        file.write(page.encode())
+
+
+def _anchor(name):
+    return name.lower().replace(" ", "-")
+
+
+def _results(evaluation):
+    dataset, facts = evaluation.facts["dataset"], evaluation.facts
+    published = next((rows for start, rows in PUBLISHED.items() if dataset.startswith(start)), {})
+    rows = "".join(
+        _row(label, scores, " and ".join(facts["selected_on"])) for label, scores in evaluation.scores.items()
+    )
+    for label, (i1, i5, t1, t5) in published.items():
+        cells = [i1, i5, None, None, None, t1, t5, None, None, None, None]
+        rows += _cells(f"{label}, published", test_split(dataset), cells, "published")
+    note = "" if published else "<p class='soft'>There is no published row for this data set.</p>"
+    table = (
+        '<div class="wide"><table id="table"><caption>R@K in percent; ranks count from 1; rsum is the sum of the six '
+        'recalls.</caption><thead><tr><td></td><td></td><th colspan="5" scope="colgroup">image to text</th>'
+        '<th colspan="5" scope="colgroup">text to image</th><td></td></tr><tr>'
+        + "".join(
+            f'<th scope="col">{name}</th>'
+            for name in ("images", "selected on", *("R@1", "R@5", "R@10", "median", "mean") * 2, "rsum")
+        )
+        + f"</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    )
+    return table + (_intervals(facts["bootstrap"]) if "bootstrap" in facts else "")
+
+
+def _row(label, scores, selected):
+    return _cells(label, selected, [*scores.image_to_text, *scores.text_to_image, scores.rsum], "ours")
+
+
+def _cells(label, selected, values, kind):
+    cells = "".join(f"<td>{'–' if value is None else f'{value:.1f}'}</td>" for value in values)
+    return f'<tr class="{kind}"><th scope="row">{escape(label)}</th><td>{escape(selected)}</td>{cells}</tr>'
+
+
+def _intervals(found):
+    """Bootstrap intervals: found as `lib.bootstrap.compare` gives them."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in bootstrap.COLUMNS.values())
+    rows = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{one.low:.1f} to {one.high:.1f}</td>" for one in intervals.values())
+        + "</tr>"
+        for label, intervals in found.items()
+    )
+    return (
+        '<h3>95% intervals</h3><div class="wide"><table id="intervals"><caption>Bootstrap over the images, as queries '
+        f'against the whole split.</caption><thead><tr><th scope="col">images</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+class Curves(NamedTuple):
+    """What the text logs of a run say: (step, value) points, finite ones alone."""
+
+    loss: list
+    rate: list
+    rsum: list
+    split: str
+
+
+def read_curves(folder):
+    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs. Returns `Curves`."""
+    loss, rate, rsum, split = [], [], [], ""
+    for line in _log(folder, TRAIN):
+        if found := TRAIN_LINE.match(line):
+            loss.append((int(found[1]), float(found[2])))
+            rate.append((int(found[1]), float(found[3])))
+    for line in _log(folder, EVAL):
+        if found := EVAL_LINE.match(line):
+            rsum.append((int(found[1]), float(found[3])))
+            split = found[2]
+    return Curves(*([point for point in points if np.isfinite(point[1])] for points in (loss, rate, rsum)), split)
+
+
+def _log(folder, name):
+    path = Path(folder) / name
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _training(folder):
+    curves = read_curves(folder)
+    figures = [
+        charts.lines(title, points, "optimisation step", label)
+        for title, label, points in (
+            ("Loss, with the graph's terms from the warm-up's end on", "loss", curves.loss),
+            (f"rsum on {curves.split}, which selects the epoch", "rsum", curves.rsum),
+            ("Learning rate", "rate", curves.rate),
+        )
+        if points
+    ]
+    if not figures:
+        return f"<p class='soft'>The folder holds no logs of a training ({TRAIN}, {EVAL}).</p>"
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def histogram(ranks_from_0):
+    """How many ranks, counted from 1, fall between the BINS: {"1": n, "2": n, "3–5": n, ...}, no empty ones behind."""
+    ranks, counts = np.asarray(ranks_from_0) + 1, {}
+    for start, after in zip(BINS, (*BINS[1:], np.inf)):
+        if start > ranks.max():
+            break
+        label = f"> {start - 1}" if after == np.inf else str(start) if after == start + 1 else f"{start}–{after - 1}"
+        counts[label] = int(((ranks >= start) & (ranks < after)).sum())
+    return counts
+
+
+def _ranks(ranks):
+    return '<div class="charts">' + "".join(
+        charts.bars(title, histogram(found), "rank", "queries")
+        for title, found in (
+            ("Image to text: the best rank of an image's five captions", ranks.image_to_text),
+            ("Text to image: the rank of the caption's image", ranks.text_to_image),
+        )
+    ) + "</div>"  # fmt: skip
+
+
+def _similarities(similarity, seed):
+    num_images = similarity.shape[0]
+    chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
+    values = np.concatenate([similarity[image : image + 1, :][:, CAPTIONS_PER_IMAGE * chosen] for image in chosen])
+    content = charts.data_uri("image/png", charts.png(charts.heat(values)))
+    on, off = values[np.eye(len(chosen), dtype=bool)], values[~np.eye(len(chosen), dtype=bool)]
+    means = f"mean of the true pairs {on.mean():.2f}" + (f", of the others {off.mean():.2f}" if len(off) else "")
+    return (
+        f'<figure><img class="matrix" src="{content}" alt="Similarities of {len(chosen)} images with a caption of '
+        f'each: {means}"><figcaption>{len(chosen)} images (rows), the first caption of each (columns), true pairs on '
+        f'the diagonal; {means}.<br>{values.min():.2f}<span class="scale" role="presentation"></span>'
+        f"{values.max():.2f}</figcaption></figure>"
+    )
+
+
+def _gallery(evaluation, ranks, topk, queries, seed):
+    draw = np.random.default_rng(seed)
+    num_images, num_captions = evaluation.similarity.shape
+    parts = [
+        (title, show(evaluation, ranks, which[:queries].tolist(), topk))
+        for title, show, which in (
+            ("Images, drawn at random", _image_queries, draw.permutation(num_images)),
+            ("Captions, drawn at random", _caption_queries, draw.permutation(num_captions)),
+            ("The worst images", _image_queries, search.best(ranks.image_to_text, queries)),
+            ("The worst captions", _caption_queries, search.best(ranks.text_to_image, queries)),
+        )
+    ]
+    pictures, note = evaluation.pictures, "Hits, the true pairs, are marked."
+    if not pictures:
+        note += " Images stand as their ids: give --images a folder of pictures named by id."
+    elif pictures.num_missing:
+        note += (
+            f" {pictures.num_missing} pictures are not shown: not found, above {MOST_BYTES / 1e6:g} MB, or beyond the "
+            f"first {MOST_PHOTOGRAPHS}."
+        )
+    return f'<p class="soft">{note}</p>' + "".join(f"<h3>{title}</h3>{content}" for title, content in parts)
+
+
+def _image_queries(evaluation, ranks, images, topk):
+    return "".join(
+        f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">image '
+        f"{escape(evaluation.known.ids[image])}; its best caption has rank {ranks.image_to_text[image] + 1}</p>"
+        f'<ol class="captions">'
+        + "".join(
+            f'<li class="{"hit" if one.is_hit else "miss"}"><span class="score">{one.score:.3f}</span>'
+            f'<span class="words">{escape(evaluation.known.captions[one.number])}</span>{_mark(one)}</li>'
+            for one in search.best_captions(evaluation.similarity, image, topk)
+        )
+        + "</ol></div></div>"
+        for image in images
+    )
+
+
+def _caption_queries(evaluation, ranks, captions, topk):
+    parts = []
+    for caption in captions:
+        scores = evaluation.similarity[:, caption : caption + 1][:, 0]
+        found = search.best_images(scores, topk, caption // CAPTIONS_PER_IMAGE)
+        parts.append(
+            f'<div class="query text"><p class="words"><q>{escape(evaluation.known.captions[caption])}</q> '
+            f'<span class="soft">its image has rank {ranks.text_to_image[caption] + 1}</span></p><ol class="images">'
+            + "".join(
+                f'<li class="{"hit" if one.is_hit else "miss"}">{evaluation.pictures.of(one.number)}'
+                f'<span class="score">{one.score:.3f}</span> {_mark(one)}</li>'
+                for one in found
+            )
+            + "</ol></div>"
+        )
+    return "".join(parts)
+
+
+def _mark(one):
+    return '<span class="mark">✓ hit</span>' if one.is_hit else ""
+
+
+def _how(facts):
+    """Versions and options, for who wants to repeat it."""
+    lists = {"Versions": report.versions()} | {
+        f"Options of model {number}" if len(facts["options"]) > 1 else "Options": options
+        for number, options in enumerate(facts["options"], 1)
+    }
+    return "".join(
+        f"<details><summary>{name}</summary><dl>"
+        + "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in sorted(values.items()))
+        + "</dl></details>"
+        for name, values in lists.items()
+    )
