@@ -169,11 +169,11 @@ class Objective(nn.Module):
 
 def add_options(parser):
     """Add the options of the losses, of both transformers and of the instance graph to an argparse parser."""
-    losses = parser.add_argument_group("losses (SPEC section 5)")
+    losses = parser.add_argument_group("losses (lib/SPEC.md, section 5)")
     losses.add_argument("--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w")
     losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
 
-    fragments = parser.add_argument_group("fragment-level relations (SPEC section 3)")
+    fragments = parser.add_argument_group("fragment-level relations (lib/SPEC.md, section 3)")
     fragments.add_argument("--pooling", choices=POOLINGS, default="maxk+relation",
                            help="v_res, of both encoders; without +relation no transformer: v = v_res")  # fmt: skip
     fragments.add_argument("--mask_padding", type=SWITCH, default=0,
@@ -182,7 +182,7 @@ def add_options(parser):
     fragments.add_argument("--nhead", type=COUNT, default=16, help="attention heads of every transformer")
     fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
 
-    graph = parser.add_argument_group("instance-level relations (SPEC section 4)")
+    graph = parser.add_argument_group("instance-level relations (lib/SPEC.md, section 4)")
     graph.add_argument("--interaction", choices=("fusion", "standalone", "none"), default="fusion",
                        help="of the 2B nodes: one transformer, one a block, or no graph (base loss alone)")  # fmt: skip
     graph.add_argument("--relation", choices=("both", "intra", "inter"), default="both",

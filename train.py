@@ -66,11 +66,11 @@ class Training:
         self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda", clusters)
         self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
         self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
-        self.seconds = []  # of every step of this process
         if content:
             self._restore(resumed_file, content)
         else:
             self._start()
+        self.first_step, self.seconds = self.step, 0.0  # of this process
         self._announce(resumed_file)
 
     def _start(self):
@@ -143,8 +143,8 @@ class Training:
                 self._validate()
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._save()
-                self._stop_if_asked()
-        return Result(self._report(), sum(self.seconds) / max(len(self.seconds), 1))
+                self._stop_if(self.interrupt.status)
+        return Result(self._report(), self.seconds / max(self.step - self.first_step, 1))
 
     def _train_epoch(self):
         options, epoch = self.options, self.epoch
@@ -154,15 +154,16 @@ class Training:
 
         def on_step(step, step_report, waited, seconds):
             self.step, self.step_in_epoch = step, self.step_in_epoch + 1
-            self.seconds.append(seconds)
+            self.seconds += seconds
             self.step_log.add(epoch, self.step_in_epoch, step, rate, step_report, waited, seconds)
             if options.val_step and step % options.val_step == 0 and self.step_in_epoch < len(self.loader):
                 self._validate()
             if step % engine.MOST_SKIPPED == 0:
                 self._stop_if_stuck()
-            if self.interrupt.status or options.save_step and step % options.save_step == 0:
+            status = self.interrupt.status  # read once: what comes after the saving waits for the next step
+            if status or options.save_step and step % options.save_step == 0:
                 self._save()
-            self._stop_if_asked()
+            self._stop_if(status)
 
         bar = tqdm(
             batches(self.loader), f"epoch {epoch}", total=len(self.loader), initial=self.step_in_epoch, leave=False,
@@ -190,11 +191,11 @@ class Training:
             options=vars(self.options), vocabulary=self.vocabulary and self.vocabulary.words, **more,
         )  # fmt: skip
 
-    def _stop_if_asked(self):
-        """Leave after a signal, the run being saved."""
-        if self.interrupt.status:
+    def _stop_if(self, status):
+        """Leave with this exit status, that of a signal, unless it is 0; the run has just been saved."""
+        if status:
             say(f"stopped at step {self.step}, saved in {self.last_file}: the same command with --resume auto goes on")
-            raise SystemExit(self.interrupt.status)
+            raise SystemExit(status)
 
     def _stop_if_stuck(self):
         """Leave after too many steps in a row that were not finite; they changed nothing."""
