@@ -7,6 +7,7 @@ The graph exists only in training; evaluation never imports this file.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,8 +15,9 @@ from torch import nn
 from lib.dataset import is_coco
 from lib.fragment import POOLINGS, after_attention, transformer_layer
 from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
+from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SWITCH
-from lib.relation import InstanceRelations, Relations, regulariser
+from lib.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
 LOSSES = ("trip", "vse", "infonce")
 
@@ -56,8 +58,7 @@ class Fusion(nn.Module):
 
     def attention_bias(self, relations):
         """The bias of the whole graph, (2B, 2B), in blocks [[i2i, i2t], [t2i, t2t]]."""
-        blocks = [attention_bias(block, self.mask_weight) for block in relations]
-        return torch.cat([torch.cat(blocks[:2], dim=1), torch.cat(blocks[2:], dim=1)])
+        return whole_graph(*(attention_bias(block, self.mask_weight) for block in relations))
 
     def forward(self, image_vectors, caption_vectors, relations):
         """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
@@ -165,6 +166,30 @@ class Objective(nn.Module):
         interact = self.fusion if self.interaction == "fusion" else self.standalone
         field = "embedding" if self.norm_input else "unnormalised"
         return interact(getattr(images, field), getattr(captions, field), relations)
+
+
+@torch.no_grad()
+def relation_matrices(model, objective, split, num_pairs, device):
+    """The graph that the first `num_pairs` images of a split, each with its first caption, would train in.
+
+    Both modules are left in evaluation mode. Returns `Relation` of 2n x 2n on the CPU, n at most the split's images:
+    images, then captions, in the file's order.
+    """
+    model.eval()
+    objective.eval()
+    num_pairs = min(num_pairs, split.num_images)
+    captions = CAPTIONS_PER_IMAGE * np.arange(num_pairs)
+    order = np.argsort(
+        -split.captions.lengths[captions], kind="stable"
+    )  # longest first, as the text encoders take them
+    regions, region_lengths = split.image_block(0, num_pairs)
+    pieces, piece_lengths = split.caption_block(captions[order])
+    relations = objective.relations(
+        model.image_encoder(regions.to(device), region_lengths),
+        model.text_encoder(pieces.to(device), piece_lengths, objective.pieces_read),
+    )
+    in_file = torch.from_numpy(np.concatenate([np.arange(num_pairs), num_pairs + np.argsort(order)]))
+    return Relation(*(whole_graph(*blocks).cpu()[in_file][:, in_file] for blocks in zip(*relations)))
 
 
 def add_options(parser):

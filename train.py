@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
-from lib import bert, checkpoint, engine, metrics, optim, report
+from lib import bert, charts, checkpoint, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import written_whole
@@ -22,6 +23,8 @@ from lib.layout import read_lines
 from lib.logs import RunLog, StepLog, say
 from lib.model import build_model, load_model
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
+
+MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
 
 class Data(NamedTuple):
@@ -224,12 +227,34 @@ class Training:
         values = dict(zip(("r1", "r5", "r10", "medr", "meanr"), scores.image_to_text))
         values |= dict(zip(("r1i", "r5i", "r10i", "medri", "meanri"), scores.text_to_image), rsum=scores.rsum)
         self.log.scalars(values, self.step)
+        if self.log.tensorboard:
+            self._draw(similarities)
         if is_best:
             self.best_rsum = scores.rsum
             self._write(self.best_file, self.epoch + 1)
 
+    def _draw(self, similarities):
+        """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
+        options = self.options
+        pairs = metrics.pair_similarities(similarities)
+        self.log.histograms({f"similarity/{name}": values for name, values in pairs._asdict().items()}, self.step)
+        if self.step >= options.warmup and options.interaction != "none":
+            num_pairs = min(options.batch_size, MOST_DRAWN)
+            found = graph_lib.relation_matrices(
+                self.model, self.objective, self.data.validation, num_pairs, self.device
+            )
+            connection = 255 * found.is_connected.numpy().astype(np.uint8)[..., None]
+            relevance = found.relevance.numpy()
+            self.log.images({"graph/connection": connection, "graph/relevance": charts.grey(relevance)}, self.step)
+            ends = {"graph/relevance_lowest": relevance.min(), "graph/relevance_highest": relevance.max()}
+            self.log.scalars(ends, self.step)
+
     def _report(self):
         options, split = self.options, self.data.test.split
+        validations = report.read_validations(options.logger_name)
+        if validations:
+            title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations, the best by rsum: *"
+            self.log.evaluation(f"\n{title}\n\n{report.markdown_of_validations(validations)}")
         best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)

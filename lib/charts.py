@@ -104,11 +104,17 @@ def heat(values):
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
+def grey(values):
+    """(rows, columns) numbers as greys from black (lowest) to white (highest): uint8 (rows, columns, 1)."""
+    low, high = float(values.min()), float(values.max())
+    return (255 * (values - low) / (high - low or 1)).round().astype(np.uint8)[..., None]
+
+
 def png(pixels):
-    """The bytes of a PNG file of uint8 (rows, columns, 3)."""
-    rows, columns, _ = pixels.shape
-    lines_of = np.concatenate([np.zeros((rows, 1), np.uint8), pixels.reshape(rows, 3 * columns)], axis=1)  # filter 0
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    """The bytes of a PNG file of uint8 (rows, columns, 3), or 1 for greys."""
+    rows, columns, channels = pixels.shape
+    lines_of = np.concatenate([np.zeros((rows, 1), np.uint8), pixels.reshape(rows, -1)], axis=1)  # filter 0
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 0 if channels == 1 else 2, 0, 0, 0)  # 8 bits, grey or RGB
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines_of.tobytes(), 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -110,7 +110,8 @@ def train_epoch(
         )  # fmt: skip
         step += 1
         on_step(step, report, waited, time.perf_counter() - started)
-        model.train()  # on_step may have evaluated the model
+        model.train()  # on_step may have evaluated both
+        objective.train()
         started = time.perf_counter()
     return step
 

@@ -27,7 +27,6 @@ PUBLISHED = {  # SPEC section 10, by the beginning of a data set's name: I2T R@1
 SAMPLE = 60  # images of the similarity matrix, each with its first caption
 BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
 TRAIN_LINE = re.compile(r"epoch \d+ step (\d+): loss (\S+) .*, rate ([^\s;]+)")
-EVAL_LINE = re.compile(r"epoch \d+ step (\d+) (\S+): .*; rsum (\S+)")
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfb; --ink: #1f2328; --soft: #656d76; --rule: #d8dce1; --panel: #f2f3f5;
@@ -194,21 +193,14 @@ class Curves(NamedTuple):
 
 def read_curves(folder):
     """The curves in train.txt and eval.txt of a run folder; empty where there are no logs. Returns `Curves`."""
-    loss, rate, rsum, split = [], [], [], ""
-    for line in _log(folder, TRAIN):
+    loss, rate = [], []
+    for line in report.log_lines(folder, TRAIN):
         if found := TRAIN_LINE.match(line):
             loss.append((int(found[1]), float(found[2])))
             rate.append((int(found[1]), float(found[3])))
-    for line in _log(folder, EVAL):
-        if found := EVAL_LINE.match(line):
-            rsum.append((int(found[1]), float(found[3])))
-            split = found[2]
+    validations = report.read_validations(folder)
+    rsum, split = [(one.step, one.rsum) for one in validations], validations[-1].split if validations else ""
     return Curves(*([point for point in points if np.isfinite(point[1])] for points in (loss, rate, rsum)), split)
-
-
-def _log(folder, name):
-    path = Path(folder) / name
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
 
 
 def _training(folder):

@@ -9,16 +9,20 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib.charts import png
 from lib.files import writing, written_whole
 
 try:
     from tensorboard_logger import Logger as TensorBoard
+    from tensorboard_logger.tensorboard_logger import summary_pb2
 except (ImportError, TypeError) as error:  # TypeError: protobuf 4 or later
     TensorBoard, WHY_NO_TENSORBOARD = None, str(error).splitlines()[0]
 
+HISTOGRAM_BINS = 50  # from the lowest to the highest value
 TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
 
 
@@ -72,6 +76,34 @@ class RunLog:
             with writing(self.folder):
                 for name, value in values.items():
                     self.tensorboard.log_value(name, value, step=step)
+
+    def images(self, images, step):
+        """TensorBoard images: a dict of name -> uint8 (rows, columns, 1 or 3)."""
+        fields = {}
+        for name, pixels in images.items():
+            height, width, channels = pixels.shape
+            fields[name] = dict(height=height, width=width, colorspace=channels, encoded_image_string=png(pixels))
+        self._summary("image", fields, step)
+
+    def histograms(self, samples, step):
+        """TensorBoard histograms: a dict of name -> array of numbers, of which the finite ones count."""
+        fields = {}
+        for name, values in samples.items():
+            values = values[np.isfinite(values)].astype(np.float64)
+            if len(values):
+                counts, edges = np.histogram(values, HISTOGRAM_BINS)
+                fields[name] = dict(
+                    min=values.min(), max=values.max(), num=len(values), sum=values.sum(),
+                    sum_squares=np.square(values).sum(), bucket_limit=edges[1:], bucket=counts,
+                )  # fmt: skip
+        self._summary("histo", fields, step)
+
+    def _summary(self, kind, fields, step):
+        """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
+        if self.tensorboard:
+            with writing(self.folder):
+                summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
+                self.tensorboard._log_summary(kind, summary, None, step=step)
 
     def _line(self, file, text, times=""):
         say(text + times)

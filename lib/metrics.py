@@ -68,13 +68,7 @@ def ranks(similarities):
     num_images, num_captions = similarities.shape
     if num_captions != CAPTIONS_PER_IMAGE * num_images or not num_images:
         raise ValueError(f"similarities of N images and 5N captions expected, found shape {similarities.shape}")
-    tiles = [
-        (
-            slice(start, start + TILE_IMAGES),
-            slice(CAPTIONS_PER_IMAGE * start, CAPTIONS_PER_IMAGE * (start + TILE_IMAGES)),
-        )
-        for start in range(0, num_images, TILE_IMAGES)
-    ]
+    tiles = _true_tiles(num_images)
     true_scores = np.concatenate([_true_scores(similarities[tile]) for tile in tiles])  # (N, 5)
     best_caption = CAPTIONS_PER_IMAGE * np.arange(num_images) + true_scores.argmax(1)
     best_scores, true_scores = true_scores.max(1), true_scores.reshape(-1)
@@ -90,6 +84,53 @@ def ranks(similarities):
             found.image_to_text[rows] += _ahead(tile, best_scores[rows, None], caption, best_caption[rows, None]).sum(1)
             found.text_to_image[columns] += _ahead(tile, true_scores[columns], image, true_image[columns]).sum(0)
     return found
+
+
+class PairSimilarities(NamedTuple):
+    """What a model makes of true pairs, and of the most similar wrong ones; -inf where there is no wrong one.
+
+    true: (N, 5) of an image with its captions; hardest_captions: (N,) the best wrong caption of every image;
+    hardest_images: (C,) the best wrong image of every caption.
+    """
+
+    true: np.ndarray
+    hardest_captions: np.ndarray
+    hardest_images: np.ndarray
+
+
+def pair_similarities(similarities):
+    """True pairs and hardest negatives, tile by tile. similarities: as for `ranks`. Returns `PairSimilarities`."""
+    num_images, num_captions = similarities.shape
+    found = PairSimilarities(
+        np.empty((num_images, CAPTIONS_PER_IMAGE), np.float32),
+        np.full(num_images, -np.inf, np.float32),
+        np.full(num_captions, -np.inf, np.float32),
+    )
+    true_image = np.arange(num_captions) // CAPTIONS_PER_IMAGE
+    tiles = _true_tiles(num_images)
+    for rows, own_columns in tiles:
+        for _, columns in tiles:
+            tile = similarities[rows, columns]
+            if columns == own_columns:
+                found.true[rows] = _true_scores(tile)
+                tile = np.where(np.arange(num_images)[rows, None] == true_image[columns], -np.inf, tile)
+            for hardest, best in (
+                (found.hardest_captions[rows], tile.max(1)),
+                (found.hardest_images[columns], tile.max(0)),
+            ):
+                np.maximum(hardest, best, out=hardest)
+    return found
+
+
+def _true_tiles(num_images):
+    """Rows and columns of the tiles on the diagonal, which hold the true pairs; the others lie between them."""
+    return [
+        (
+            slice(start, start + TILE_IMAGES),
+            slice(CAPTIONS_PER_IMAGE * start, CAPTIONS_PER_IMAGE * (start + TILE_IMAGES)),
+        )
+        for start in range(0, num_images, TILE_IMAGES)
+    ]
 
 
 def _true_scores(tile):

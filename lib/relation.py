@@ -37,6 +37,11 @@ class Relations(NamedTuple):
     t2t: Relation
 
 
+def whole_graph(i2i, i2t, t2i, t2t):
+    """Four blocks (B, B) as the matrix of all 2B instances, (2B, 2B): [[i2i, i2t], [t2i, t2t]]."""
+    return torch.cat([torch.cat([i2i, i2t], dim=1), torch.cat([t2i, t2t], dim=1)])
+
+
 class BlockLimits(NamedTuple):
     """How pairs are cut: captions at a time, their most padding, and most matches of pieces with regions.
 

@@ -3,7 +3,9 @@
 import json
 import pickle
 import platform
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ import transformers
 from lib import metrics
 from lib.errors import InputError, first_sentence
 from lib.files import obstacle, written_whole
+from lib.logs import EVAL
 
 FOLDS = 5
 METRICS = "metrics.json"
@@ -19,6 +22,56 @@ HEADER = (
     "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
+
+VALIDATION = re.compile(r"epoch (\d+) step (\d+) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "rsum")
+
+
+class Validation(NamedTuple):
+    """A validation as eval.txt tells of it; recalls: R@1, R@5, R@10 of I2T, then of T2I; is_best: so far."""
+
+    epoch: int
+    step: int
+    split: str
+    recalls: list
+    rsum: float
+    is_best: bool
+
+
+def read_validations(folder):
+    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file."""
+    return [
+        Validation(
+            int(found[1]), int(found[2]), found[3], [float(recall) for recall in re.findall(r"R@\d+ (\S+)", found[4])],
+            float(found[5]), bool(found[6]),
+        )
+        for line in log_lines(folder, EVAL)
+        if (found := VALIDATION.match(line))
+    ]  # fmt: skip
+
+
+def log_lines(folder, name):
+    """The lines of a text log in a run folder; none where there is no such file."""
+    path = Path(folder) / name
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def markdown_of_validations(validations):
+    """A row for each `Validation`, the best one marked with a *: aligned, for a terminal shows it too."""
+    best = max((number for number, one in enumerate(validations) if one.is_best), default=None)
+    rows = [
+        [
+            "* " * (number == best) + str(one.epoch),
+            str(one.step),
+            *(f"{value:.1f}" for value in (*one.recalls, one.rsum)),
+        ]
+        for number, one in enumerate(validations)
+    ]
+    lines = [VALIDATION_HEADER, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    aligned = [f"| {' | '.join(cell.rjust(width) for cell, width in zip(line, widths))} |" for line in lines]
+    rule = f"|{'|'.join('-' * (width + 1) + ':' for width in widths)}|"
+    return "\n".join([aligned[0], rule, *aligned[1:]])
 
 
 def folds_by_label(num_images, split):
