@@ -18,7 +18,7 @@ from lib.dataset import Batch
 
 OPTIONS = (
     "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 8 --log_step 4 --val_step 5 "
-    "--save_results 0 --learning_rate 0.002 --workers 0 --save_step 3"
+    "--save_results 0 --learning_rate 0.002 --workers 0 --save_step 3 --topk 20"
 ).split()
 VALIDATED = [5, 10, 15, 20]
 PICTURES = ("graph/connection", "graph/relevance")
@@ -280,7 +280,7 @@ def test_training_goes_on_in_training_mode(monkeypatch):
 
 def table(folder):
     """The table of validations in eval.txt: its lines' cells."""
-    lines = (folder / "eval.txt").read_text().split("validations, ")[1].split("\n\n")[1].splitlines()
+    lines = (folder / "eval.txt").read_text().split("validations; ")[1].split("\n\n")[1].splitlines()
     assert len({len(line) for line in lines}) == 1
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
