@@ -253,8 +253,8 @@ class Training:
         options, split = self.options, self.data.test.split
         validations = report.read_validations(options.logger_name)
         if validations:
-            title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations, the best by rsum: *"
-            self.log.evaluation(f"\n{title}\n\n{report.markdown_of_validations(validations)}")
+            title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations"
+            self.log.evaluation(f"\n{title}; * marks the best by rsum\n\n{report.markdown_of_validations(validations)}")
         best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)
