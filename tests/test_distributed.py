@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,7 +18,8 @@ from test_golden import golden_batch
 
 import train
 from graph_lib import Objective
-from lib import demo, distributed, engine, optim
+from lib import demo, distributed, engine, logs, optim
+from lib.dataset import TrainingPairs
 from lib.errors import InputError
 from lib.model import HREM
 
@@ -198,3 +201,99 @@ def test_a_run_of_two_processes_is_that_of_one(data, alone, tmp_path):
         path.name for path in (tmp_path / "two").iterdir() if "tfevents" not in path.name
     )
     assert len(list((tmp_path / "two").glob("*tfevents*"))) == 1  # one process writes
+
+
+def test_a_run_of_two_goes_on_in_one_and_in_three(data, alone, tmp_path):
+    ended = in_processes(2, partial(stopped, data, tmp_path / "run"))
+    assert [error.code for error in ended] == [143, 143]  # one of them got the signal
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] == 3
+    assert len(in_processes(3, partial(fit, data, tmp_path / "run", "--resume", "auto", "--num_epochs", "1"))) == 3
+    fit(data, tmp_path / "run", "--resume", "auto")
+    ours, theirs = ((folder / "train.txt").read_text() for folder in (tmp_path / "run", alone))
+    for left, right in zip(*(re.findall(r"step .*: loss \d+\.\d+", text) for text in (ours, theirs)), strict=True):
+        torch.testing.assert_close(numbers(left), numbers(right), rtol=1e-3, atol=1e-3)
+
+
+def stopped(data, folder):
+    """A run in which the last process gets a signal after the third step."""
+    add = logs.StepLog.add
+
+    def add_and_signal(log, epoch, step_in_epoch, step, *more):
+        add(log, epoch, step_in_epoch, step, *more)
+        if step == 3 and distributed.rank() == distributed.size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    logs.StepLog.add = add_and_signal  # in a process of its own
+    fit(data, folder)
+
+
+def with_an_image_of_nan():
+    """A step whose data are bad in the second process alone."""
+
+    def batches():
+        yield "good"
+        if distributed.rank() == 1:
+            raise InputError("image 7 holds NaN")
+        yield "good"
+
+    return list(distributed.each(batches()))
+
+
+def test_what_one_process_meets_ends_all_with_its_message():
+    first, *others = in_processes(3, with_an_image_of_nan)
+    assert isinstance(first, distributed.AgreedError) and str(first) == "image 7 holds NaN"
+    assert [error.code for error in others] == [2, 2]
+
+
+def nested():
+    with distributed.together():
+        if distributed.rank() == 1:
+            raise InputError("no such folder")
+        return distributed.from_first(lambda: "computed")
+
+
+def test_an_error_is_heard_by_those_who_wait_inside():
+    first, other = in_processes(2, nested)
+    assert str(first) == "no such folder" and other.code == 2
+
+
+def agreements():
+    found = distributed.shared_out(lambda item: (item, distributed.rank()), range(5), "items")
+    rows = torch.arange(6.0).reshape(3, 2)[distributed.rank() :: distributed.size()]
+    return dict(
+        largest=distributed.largest(distributed.rank()), shares=found, rows=distributed.gather(rows),
+        chosen=distributed.from_first(distributed.rank), turns=distributed.in_turn(distributed.rank),
+        agreed=[bool(distributed.agreed(torch.tensor(value))) for value in (True, distributed.rank() == 0)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_shared(size):
+    for rank, found in enumerate(in_processes(size, agreements) if size > 1 else [agreements()]):
+        assert found["largest"] == size - 1 and found["chosen"] == 0 and found["turns"] == rank
+        assert found["shares"] == [(item, item % size) for item in range(5)]
+        assert torch.equal(found["rows"], torch.arange(6.0).reshape(3, 2))
+        assert found["agreed"] == [True, size == 1]
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(data, tmp_path):
+    first, *others = in_processes(3, partial(fit, data, tmp_path / "run", "--batch_size", "31"))
+    assert "--batch_size 31 is not a multiple of the 3 processes" in str(first) and "--batch_size 33" in str(first)
+    assert [error.code for error in others] == [2, 2] and not (tmp_path / "run").exists()
+
+
+def test_the_published_switch_prints_the_command(refusal):
+    command = "torchrun --nproc_per_node 1 train.py --dataset coco --batch_size 256"
+    refusal(train.main, "--dataset", "coco", "--multi_gpu", "1", "--batch_size", "256", expected=[command])
+
+
+def test_the_shares_of_a_batch_make_the_batch(data):
+    split = train.load_split(data, "demo", "train", data / "demo_precomp" / "bert")
+    item = 3, np.arange(7, 37)
+    whole, pairs = TrainingPairs(split, seed=1)[item], TrainingPairs(split, seed=1)
+    for rank in range(3):
+        pairs.share = slice(rank, None, 3)
+        found = pairs[item]
+        for name in found._fields:
+            expected = getattr(whole, name)
+            assert torch.equal(getattr(found, name), expected if name == "image_ids" else expected[rank::3]), name
