@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import shlex
+import sys
 from pathlib import Path
 
-from lib import checkpoint, export
+import torch
+
+from lib import checkpoint, distributed, export
 from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
@@ -75,7 +79,9 @@ def training_parser():
     run.add_argument(
         "--deterministic", type=SWITCH, default=0, help="1: only kernels that give the same bits again (GPU)"
     )
-    run.add_argument("--multi_gpu", type=SWITCH, default=0, help="published switch; one device is used")
+    run.add_argument(
+        "--multi_gpu", type=SWITCH, default=0, help="published switch; 1: print the torchrun command instead"
+    )
 
     model = parser.add_argument_group("embedding (lib/SPEC.md, section 3)")
     model.add_argument(
@@ -147,9 +153,18 @@ def parse_training(parser, argv=None):
     parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
+    if options.multi_gpu and distributed.size() == 1:
+        raise InputError(f"--multi_gpu 1: expected the launcher of PyTorch, this command: {_torchrun(argv)}")
     check(options)
     options.seed = getattr(options, "seed", 0)
     return options
+
+
+def _torchrun(argv):
+    """The command that trains with these arguments on all GPUs of this machine."""
+    given = shlex.join(sys.argv[1:] if argv is None else argv)
+    given = given.replace("--multi_gpu=1", "").replace("--multi_gpu 1", "")
+    return f"torchrun --nproc_per_node {max(torch.cuda.device_count(), 1)} train.py {' '.join(given.split())}"
 
 
 def runs(options):
@@ -187,8 +202,14 @@ def check(options):
             raise InputError(f"{seeds}: a seed twice, expected each once")
     if options.glove and options.text_encoder != "bigru":
         raise InputError(f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with --text_encoder bigru")
-    if options.multi_gpu:
-        raise InputError("--multi_gpu 1: this version trains on one device; expected --multi_gpu 0")
+    processes = distributed.size()
+    if options.batch_size % processes:
+        raise InputError(
+            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes; expected the pairs of "
+            f"the whole batch, such as --batch_size {-(-options.batch_size // processes) * processes}"
+        )
+    if processes > 1 and ":" in options.device:
+        raise InputError(f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs")
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
 

@@ -14,13 +14,13 @@ from tqdm import tqdm
 import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, engine, metrics, optim, report
+from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import written_whole
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
-from lib.logs import RunLog, StepLog, say
+from lib.logs import NoLog, RunLog, StepLog, say
 from lib.model import build_model, load_model
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
@@ -46,14 +46,20 @@ class Training:
     """One run: everything that is trained or counted, and the loop over epochs."""
 
     def __init__(self, options):
+        with distributed.together():
+            self._open(options)
+        self.replicas = distributed.replicate(engine.BatchLoss(self.model, self.objective))
+
+    def _open(self, options):
+        """Open the data, build what is trained, and start the run or go on with it."""
         self.options = options
         folder = Path(options.model_name)
         self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
-        self.device = engine.choose_device(options.device, options.gpu_id)
-        self.vocabulary = read_vocabulary(options)
-        self.data = open_data(options, self.vocabulary)
+        self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
+        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options))
+        self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
             arguments.check_resumed(resumed_file, vars(options), content["options"])
@@ -64,7 +70,8 @@ class Training:
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
-        workers = min(options.workers, os.cpu_count() or 1)  # more would only queue for the cores
+        cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
+        workers = min(options.workers, cores)  # more would only queue for them
         clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
         self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda", clusters)
         self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
@@ -78,9 +85,11 @@ class Training:
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
-        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
-        self.log = RunLog(self.options.logger_name)
+        self.log = RunLog(self.options.logger_name) if distributed.is_first() else NoLog()
         self.step_log = StepLog(self.log, self.options.log_step)
+        if not distributed.is_first():
+            return
+        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
         self.best_file.unlink(missing_ok=True)
         for name in (f"{self.data.test.split}.md", report.METRICS):
             (Path(self.options.logger_name) / name).unlink(missing_ok=True)
@@ -93,20 +102,24 @@ class Training:
         self.skipped.fill_(position["skipped"])
         self.step, self.best_rsum = content["step"], content["best_rsum"]
         is_own = self.last_file.exists() and path.samefile(self.last_file)
-        self.log = RunLog(self.options.logger_name, position["log_sizes"] if is_own else None)
+        sizes = position["log_sizes"] if is_own else None
+        self.log = RunLog(self.options.logger_name, sizes) if distributed.is_first() else NoLog()
         self.step_log = StepLog(self.log, self.options.log_step, position["step_log"])
         if not is_own:
             self._take_best_model(path.with_name(checkpoint.BEST))
 
     def _take_best_model(self, path):
         """Copy the best model so far of the run that this one goes on from; without it the next one is the best."""
+        if not path.exists():
+            self.best_rsum = -1.0
+        if not distributed.is_first():
+            return
         Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
         if path.exists():
             with written_whole(self.best_file) as file:
                 file.write(path.read_bytes())
         else:
             self.best_file.unlink(missing_ok=True)
-            self.best_rsum = -1.0
 
     def _announce(self, resumed_file):
         """Say once what runs where; a run that goes on has said so in its log before."""
@@ -128,6 +141,8 @@ class Training:
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        if distributed.size() > 1:
+            tell(f"{distributed.size()} processes, {options.batch_size // distributed.size()} pairs of a batch in each")
         tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
         tell(
             f"device {self.device} ({device_name(self.device)}), seed {options.seed}; {len(self.loader)} steps an "
@@ -146,8 +161,10 @@ class Training:
                 self._validate()
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
                 self._save()
-                self._stop_if(self.interrupt.status)
-        return Result(self._report(), self.seconds / max(self.step - self.first_step, 1))
+                self._stop_if(distributed.largest(self.interrupt.status))
+        with distributed.together():
+            scores = self._report()
+        return Result(scores, self.seconds / max(self.step - self.first_step, 1))
 
     def _train_epoch(self):
         options, epoch = self.options, self.epoch
@@ -163,19 +180,21 @@ class Training:
                 self._validate()
             if step % engine.MOST_SKIPPED == 0:
                 self._stop_if_stuck()
-            status = self.interrupt.status  # read once: what comes after the saving waits for the next step
+            # read once: what comes after the saving waits for the next step; the processes agree on it
+            status = distributed.largest(self.interrupt.status)
             if status or options.save_step and step % options.save_step == 0:
                 self._save()
             self._stop_if(status)
 
         bar = tqdm(
-            batches(self.loader), f"epoch {epoch}", total=len(self.loader), initial=self.step_in_epoch, leave=False,
-            disable=None,
+            distributed.each(batches(self.loader)), f"epoch {epoch}", total=len(self.loader),
+            initial=self.step_in_epoch, leave=False, disable=distributed.no_bar(),
         )  # fmt: skip
         engine.train_epoch(
             self.model, self.objective, self.optimizer, bar, step=self.step, seed=options.seed, warmup=options.warmup,
             hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs, grad_clip=options.grad_clip,
             precision=options.precision, device=self.device, on_step=on_step, skipped=self.skipped,
+            replicas=self.replicas,
         )  # fmt: skip
         self.step_log.write(epoch, self.step_in_epoch, self.step, rate)
         self._stop_if_stuck()
@@ -189,13 +208,16 @@ class Training:
         self._write(self.last_file, self.epoch, position=position)
 
     def _write(self, path, epoch, **more):
-        checkpoint.save(
-            path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step, best_rsum=self.best_rsum,
-            options=vars(self.options), vocabulary=self.vocabulary and self.vocabulary.words, **more,
-        )  # fmt: skip
+        with distributed.together():
+            if distributed.is_first():
+                checkpoint.save(
+                    path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
+                    best_rsum=self.best_rsum, options=vars(self.options),
+                    vocabulary=self.vocabulary and self.vocabulary.words, **more,
+                )  # fmt: skip
 
     def _stop_if(self, status):
-        """Leave with this exit status, that of a signal, unless it is 0; the run has just been saved."""
+        """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
         if status:
             say(f"stopped at step {self.step}, saved in {self.last_file}: the same command with --resume auto goes on")
             raise SystemExit(status)
@@ -207,17 +229,20 @@ class Training:
             self.step_log.write(self.epoch, self.step_in_epoch, self.step, rate)
             self.skipped.zero_()
             self._save()
-            raise InputError(
+            reason = (
                 f"{self.last_file}: stopped at step {self.step}: the loss or its gradient was not finite in "
                 f"{engine.MOST_SKIPPED} steps in a row (train.txt names the terms), expected numbers; the file holds "
                 "the weights from before the first of them: check the data with python -m lib.dataset, then start anew "
                 "with a smaller --learning_rate or --precision fp32, or go on with --resume auto"
             )
+            with distributed.together():
+                raise InputError(reason)
 
     def _validate(self):
         options = self.options
-        similarities = engine.similarities(self.model, self.data.validation, self.device)
-        scores = metrics.scores(metrics.ranks(similarities))
+        with distributed.together():
+            similarities = engine.similarities(self.model, self.data.validation, self.device)
+        scores = distributed.from_first(lambda: metrics.scores(metrics.ranks(similarities)))
         is_best = scores.rsum > self.best_rsum
         self.log.evaluation(
             f"epoch {self.epoch} step {self.step} {options.val_split}: "
@@ -238,7 +263,8 @@ class Training:
         options = self.options
         pairs = metrics.pair_similarities(similarities)
         self.log.histograms({f"similarity/{name}": values for name, values in pairs._asdict().items()}, self.step)
-        if self.step >= options.warmup and options.interaction != "none":
+        is_alone = distributed.size() == 1  # the matrices of several processes are computed by all of them together
+        if is_alone and self.step >= options.warmup and options.interaction != "none":
             num_pairs = min(options.batch_size, MOST_DRAWN)
             found = graph_lib.relation_matrices(
                 self.model, self.objective, self.data.validation, num_pairs, self.device
@@ -258,12 +284,16 @@ class Training:
         best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)
-        text, scores, facts = summarise(similarities, options.dataset, split, [best])
-        self.log.evaluation("\n" + text)
-        report.save(options.logger_name, split, text, scores, facts)
-        if options.save_results:
-            report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
-        return scores
+
+        def written():
+            text, scores, facts = summarise(similarities, options.dataset, split, [best])
+            self.log.evaluation("\n" + text)
+            report.save(options.logger_name, split, text, scores, facts)
+            if options.save_results:
+                report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+            return scores
+
+        return distributed.from_first(written)
 
 
 def read_vocabulary(options):
@@ -353,11 +383,24 @@ def row(recalls):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
+    with distributed.processes():
+        with distributed.together():
+            runs = read_command_line(argv)
+        return train(runs)
+
+
+def read_command_line(argv):
+    """The options of each run. Raises InputError."""
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
     runs = arguments.runs(arguments.parse_training(parser, argv))
     for options in runs:  # all of them before the first is trained
         checkpoint.find_resumed(options.model_name, options.resume, options.overwrite)
+    return runs
+
+
+def train(runs):
+    """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
     try:
         return [Training(options).run() for options in runs]
     except torch.OutOfMemoryError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
+from lib import distributed
 from lib.errors import InputError
 from lib.files import written_whole
 
@@ -80,7 +81,7 @@ def tokenise(texts, tokeniser, longest=None):
     word_piece = tokeniser.backend_tokenizer.model
     known = {}
     pieces, word_lengths, caption_lengths, num_shortened = [], [], [], 0
-    for text in tqdm(texts, "tokenise", leave=False, disable=None, delay=2):
+    for text in tqdm(texts, "tokenise", leave=False, disable=distributed.no_bar(), delay=2):
         words = []
         room = np.inf if longest is None else longest - 2
         for word in split_words(text, tokeniser):

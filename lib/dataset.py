@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lib import check, convert
+from lib import check, convert, distributed
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
 from lib.interrupt import leave_to_parent
@@ -35,7 +35,8 @@ class Batch(NamedTuple):
     """B image-caption pairs, sorted by caption length, longest first.
 
     regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond piece_lengths (B,);
-    image_ids (B,), equal where two captions are of one image.
+    image_ids (B,), equal where two captions are of one image. The share of one process among several holds every N-th
+    pair, padded as the whole batch, and the image ids of the whole.
     """
 
     regions: torch.Tensor
@@ -158,12 +159,13 @@ class TrainingPairs(Dataset):
     """The pairs of a split, a pair a caption, by the batch: item (epoch, captions) is the `Batch` of these captions.
 
     What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither the number of
-    workers nor their order changes anything.
+    workers nor their order changes anything. Of several processes each reads the regions of its own share.
     """
 
     def __init__(self, split, seed, drop_regions=True, alter_words=True):
         self.split, self.seed = split, seed
         self.drop_regions, self.alter_words = drop_regions, alter_words
+        self.share = slice(distributed.rank(), None, distributed.size())  # a worker belongs to no group of processes
 
     def __getitem__(self, item):
         epoch, which = item
@@ -183,11 +185,13 @@ class TrainingPairs(Dataset):
         image_ids = which[order] // CAPTIONS_PER_IMAGE
         kept = [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
         region_lengths = np.array([len(regions) for regions in kept])
-        regions = _empty_to_hand_over((len(order), int(region_lengths.max()), self.split.region_dim))
-        for row, image, found in zip(regions.numpy(), image_ids, kept):
+        own, longest = self.share, int(region_lengths.max())
+        regions = _empty_to_hand_over((len(order[own]), longest, self.split.region_dim))
+        for row, image, found in zip(regions.numpy(), image_ids[own], kept[own]):
             np.take(self.split.image_regions(image), found, axis=0, out=row[: len(found)], mode="clip")
             row[len(found) :] = 0
-        return Batch(regions, torch.from_numpy(region_lengths), pieces, piece_lengths, torch.from_numpy(image_ids))
+        region_lengths, pieces, piece_lengths = torch.from_numpy(region_lengths)[own], pieces[own], piece_lengths[own]
+        return Batch(regions, region_lengths, pieces, piece_lengths, torch.from_numpy(image_ids))
 
     def _kept_regions(self, image, generator):
         num_regions = self.split.num_regions[image * self.split.rows_per_image]
@@ -218,7 +222,7 @@ def training_loader(pairs, batch_size, workers, pin_memory=False, batch_clusters
         )
     if batch_clusters:
         images = np.arange(sampler.num_pairs) // CAPTIONS_PER_IMAGE
-        clusters = cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed)
+        clusters = distributed.from_first(lambda: cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed))
         sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(
         pairs, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin_memory,

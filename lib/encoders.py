@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lib.bert import encode_packed
+from lib.distributed import BatchNorm
 from lib.fragment import FragmentRelation
 from lib.packing import Packing
 from lib.pooling import l2_normalise
@@ -38,7 +39,7 @@ class ImageEncoder(nn.Module):
         self.normalise, self.mask_padding = normalise, mask_padding
         self.projection = nn.Linear(region_dim, dim)
         self.mlp = nn.Sequential(
-            nn.Linear(region_dim, dim // 2), nn.BatchNorm1d(dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)
+            nn.Linear(region_dim, dim // 2), BatchNorm(dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)
         )
         for linear in (self.projection, self.mlp[0], self.mlp[3]):
             nn.init.xavier_uniform_(linear.weight)

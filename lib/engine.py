@@ -7,12 +7,14 @@ gradient is not finite is undone on the device.
 # B pairs, N images, C captions, E embedding
 
 import contextlib
+import functools
 import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from torch import nn
 
+from lib import distributed
 from lib.errors import InputError, first_sentence
 from lib.logs import StepReport
 from lib.metrics import Similarity
@@ -51,27 +53,58 @@ def matrix_products(precision):
         torch.set_float32_matmul_precision(before)
 
 
+class BatchLoss(nn.Module):
+    """The encoders and the objective as one module from a batch to its loss: what several processes replicate."""
+
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch, **settings):
+        """batch: this process's share; settings: of `batch_loss`. Returns `graph_lib.Loss` of the whole batch."""
+        return batch_loss(self.model, self.objective, batch, **settings)
+
+
+def batch_loss(model, objective, batch, use_graph, hardest, precision):
+    """Loss of a batch: encoders on this process's share of it, the objective on the whole in every process."""
+    seed, is_shared = torch.initial_seed(), distributed.size() > 1
+    if is_shared:
+        torch.manual_seed(seed + 1 + distributed.rank())  # dropout in the encoders, of each share its own
+    device_type = batch.regions.device.type
+    with matrix_products(precision), torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
+        images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
+    if is_shared:
+        torch.manual_seed(seed)  # what is drawn over the whole batch is the same in all processes
+        images, captions = (
+            side._replace(
+                embedding=distributed.gather(side.embedding), unnormalised=distributed.gather(side.unnormalised)
+            )
+            for side in (images, captions)
+        )
+    return objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
+
+
 def training_step(
-    model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0, precision="fp32", skipped=None
+    model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0, precision="fp32", skipped=None,
+    replicas=None,
 ):  # fmt: skip
     """One optimisation step on a `lib.dataset.Batch`. If the loss or the gradient is not finite nothing changes.
 
     use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest negatives; precision: of
     the encoders, one of PRECISIONS. Relations and losses are computed in float32 whatever it is. skipped: a scalar
     tensor that counts the steps in a row which changed nothing; once it is MOST_SKIPPED, no step changes anything.
-    Returns `StepReport`.
+    replicas: with several processes, what DistributedDataParallel made of the `BatchLoss`. Returns `StepReport`, the
+    same in all processes.
     """
+    compute = replicas or functools.partial(batch_loss, model, objective)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
-    device_type = batch.regions.device.type
-    with matrix_products(precision), torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
-        images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
-    loss = objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
+    loss = compute(batch, use_graph=use_graph, hardest=hardest, precision=precision)
     optimizer.zero_grad(set_to_none=True)
     with matrix_products(precision):
         loss.total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-    is_finite = loss.total.detach().isfinite() & gradient_norm.isfinite()
+    is_finite = distributed.agreed(loss.total.detach().isfinite() & gradient_norm.isfinite())
     if skipped is not None:
         is_finite = is_finite & (skipped < MOST_SKIPPED)
         skipped.copy_((skipped + 1) * ~is_finite)
@@ -90,7 +123,7 @@ def seed_step(seed, step):
 
 def train_epoch(
     model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device, on_step,
-    precision="fp32", skipped=None,
+    precision="fp32", skipped=None, replicas=None,
 ):  # fmt: skip
     """Train on every batch of an epoch.
 
@@ -106,7 +139,7 @@ def train_epoch(
         seed_step(seed, step)
         report = training_step(
             model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest, grad_clip=grad_clip,
-            precision=precision, skipped=skipped,
+            precision=precision, skipped=skipped, replicas=replicas,
         )  # fmt: skip
         step += 1
         on_step(step, report, waited, time.perf_counter() - started)
@@ -120,11 +153,12 @@ def train_epoch(
 def encode_images(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
     """Embeddings of every image of a `lib.dataset.RetrievalDataset`, each encoded once. Returns (N, E), on the CPU."""
     model.eval()
-    embeddings = []
-    for start in tqdm(range(0, dataset.num_images, batch_size), "images", leave=False, disable=None):
+
+    def encode(start):
         regions, lengths = dataset.image_block(start, min(start + batch_size, dataset.num_images))
-        embeddings.append(model.image_encoder(regions.to(device), lengths).embedding.float().cpu())
-    return torch.cat(embeddings)
+        return model.image_encoder(regions.to(device), lengths).embedding.float().cpu()
+
+    return torch.cat(distributed.shared_out(encode, range(0, dataset.num_images, batch_size), "images"))
 
 
 @torch.no_grad()
@@ -132,11 +166,12 @@ def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
     """Embeddings of every caption, encoded in order of length. Returns (C, E), in the file's order, on the CPU."""
     model.eval()
     order = np.argsort(-dataset.captions.lengths, kind="stable")
-    embeddings = []
-    for start in tqdm(range(0, len(order), batch_size), "captions", leave=False, disable=None):
+
+    def encode(start):
         pieces, lengths = dataset.caption_block(order[start : start + batch_size])
-        embeddings.append(model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu())
-    return torch.cat(embeddings)[np.argsort(order)]
+        return model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu()
+
+    return torch.cat(distributed.shared_out(encode, range(0, len(order), batch_size), "captions"))[np.argsort(order)]
 
 
 def similarities(model, dataset, device):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lib import distributed
 from lib.charts import png
 from lib.files import writing, written_whole
 
@@ -112,8 +113,29 @@ class RunLog:
 
 
 def say(text):
-    """Print a line without tearing a progress bar."""
-    tqdm.write(text)
+    """Print a line without tearing a progress bar; of several processes the first one speaks."""
+    if distributed.is_first():
+        tqdm.write(text)
+
+
+class NoLog(RunLog):
+    """The log of a process that writes none: all but the first."""
+
+    def __init__(self):
+        pass
+
+    def sizes(self):
+        """No file, no sizes."""
+        return {}
+
+    def parameters(self, options):
+        """Write nothing."""
+
+    def scalars(self, values, step):
+        """Write nothing."""
+
+    def _line(self, file, text, times=""):
+        pass
 
 
 class StepReport(NamedTuple):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lib import distributed
 from lib.packing import Packing
 from lib.pooling import length_groups, length_mask
 
@@ -221,15 +222,24 @@ class CrossModalRelation(nn.Module):
             self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths, region_lengths=None):
-        """regions: (B, R, E); words: (B, L, E); lengths: see `fragment_matches`. Returns i2t and t2i `Relation`."""
-        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
-        return self._relation(self.mlp_i2t, i2t), self._relation(self.mlp_t2i, t2i)
+        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; of this process's share of the batch.
 
-    def _relation(self, mlp, matches):
-        is_connected = connection(matches.mean, self.threshold)
-        if mlp is None:
-            return Relation(is_connected, torch.zeros_like(matches.mean))
-        return Relation(is_connected, mlp(matches.largest).squeeze(-1) + matches.mean)
+        A process matches its own captions with the images of all. Returns i2t and t2i `Relation`, (B, B).
+        """
+        regions = distributed.gather(regions)
+        region_lengths = None if region_lengths is None else distributed.gather(region_lengths)
+        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
+        mean, relevance = distributed.gather(i2t.mean.T).T, distributed.gather(_relevance(self.mlp_i2t, i2t).T).T
+        relation_i2t = Relation(connection(mean, self.threshold), relevance)
+        mean, relevance = distributed.gather(t2i.mean), distributed.gather(_relevance(self.mlp_t2i, t2i))
+        return relation_i2t, Relation(connection(mean, self.threshold), relevance)
+
+
+def _relevance(mlp, matches):
+    """MLP(K largest matches) + mean match, or 0 without an MLP."""
+    if mlp is None:
+        return torch.zeros_like(matches.mean)
+    return mlp(matches.largest).squeeze(-1) + matches.mean
 
 
 class InstanceRelations(nn.Module):
@@ -253,7 +263,10 @@ class InstanceRelations(nn.Module):
             self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
 
     def forward(self, images, captions):
-        """images, captions: `Encoded`, B each. Returns `Relations`."""
+        """images, captions: `Encoded`; their fragments and lengths are those of this process's share of the batch.
+
+        Returns `Relations`.
+        """
         i2i = t2t = even_relation(images.embedding, is_connected=False)
         i2t = t2i = even_relation(images.embedding, is_connected=self.has_inter)
         if self.has_intra:

@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import nn
 from tqdm import tqdm
 
+from lib import distributed
 from lib.captions import PADDING_ID, split_words
 from lib.errors import InputError
 
@@ -46,7 +47,7 @@ class Vocabulary:
 def frequent_words(texts, min_count):
     """The words that occur at least `min_count` times in a list of captions, the most frequent first."""
     tokeniser, counts = Vocabulary([]), Counter()
-    for text in tqdm(texts, "vocabulary", leave=False, disable=None, delay=2):
+    for text in tqdm(texts, "vocabulary", leave=False, disable=distributed.no_bar(), delay=2):
         counts.update(split_words(text, tokeniser))
     return sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
 
@@ -70,7 +71,7 @@ def read_glove(path, vocabulary, embedding):
     dim, vectors, number = embedding.embedding_dim, {}, 0
     try:
         with open(path, "rb") as file:  # bytes: only a line feed ends a line, and words need no decoding
-            for number, line in enumerate(tqdm(file, "GloVe", leave=False, disable=None, delay=2), 1):
+            for number, line in enumerate(tqdm(file, "GloVe", leave=False, disable=distributed.no_bar(), delay=2), 1):
                 vectors |= _glove_line(line.rstrip(), dim, wanted, path, number)
     except OSError as error:
         raise InputError(

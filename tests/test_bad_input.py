@@ -133,7 +133,7 @@ LINES = {
     "BERT that is no name": (["--bert_path", "/no/such/folder"], ["/no/such/folder", "neither a folder nor"]),
     "heads that do not divide": (["--nhead", "3"], ["--nhead 3", "--embed_size 16", "expected a divisor"]),
     "odd embedding": (["--embed_size", "7", "--nhead", "1"], ["--embed_size 7", "even"]),
-    "several GPUs": (["--multi_gpu", "1"], ["--multi_gpu 1", "expected --multi_gpu 0"]),
+    "several GPUs": (["--multi_gpu", "1"], ["--multi_gpu 1", "torchrun --nproc_per_node 1 train.py "]),
     "other features": (["--img_dim", "2048"], ["train_ims.npy", "128 features", "expected 2048", "--img_dim"]),
     "more pairs than there are": (["--batch_size", "201"], ["train split has 200 pairs", "smaller --batch_size"]),
     "a batch of one": (["--batch_size", "1"], ["--batch_size", "found '1'", "at least 2"]),
