@@ -12,6 +12,7 @@ import benchmarks.loader
 import benchmarks.ranking
 import benchmarks.relations
 import benchmarks.scale
+import benchmarks.scaling
 import benchmarks.step
 from benchmarks import common, yardsticks
 from lib import metrics
@@ -53,6 +54,7 @@ def test_sorting_finds_the_same_ranks():
     (benchmarks.ranking, "--images 30 --embeddings 1", ["| 30 x 150 | embeddings |"]),
     (benchmarks.encoding, "--images 3", ["| 3, 15 |"]),
     (benchmarks.scale, "--images 30 --batch_size 20 --steps 2", ["| 30, 150 |"]),
+    (benchmarks.scaling, "--batch_size 4", ["| 1 | 4 |", "| 0.0 MB | 0.0 MB |"]),
     (benchmarks.loader, "--images 20 --batch_size 5 --batches 4", ["| 5 |"]),
 ])  # fmt: skip
 def test_every_benchmark_prints_its_row(script, options, cells, monkeypatch, capsys):
