@@ -68,10 +68,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
-    return folder
+def data(whole):
+    return whole
 
 
 @pytest.fixture(scope="module")

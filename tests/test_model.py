@@ -8,27 +8,20 @@ import pytest
 import torch
 from test_programs import as_published
 
-import train
-from lib import bert, checkpoint, demo, engine
+from lib import bert, checkpoint, engine
 from lib.dataset import RetrievalDataset, read_lines
 from lib.errors import InputError
 from lib.model import load
 
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0".split()
+
+@pytest.fixture(scope="module")
+def data(whole):
+    return whole
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(folder)])
-    return folder
+def run(finished):
+    return finished
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from damage import OPTIONS
 
 import eval as evaluation
 import train
-from lib import demo, engine, metrics, report, search
+from lib import engine, metrics, report, search
 from lib.dataset import read_lines
 from lib.errors import InputError
 from lib.metrics import Similarity
 from lib.model import load
 
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0".split()
 KEPT = "embeddings_model_best_demo_test.npz"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(folder)])
-    return folder
+def data(whole):
+    return whole
 
 
 @pytest.fixture
