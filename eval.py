@@ -7,7 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import arguments
-from lib import bert, bootstrap, checkpoint, demo, engine, export, extended, html_report, metrics, report, search
+from lib import (
+    bert,
+    bootstrap,
+    checkpoint,
+    demo,
+    distributed,
+    engine,
+    export,
+    extended,
+    html_report,
+    metrics,
+    report,
+    search,
+)  # fmt: skip
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
 from lib.logs import say
@@ -129,19 +142,28 @@ def write_report(run, scores, facts, similarities, options):
 
 
 def evaluate(options):
-    """Run eval.py's options: print and save the table, or the results of a search."""
-    device = engine.choose_device(options.device, options.gpu_id)
+    """Run eval.py's options: print and save the table, or the results of a search.
+
+    Several processes share the encoding; the first one does the rest.
+    """
+    device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
     named = options.model_path
     seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
     if seeds:
-        return evaluate_seeds(Path(named[0]), seeds, options, device)
-    runs = open_runs([checkpoint.find(path) for path in named], options, device)
+        evaluate_seeds(Path(named[0]), seeds, options, device)
+        return
+    runs = distributed.in_turn(lambda: open_runs([checkpoint.find(path) for path in named], options, device))
     if options.query is not None or options.query_image is not None:
-        return print_search(runs[0], options, device)
+        if distributed.is_first():
+            with distributed.alone():
+                print_search(runs[0], options, device)
+        return
     first = runs[0]
     dataset, split, folder = first.dataset, first.data.split, first.path.parent
     package = extended.annotations(search.names(first.data)) if options.extended else None
     models = [engine.similarities(run.model, run.data, device) for run in runs]
+    if not distributed.is_first():
+        return
     similarities = metrics.ensemble(models)
     text, scores, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
     if options.bootstrap:
@@ -168,9 +190,11 @@ def evaluate_seeds(folder, seeds, options, device):
     for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
         if getattr(options, option) not in (None, False, 0):
             raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
-    runs = open_runs(seeds.values(), options, device)
+    runs = distributed.in_turn(lambda: open_runs(seeds.values(), options, device))
     dataset, split = runs[0].dataset, runs[0].data.split
     models = [engine.similarities(run.model, run.data, device) for run in runs]
+    if not distributed.is_first():
+        return
     similarities = metrics.ensemble(models)
     _, ensemble, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
     by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, models)}
@@ -184,7 +208,8 @@ def evaluate_seeds(folder, seeds, options, device):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
-    evaluate(arguments.parse_evaluation(argv))
+    with distributed.processes(), distributed.together():
+        evaluate(arguments.parse_evaluation(argv))
 
 
 if __name__ == "__main__":

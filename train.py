@@ -263,12 +263,12 @@ class Training:
         options = self.options
         pairs = metrics.pair_similarities(similarities)
         self.log.histograms({f"similarity/{name}": values for name, values in pairs._asdict().items()}, self.step)
-        is_alone = distributed.size() == 1  # the matrices of several processes are computed by all of them together
-        if is_alone and self.step >= options.warmup and options.interaction != "none":
+        if self.step >= options.warmup and options.interaction != "none":
             num_pairs = min(options.batch_size, MOST_DRAWN)
-            found = graph_lib.relation_matrices(
-                self.model, self.objective, self.data.validation, num_pairs, self.device
-            )
+            with distributed.alone():
+                found = graph_lib.relation_matrices(
+                    self.model, self.objective, self.data.validation, num_pairs, self.device
+                )
             connection = 255 * found.is_connected.numpy().astype(np.uint8)[..., None]
             relevance = found.relevance.numpy()
             self.log.images({"graph/connection": connection, "graph/relevance": charts.grey(relevance)}, self.step)

@@ -1,16 +1,17 @@
 """What each part of the method is worth on the demo data: every row of ROWS trained with several seeds.
 
-python -m benchmarks.ablation                               every row, 5 seeds: benchmarks/ablation.md and .log
-python -m benchmarks.ablation --rows hrem gpo --epochs 1    a quick look; its table stays in its run folder
+python -m benchmarks.ablation                               every row, 5 seeds: benchmarks/ablation.log and .md
+python -m benchmarks.ablation --rows hrem gpo --epochs 1    a quick look; its log and table stay in its run folder
 
-A run that has finished is not run again, so that a stopped ablation goes on where it was, and one that fails is noted
-and left: run folders are RUNS/ROW/seed0, ..., and `python eval.py RUNS/ROW` has all the numbers of a row.
+The log is the record, one run a line as JSON, and the table is made from it. A run that stands there is not run again,
+so that a stopped ablation goes on where it was, on another machine too; one that fails is noted and tried again the
+next time. Seeds come before rows: a part of the whole has as many seeds of each row. Two processes with different
+--seeds may share the work. `python eval.py RUNS/ROW` has all the numbers of a row.
 """
 
 import json
 import traceback
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ import torch
 import train
 from benchmarks import common
 from lib.checkpoint import seed_folder
-from lib.errors import command_line, first_sentence
+from lib.errors import InputError, command_line, first_sentence
 from lib.logs import say
-from lib.options import COUNT, Parser
-from lib.report import METRICS
+from lib.options import COUNT, SEED, Parser
 
+SCHEDULE = "--num_epochs 4 --warmup 100 --lr_schedules 3"  # half of the demo's
 ROWS = {
     "hrem": "",
     "standalone": "--method hrem-standalone",
@@ -49,110 +50,94 @@ ROWS = {
     "gpo": "--method gpo",
 }
 HERE = Path(__file__).parent
-TIMES = "times.json"  # in a run folder, beside METRICS: the logs of training hold no times
-
-
-class Outcome(NamedTuple):
-    """What a finished run came to: on the test split, and in training."""
-
-    rsum: float
-    i2t_r1: float
-    t2i_r1: float
-    seconds_a_step: float
+LOG, TABLE = "ablation.log", "ablation.md"
+COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1, "s a step": 3}  # of the table: digits after the point
 
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     options = parser().parse_args(argv)
+    schedule = f"--num_epochs {options.epochs}" if options.epochs else SCHEDULE
     runs = Path(options.runs or ("runs/ablation" + (f"_{options.epochs}_epochs" if options.epochs else "")))
     kept = runs if options.epochs else HERE
     kept.mkdir(parents=True, exist_ok=True)
-    failures = {}
-    for row in options.rows:
-        for seed in range(options.seeds):
-            folder = Path(seed_folder(runs / row, seed))
-            if outcome(folder) is None:
-                message = train_one(row, seed, folder, options)
-                failures |= {(row, seed): message} if message else {}
-                with open(kept / "ablation.log", "a", encoding="utf-8") as log:
-                    log.write(line(row, seed, outcome(folder), message, options.device))
-            (kept / "ablation.md").write_text(table(runs, failures, options), encoding="utf-8")
-    say(table(runs, failures, options))
+    for seed in options.seeds:
+        for row in options.rows:
+            if "rsum" not in outcomes(kept / LOG, schedule).get((row, seed), {}):
+                folder = seed_folder(runs / row, seed)
+                outcome = train_one(f"{schedule} {ROWS[row]}", seed, folder, options)
+                entry = dict(row=row, options=ROWS[row], schedule=schedule, seed=seed) | outcome
+                with open(kept / LOG, "a", encoding="utf-8") as log:
+                    log.write(json.dumps(entry | dict(hardware=common.hardware(options.device))) + "\n")
+            (kept / TABLE).write_text(table(outcomes(kept / LOG, schedule), schedule), encoding="utf-8")
+    say((kept / TABLE).read_text(encoding="utf-8"))
 
 
 def parser():
     """The options of this script."""
     found = Parser(prog="ablation", description=__doc__.splitlines()[0])
     found.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
-    found.add_argument("--seeds", type=COUNT, default=5, help="how many seeds of each, from 0")
-    found.add_argument("--epochs", type=COUNT, help="fewer epochs, for a quick look")
+    found.add_argument("--seeds", nargs="+", type=SEED, default=list(range(5)), help="which seeds of each, in order")
+    found.add_argument("--epochs", type=COUNT, help="a quick look: so many epochs, graph and rates as the demo's")
     found.add_argument("--runs", help="run folder (default: runs/ablation, or runs/ablation_EPOCHS_epochs)")
     found.add_argument("--data_path", default="data/", help="folder that holds demo_precomp, or will")
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as of train.py")
     return found
 
 
-def train_one(row, seed, folder, options):
-    """Train one seed of a row into `folder`. Returns what went wrong, or None."""
-    argv = f"--dataset demo --overwrite 1 --save_results 0 --seed {seed} {ROWS[row]}".split()
+def train_one(given, seed, folder, options):
+    """Train one seed of a row, its options `given`, into `folder`. Returns what the log notes of it, a dict."""
+    argv = f"--dataset demo --overwrite 1 --save_results 0 --seed {seed} {given}".split()
     argv += ["--data_path", options.data_path, "--device", options.device, "--logger_name", str(folder)]
-    argv += ["--num_epochs", str(options.epochs)] if options.epochs else []
     try:
         result = train.main(argv)[0]
     except Exception as error:  # whatever it is, the other runs go on
         traceback.print_exc()
-        return f"{type(error).__name__}: {first_sentence(error)}"
-    (folder / TIMES).write_text(json.dumps({"seconds_a_step": result.seconds_a_step}))
-    return None
+        return dict(failed=f"{type(error).__name__}: {first_sentence(error)}")
+    (scores,) = result.scores.values()
+    values = scores.rsum, scores.image_to_text.r1, scores.text_to_image.r1, result.seconds_a_step
+    return {name: round(value, 4) for name, value in zip(COLUMNS, values)}
 
 
-def line(row, seed, found, message, device):
-    """A line of the log: what came of one run."""
-    if message:
-        numbers = f"FAILED: {message}"
-    else:
-        numbers = (
-            f"rsum {found.rsum:.1f}, I2T R@1 {found.i2t_r1:.1f}, T2I R@1 {found.t2i_r1:.1f}, "
-            f"{found.seconds_a_step:.3f} s a step"
-        )
-    return f"{row} ({ROWS[row] or 'defaults'}) seed {seed}: {numbers}; {common.hardware(device)}\n"
+def outcomes(log, schedule):
+    """What the log holds of the rows as they are now: {(row, seed): its last line of this schedule, a dict}."""
+    found = {}
+    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines() if log.exists() else [], start=1):
+        try:
+            entry = json.loads(line)
+            if (entry["options"], entry["schedule"]) == (ROWS.get(entry["row"]), schedule):
+                found[entry["row"], entry["seed"]] = entry
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{log}: line {number} is not what this program writes ({first_sentence(error)}), expected JSON with "
+                "row, options, schedule and seed; take the line out"
+            ) from error
+    return found
 
 
-def outcome(folder):
-    """The `Outcome` of the run in a folder, or None if it has not finished."""
-    metrics = json.loads((folder / METRICS).read_text()) if (folder / METRICS).exists() else {}
-    if "test" not in metrics:
-        return None
-    (scores,) = metrics["test"]["scores"].values()
-    times = json.loads((folder / TIMES).read_text()) if (folder / TIMES).exists() else {}
-    seconds = times.get("seconds_a_step", np.nan)
-    return Outcome(scores["rsum"], scores["i2t"]["r1"], scores["t2i"]["r1"], seconds)
-
-
-def table(runs, failures, options):
-    """The Markdown table of every row that has a finished or a failed run; failures: {(row, seed): message}."""
+def table(found, schedule):
+    """The Markdown table of the rows that have a finished or a failed run; found: of `outcomes`."""
     lines = [
-        f"Demo data, test split, best epoch on dev of {options.epochs or 'all'}; mean ± sample standard deviation over "
-        f"seeds. {common.hardware(options.device)}\n",
-        "| row | options | seeds | rsum | I2T R@1 | T2I R@1 | s a step |\n|---|---|---|---|---|---|---|",
+        f"Demo data, `{schedule}`; test split, the epoch best on dev; mean ± sample standard deviation over seeds.\n",
+        f"| row | options | seeds | {' | '.join(COLUMNS)} |\n{'|---' * (3 + len(COLUMNS))}|",
     ]
     for row, given in ROWS.items():
-        found = [outcome(folder) for folder in (runs / row).glob("seed*")]
-        found = np.array([one for one in found if one]).reshape(-1, len(Outcome._fields))
-        failed = [f"seed {seed} FAILED: {message}" for (name, seed), message in failures.items() if name == row]
-        if len(found) or failed:
-            seeds = "; ".join([str(len(found)), *failed]).replace("|", "\\|")
-            cells = " | ".join(spread(column, digits) for column, digits in zip(found.T, (1, 1, 1, 3)))
-            lines.append(f"| {row} | `{given or 'defaults'}` | {seeds} | {cells} |")
+        of_row = [found[key] for key in sorted(found) if key[0] == row]
+        finished = [entry for entry in of_row if "rsum" in entry]
+        failed = [f"seed {entry['seed']} FAILED: {entry['failed']}" for entry in of_row if "failed" in entry]
+        if of_row:
+            seeds = "; ".join([str(len(finished)), *failed]).replace("|", "\\|")
+            cells = [spread([entry[name] for entry in finished], digits) for name, digits in COLUMNS.items()]
+            lines.append(f"| {row} | `{given or 'defaults'}` | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def spread(values, digits):
     """Such as "231.4 ± 2.1"; without the deviation for one value, empty for none."""
-    if not len(values):
+    if not values:
         return ""
-    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -27,14 +27,28 @@ class AgreedError(InputError):
     """An InputError that all processes know of."""
 
 
+_is_alone = False
+
+
 def size():
     """N, the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _is_alone else 1
 
 
 def rank():
     """Which of the N processes this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _is_alone else 0
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, this process is the only one: it computes by itself what otherwise all compute together."""
+    global _is_alone
+    before, _is_alone = _is_alone, True
+    try:
+        yield
+    finally:
+        _is_alone = before
 
 
 def is_first():

@@ -3,7 +3,11 @@
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -16,6 +20,7 @@ from damage import configure
 from published import golden, small_bert, small_model, small_objective
 from test_golden import golden_batch
 
+import eval as evaluation
 import train
 from graph_lib import Objective
 from lib import demo, distributed, engine, logs, optim
@@ -188,19 +193,67 @@ def alone(data, tmp_path_factory):
     return folder
 
 
+def check_same_losses(found, expected):
+    """The logs of two runs tell the same losses, of the same steps."""
+    ours, theirs = ((folder / "train.txt").read_text() for folder in (found, expected))
+    for left, right in zip(*(re.findall(r"step .*: loss .*, gradient", text) for text in (ours, theirs)), strict=True):
+        torch.testing.assert_close(numbers(left), numbers(right), rtol=1e-3, atol=1e-3)
+
+
 def test_a_run_of_two_processes_is_that_of_one(data, alone, tmp_path):
     first, second = in_processes(2, partial(fit, data, tmp_path / "two"))
     assert first[0].scores == second[0].scores
-    ours, theirs = ((folder / "train.txt").read_text() for folder in (tmp_path / "two", alone))
-    assert "2 processes, 15 pairs of a batch in each" in ours
-    for left, right in zip(*(re.findall(r"(epoch .*), gradient", text) for text in (ours, theirs)), strict=True):
-        torch.testing.assert_close(numbers(left), numbers(right), rtol=1e-3, atol=1e-3)
+    check_same_losses(tmp_path / "two", alone)
+    assert "2 processes, 15 pairs of a batch in each" in (tmp_path / "two" / "train.txt").read_text()
     weights = [torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (tmp_path / "two", alone)]
     assert weights[0].keys() == weights[1].keys()
     assert sorted(path.name for path in alone.iterdir() if "tfevents" not in path.name) == sorted(
         path.name for path in (tmp_path / "two").iterdir() if "tfevents" not in path.name
     )
     assert len(list((tmp_path / "two").glob("*tfevents*"))) == 1  # one process writes
+    assert pictures(tmp_path / "two") == pictures(alone) != []
+
+
+def pictures(folder):
+    """(tag, step) of the graphs that TensorBoard shows."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    return [(tag, image.step) for tag in sorted(events.Tags()["images"]) for image in events.Images(tag)]
+
+
+def test_neighbours_meet_in_the_batches_of_two_processes_too(data, tmp_path):
+    more = "--batch_sampling", "neighbour", "--batch_clusters", "3", "--num_epochs", "1"
+    in_processes(2, partial(fit, data, tmp_path / "two", *more))
+    fit(data, tmp_path / "one", *more)
+    check_same_losses(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_evaluation_of_several_processes_is_that_of_one(data, alone, tmp_path, size):
+    written = {}
+    for processes in (1, size):
+        folder = tmp_path / str(processes)
+        shutil.copytree(alone, folder)
+        command = ["--model_path", str(folder), "--data_path", str(data), "--split", "train", "--save_results", "1"]
+        run = partial(evaluation.main, [*command, "--export", str(folder / "export"), "--report"])
+        assert run() is None if processes == 1 else in_processes(size, run) == [None] * size
+        files = ["train.md", "results_demo.npy", "export/image_embeddings.npy", "export/caption_embeddings.npy"]
+        written[processes] = [(folder / name).read_bytes() for name in files]
+    assert written[1] == written[size]
+
+
+def test_a_search_of_two_processes_is_answered_by_the_first(data, alone, capfd):
+    command = ["--model_path", str(alone), "--data_path", str(data), "--query", "a red ball", "--topk", "3"]
+    assert in_processes(2, partial(evaluation.main, command)) == [None, None]
+    assert capfd.readouterr().out.count("best of 30 images") == 1
+
+
+def test_an_evaluation_that_cannot_be_ends_all_with_its_message(data, alone):
+    command = ["--model_path", str(alone), "--data_path", str(data), "--split", "nowhere"]
+    first, second = in_processes(2, partial(evaluation.main, command))
+    assert "nowhere" in str(first) and second.code == 2
 
 
 def test_a_run_of_two_goes_on_in_one_and_in_three(data, alone, tmp_path):
@@ -209,9 +262,7 @@ def test_a_run_of_two_goes_on_in_one_and_in_three(data, alone, tmp_path):
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] == 3
     assert len(in_processes(3, partial(fit, data, tmp_path / "run", "--resume", "auto", "--num_epochs", "1"))) == 3
     fit(data, tmp_path / "run", "--resume", "auto")
-    ours, theirs = ((folder / "train.txt").read_text() for folder in (tmp_path / "run", alone))
-    for left, right in zip(*(re.findall(r"step .*: loss \d+\.\d+", text) for text in (ours, theirs)), strict=True):
-        torch.testing.assert_close(numbers(left), numbers(right), rtol=1e-3, atol=1e-3)
+    check_same_losses(tmp_path / "run", alone)
 
 
 def stopped(data, folder):
@@ -297,3 +348,64 @@ def test_the_shares_of_a_batch_make_the_batch(data):
         for name in found._fields:
             expected = getattr(whole, name)
             assert torch.equal(getattr(found, name), expected if name == "image_ids" else expected[rank::3]), name
+
+
+def torchrun(*arguments):
+    """Start torchrun on train.py with the options of this file, one thread a process."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *map(str, arguments), *OPTIONS], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+TRAIN = Path(train.__file__)
+
+
+@pytest.mark.long
+def test_torchrun_starts_a_run_again_whose_process_was_killed(data, alone, tmp_path):
+    command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run", "--resume", "auto", "--save_step", "1"
+    process = torchrun("--standalone", "--nproc_per_node", "2", "--max-restarts", "1", *command)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("epoch 0 step 4:"):
+            os.kill(worker(process.pid, rank=1), signal.SIGKILL)
+    assert process.wait() == 0, "".join(said)
+    going_on = [line for line in said if line.startswith("going on from")]
+    assert len(going_on) == 1 and re.search(r"step [4-9],", going_on[0])
+    check_same_losses(tmp_path / "run", alone)
+
+
+def worker(launcher, rank):
+    """The process that torchrun, a process id, started as the one of this rank."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            is_child = f"PPid:\t{launcher}\n" in (environment.parent / "status").read_text()
+            if is_child and f"RANK={rank}" in environment.read_text().split("\0"):
+                return int(environment.parent.name)
+        except OSError:  # it has ended meanwhile, or is another user's
+            continue
+    raise LookupError(f"no process of rank {rank} under {launcher}")
+
+
+@pytest.mark.long
+def test_two_nodes_train_as_one(data, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint
+    command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run"
+    nodes = [torchrun(*meeting, "--local_addr", "127.0.0.1", *command) for _ in range(2)]
+    said = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert sum("2 processes, 15 pairs" in text for text in said) == 1  # one of them speaks
+    check_same_losses(tmp_path / "run", alone)
+
+
+@pytest.mark.long
+def test_torchrun_ends_with_the_message_of_the_process_that_failed(data, tmp_path):
+    command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run", "--bert_path", tmp_path / "no_bert"
+    process = torchrun("--standalone", "--nproc_per_node", "2", *command)
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 1 and said.count("no_bert: found neither") == 1 and "exitcode  : 2" in said
