@@ -6,6 +6,7 @@ order in the file, so that a model which gives every pair the same score ranks b
 
 # N images, C = 5N captions
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -74,15 +75,27 @@ def ranks(similarities):
     best_scores, true_scores = true_scores.max(1), true_scores.reshape(-1)
     true_image = np.arange(num_captions) // CAPTIONS_PER_IMAGE
 
-    found = Ranks(np.zeros(num_images, dtype=np.int64), np.zeros(num_captions, dtype=np.int64))
-    for rows, _ in tiles:
+    image, caption = np.arange(num_images), np.arange(num_captions)
+
+    def ahead_of_true(rows):
+        """How many candidates are ahead, of the images in `rows`, and of all captions among these images."""
+        images_ahead, captions_ahead = np.zeros(len(image[rows]), np.int64), np.zeros(num_captions, np.int16)
         for _, columns in tiles:
             tile = similarities[rows, columns]
             if not np.isfinite(tile.sum()):
                 raise ValueError("similarities must be finite: no comparison with NaN is true, so it would rank first")
-            image, caption = np.arange(num_images)[rows, None], np.arange(num_captions)[columns]
-            found.image_to_text[rows] += _ahead(tile, best_scores[rows, None], caption, best_caption[rows, None]).sum(1)
-            found.text_to_image[columns] += _ahead(tile, true_scores[columns], image, true_image[columns]).sum(0)
+            better = _ahead(tile, best_scores[rows, None], caption[columns], best_caption[rows, None])
+            images_ahead += better.sum(1, dtype=np.int16)  # a tile has few enough, and narrow sums are faster
+            better = _ahead(tile, true_scores[columns], image[rows, None], true_image[columns])
+            captions_ahead[columns] = better.sum(0, dtype=np.int16)
+        return images_ahead, captions_ahead
+
+    found = Ranks(np.zeros(num_images, np.int64), np.zeros(num_captions, np.int64))
+    strips = [rows for rows, _ in tiles]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for rows, (images_ahead, captions_ahead) in zip(strips, pool.map(ahead_of_true, strips)):
+            found.image_to_text[rows] = images_ahead
+            found.text_to_image[:] += captions_ahead
     return found
 
 
@@ -135,8 +148,8 @@ def _true_tiles(num_images):
 
 def _true_scores(tile):
     """Similarities of n images with their own captions, (n, 5), from their tile (n, 5n)."""
-    is_own = np.arange(len(tile))
-    return tile.reshape(len(tile), len(tile), CAPTIONS_PER_IMAGE)[is_own, is_own]
+    images = np.arange(len(tile))[:, None]
+    return tile[images, CAPTIONS_PER_IMAGE * images + np.arange(CAPTIONS_PER_IMAGE)]
 
 
 def _ahead(tile, true_scores, candidate, true_candidate):

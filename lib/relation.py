@@ -46,7 +46,8 @@ def whole_graph(i2i, i2t, t2i, t2t):
 class BlockLimits(NamedTuple):
     """How pairs are cut: captions at a time, their most padding, and most matches of pieces with regions.
 
-    A match takes 4 bytes, and up to three forms of it are held. At least one image is taken at a time.
+    A match takes 4 bytes; it is held once for a block, and twice more for captions of like length. At least one image
+    is taken at a time.
     """
 
     captions: int
@@ -55,7 +56,7 @@ class BlockLimits(NamedTuple):
 
 
 BLOCKS = {
-    "cpu": BlockLimits(128, 128, 2**20),  # 4 MB stay in the processor's cache
+    "cpu": BlockLimits(1024, 0, 2**23),  # 32 MB; captions of one length need neither copies nor masks
     "cuda": BlockLimits(
         1024, 4096, 2**24
     ),  # 64 MB: a batch of 128 in one block, since launching kernels takes the time
@@ -156,6 +157,7 @@ class CaptionGroup(NamedTuple):
     is_real: torch.Tensor  # (n, L, 1)
     is_selected: torch.Tensor  # (n, L, 1)
     has_unreal: bool
+    is_uneven: bool  # some have fewer than L selected pieces
 
 
 def _caption_groups(lengths, selected, device, most_padding):
@@ -168,9 +170,8 @@ def _caption_groups(lengths, selected, device, most_padding):
         rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
         packing = Packing(selected[run], longest, device)
         counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
-        groups.append(
-            CaptionGroup(run, rows, packing, counted, is_real, is_selected, int(lengths[run].min()) < longest)
-        )
+        has_unreal, is_uneven = (int(counts[run].min()) < longest for counts in (lengths, selected))
+        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_unreal, is_uneven))
     return groups
 
 
@@ -179,7 +180,10 @@ def _group_matches(match, group, topk, is_padding=None):
 
     match: (m, R, b), packed; is_padding: (R, b) bool, the regions that take no part, or None.
     """
-    match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
+    if group.is_uneven:
+        match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
+    else:
+        match = match.unflatten(0, group.packing.padded_shape)
     squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
     over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
     over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)
