@@ -93,7 +93,8 @@ def ranks(similarities):
     found = Ranks(np.zeros(num_images, np.int64), np.zeros(num_captions, np.int64))
     strips = [rows for rows, _ in tiles]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for rows, (images_ahead, captions_ahead) in zip(strips, pool.map(ahead_of_true, strips)):
+        each = pool.map if isinstance(similarities, np.ndarray) else map  # matrix products have threads of their own
+        for rows, (images_ahead, captions_ahead) in zip(strips, each(ahead_of_true, strips)):
             found.image_to_text[rows] = images_ahead
             found.text_to_image[:] += captions_ahead
     return found
