@@ -64,7 +64,7 @@ def summarise(similarities, dataset, split, found):
     models = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
     title = (
         f"{dataset}, split {split}: {num_images} images, {num_captions} captions; {models}; "
-        f"best epoch by rsum on {' and '.join(selected)} (after epoch {epochs})"
+        f"best epoch by rsum on {' and '.join(selected)} (after {epochs} epochs)"
     )
     facts = dict(
         dataset=dataset, split=split, selected_on=selected, num_models=len(found), title=title,

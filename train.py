@@ -90,9 +90,8 @@ class Training:
         if not distributed.is_first():
             return
         Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
+        report.remove(self.options.logger_name)
         self.best_file.unlink(missing_ok=True)
-        for name in (f"{self.data.test.split}.md", report.METRICS):
-            (Path(self.options.logger_name) / name).unlink(missing_ok=True)
 
     def _restore(self, path, content):
         """Go on from what `_save` wrote, in its own folder or in another one."""
@@ -149,6 +148,12 @@ class Training:
             f"epoch, {options.num_epochs} epochs, {graph}; the best epoch by rsum on "
             f"{options.val_split} is kept in {self.best_file}"
         )
+        steps = len(self.loader) * options.num_epochs
+        if options.interaction != "none" and options.warmup >= steps:
+            tell(
+                f"warning: --warmup {options.warmup} is not over within the {steps} steps of this run: the instance "
+                "graph takes no part in it, what is trained is the base model; give a smaller one"
+            )
         if resumed_file:
             say(f"going on from {resumed_file}: epoch {self.epoch}, step {self.step}, best rsum {self.best_rsum:.1f}")
 

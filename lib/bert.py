@@ -157,7 +157,8 @@ def _load(path, load):
         )
         raise InputError(
             f"{path}: found {found} ({first_sentence(error)}), expected a BERT: give --bert_path a "
-            "local folder holding config.json, the weights and vocab.txt, or a hub name"
+            "local folder holding config.json, the weights and vocab.txt, or a hub name, which needs the network; "
+            "--text_encoder bigru trains without a BERT"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)

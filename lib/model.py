@@ -3,7 +3,7 @@
 from lib.model import load
 model = load("runs/f30k_test")
 model.encode_captions(["two dogs running in the snow"])     # (1, E)
-model.encode_images(regions)                                # (n, R, D) -> (n, E)
+model.encode_images(regions, num_regions)                   # (n, R, D), (n,) -> (n, E)
 """
 
 # N images, C captions, R regions, D region feature size, E embedding
@@ -19,6 +19,7 @@ from lib.captions import Captions, tokenise
 from lib.dataset import pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.errors import InputError
+from lib.pooling import length_mask
 from lib.vocabulary import word_embeddings
 
 PUBLISHED_BERT = "bert-base-uncased"
@@ -116,15 +117,24 @@ class Trained:
         given = _Captions(tokenise(list(texts), self.tokeniser, longest))
         return engine.encode_captions(self.model, given, self.device).numpy()
 
-    def encode_images(self, regions):
-        """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError."""
+    def encode_images(self, regions, num_regions=None):
+        """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError.
+
+        num_regions: (n,), how many regions of each image are true, the others being padding; without it all are.
+        """
         wanted = self.model.image_encoder.projection.in_features
         shape = tuple(getattr(regions, "shape", ()))
         if len(shape) != 3 or shape[2] != wanted or 0 in shape:
             found = f"an array of shape {shape}" if shape else f"{type(regions).__name__}"
             raise InputError(f"regions: found {found}, expected images x regions x {wanted} features, at least one")
+        counts = np.full(shape[0], shape[1]) if num_regions is None else np.asarray(num_regions)
+        if counts.shape != shape[:1] or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > shape[1]:
+            raise InputError(
+                f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers from 1 to {shape[1]}, "
+                "how many regions of each image are true: those of {split}_num_regions.npy, or leave it out"
+            )
         regions = regions.detach().cpu().numpy() if isinstance(regions, torch.Tensor) else regions
-        return engine.encode_images(self.model, _Images(regions), self.device).numpy()
+        return engine.encode_images(self.model, _Images(regions, counts), self.device).numpy()
 
 
 class _Captions(NamedTuple):
@@ -137,18 +147,22 @@ class _Captions(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """Regions (n, R, D) as `lib.engine` reads them from a data set."""
+    """Regions (n, R, D), of which num_regions (n,) are true, as `lib.engine` reads them from a data set."""
 
     regions: np.ndarray
+    num_regions: np.ndarray
 
     @property
     def num_images(self):
         return len(self.regions)
 
     def image_block(self, start, stop):
-        block = torch.from_numpy(np.array(self.regions[start:stop], dtype=np.float32))
+        lengths = torch.from_numpy(self.num_regions[start:stop].astype(np.int64))
+        longest = int(lengths.max())
+        block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
+        block.masked_fill_(~length_mask(lengths, longest).unsqueeze(2), 0)
         is_finite = block.isfinite().flatten(1).all(1)
         if not is_finite.all():
             image = start + int(is_finite.logical_not().nonzero()[0, 0])
             raise InputError(f"regions: image {image} (from 0) holds NaN or Inf, expected finite features")
-        return block, torch.full((len(block),), block.size(1))
+        return block, lengths

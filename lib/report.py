@@ -140,13 +140,8 @@ def versions():
     )  # fmt: skip
 
 
-def save(folder, name, text, scores_by_label, facts):
-    """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
-
-    Other entries of metrics.json stay. facts: a dict. Raises InputError where an existing metrics.json is damaged.
-    """
-    folder = Path(folder)
-    path = folder / METRICS
+def _entries(path):
+    """What metrics.json holds, a dict by name of a table; none where there is no file. Raises InputError."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(entries, dict):
@@ -155,6 +150,26 @@ def save(folder, name, text, scores_by_label, facts):
         raise InputError(
             f"{path}: not JSON of ours ({error}), expected the metrics of earlier evaluations; move it away"
         ) from error
+    return entries
+
+
+def remove(folder):
+    """Remove what evaluations of an earlier run left in its folder: tables, numbers, arrays, the page."""
+    folder = Path(folder)
+    tables = [f"{name}.md" for name in _entries(folder / METRICS)]
+    for pattern in (*tables, METRICS, "results_*.npy", "embeddings_*.npz", "report*.html"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def save(folder, name, text, scores_by_label, facts):
+    """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
+
+    Other entries of metrics.json stay. facts: a dict. Raises InputError where an existing metrics.json is damaged.
+    """
+    folder = Path(folder)
+    path = folder / METRICS
+    entries = _entries(path)
     entries[name] = facts | dict(
         versions=versions(),
         scores={

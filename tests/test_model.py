@@ -50,6 +50,30 @@ def test_embeddings_are_those_of_the_evaluation(model, run, test_data, texts):
     np.testing.assert_allclose(images @ captions.T, saved, atol=1e-6)
 
 
+def test_padding_is_told_by_the_number_of_regions(model, data, texts, tmp_path):
+    folder = tmp_path / "padded_precomp"
+    folder.mkdir()
+    regions = np.load(data / "demo_precomp" / "test_ims.npy")
+    counts = np.arange(10, 20, dtype=np.int32)
+    for image, count in zip(regions, counts):
+        image[count:] = 0
+    np.save(folder / "test_ims.npy", regions)
+    np.save(folder / "test_num_regions.npy", counts)
+    (folder / "test_caps.txt").write_text("\n".join(texts))
+    split = RetrievalDataset(folder, "test", model.tokeniser)
+    expected = engine.encode_images(model.model, split, "cpu")
+    np.testing.assert_array_equal(model.encode_images(regions, counts), expected)
+    regions[0, 30:] = np.nan  # what is padding counts not, whatever it holds
+    np.testing.assert_array_equal(model.encode_images(regions, torch.from_numpy(counts)), expected)
+    assert np.abs(model.encode_images(regions[1:]) - expected.numpy()[1:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("counts", [[36] * 9, 36, [0] + [36] * 9, [37] + [36] * 9, [36.0] * 10, ["36"] * 10])
+def test_other_than_numbers_of_regions_is_refused(model, test_data, counts):
+    with pytest.raises(InputError, match=r"num_regions: found .*expected 10 whole numbers from 1 to 36"):
+        model.encode_images(test_data.regions, counts)
+
+
 def test_rows_have_unit_length(model, test_data, texts):
     for rows in (model.encode_images(test_data.regions), model.encode_captions(texts)):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)

@@ -4,6 +4,8 @@ import argparse
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +81,11 @@ def test_a_run_leaves_its_files(run):
     }  # fmt: skip
 
 
+def test_the_program_that_shows_the_curves_starts():
+    found = subprocess.run([sys.executable, "-m", "tensorboard.main", "--version"], capture_output=True, text=True)
+    assert found.returncode == 0 and re.fullmatch(r"2\.\d+\.\d+", found.stdout.strip()), found.stderr
+
+
 def test_the_log_says_once_what_runs_where(run):
     log = (run / "train.txt").read_text()
     for line in (
@@ -88,6 +95,14 @@ def test_the_log_says_once_what_runs_where(run):
         assert log.count(line) == 1
     assert "epoch 1 step 14: loss" in log and "cross" in log and "regulariser" in log
     assert "mask_weight: 1.0\n" in (run / "Parameters.txt").read_text()
+
+
+def test_a_warm_up_that_the_run_does_not_end_is_told(data, run, tmp_path):
+    assert "warning: --warmup" not in (run / "train.txt").read_text()
+    log = (fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "10") / "train.txt").read_text()
+    assert log.count("warning: --warmup 10 is not over within the 10 steps of this run") == 1
+    log = (fit(data, tmp_path / "none", "--num_epochs", "1", "--interaction", "none") / "train.txt").read_text()
+    assert "warning: --warmup" not in log
 
 
 def test_the_graph_joins_after_the_warm_up(run):
@@ -215,7 +230,7 @@ def test_a_published_checkpoint_evaluates_as_it_is(run, data, tmp_path, prefix, 
     evaluate(
         "--model_path", tmp_path / "theirs.pth", "--data_path", data, "--bert_path", bert_path, "--save_results", 1
     )
-    assert "best epoch by rsum on test (after epoch 7)" in capsys.readouterr().out
+    assert "best epoch by rsum on test (after 7 epochs)" in capsys.readouterr().out
     ours, theirs = (np.load(folder / "results_demo.npy")["sims"] for folder in (run, tmp_path))
     np.testing.assert_array_equal(ours, theirs)
 
@@ -256,7 +271,15 @@ def test_a_finished_run_is_replaced_only_when_asked(copied, data, capsys):
     with pytest.raises(ValueError, match="--overwrite 1"):
         fit(data, copied)
     assert (copied / "model_best.pth").read_bytes() == before
-    fit(data, copied, "--overwrite", "1", "--num_epochs", "1")
+    evaluate("--model_path", copied, "--split", "dev")
+    for name in ("report.html", "embeddings_model_best_demo_test.npz", "notes.md"):
+        (copied / name).touch()
+    fit(data, copied, "--overwrite", "1", "--num_epochs", "1", "--save_results", "0")
+    left = {path.name for path in copied.iterdir() if "tfevents" not in path.name}
+    assert left == {
+        "Parameters.txt", "train.txt", "eval.txt", "model_best.pth", "last.pth", "test.md", "metrics.json", "notes.md"
+    }  # fmt: skip
+    assert (copied / "metrics.json").read_text().count('"versions"') == 1  # of the test split alone
     assert len(list(copied.glob("events*"))) == 1 and [step for step, _ in scalars(copied)["rsum"]] == [10]
 
 
