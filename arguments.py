@@ -126,6 +126,11 @@ def number_of_pairs(text):
     return value
 
 
+def image_name(text):
+    """An argparse type: the number of an image, from 0, or "id:ID", as it is."""
+    return text if text.startswith("id:") else COUNT_OR_NONE(text)
+
+
 def add_data_options(group):
     """Where the data are: shared by train.py and eval.py."""
     group.add_argument("--data_path", default="data/", help="folder that holds DATASET_precomp")
@@ -256,10 +261,13 @@ def evaluation_parser():
 
     search = parser.add_argument_group("search, instead of a table")
     search.add_argument("--query", metavar="TEXT", help="print the best images of a text")
-    search.add_argument("--query_image", type=COUNT_OR_NONE, metavar="N", help="print the best captions of image N")
+    search.add_argument("--query_image", type=image_name, metavar="N",
+                        help="print the best captions of image N, from 0, or of id:ID, with an id of SPLIT_ids.txt"
+                        )  # fmt: skip
 
     files = parser.add_argument_group("report and export")
-    files.add_argument("--report", action="store_true", help="write report.html into the run folder")
+    files.add_argument("--report", action="store_true",
+                       help="of one model: write report.html, or report_SPLIT.html, into the run folder")  # fmt: skip
     files.add_argument("--gallery", type=COUNT_OR_NONE, default=6, help="report: queries of each kind to show")
     files.add_argument("--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt")
     files.add_argument("--topk", type=COUNT, default=5, help="results of a query, in a search and in the report")
@@ -274,11 +282,30 @@ def parse_evaluation(argv=None):
     options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
     if options.query is not None and not options.query.strip():
         raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
+    nowhere = [name for name in options.run if not Path(name).exists()]
+    if options.query is not None and nowhere:
+        raise InputError(
+            f"{nowhere[0]}: found no such run folder or file, expected one; if it is a word of the query, put the text "
+            f"of --query in quotes: --query {shlex.quote(' '.join([options.query, *nowhere]))}"
+        )
+    for searching in ("query", "query_image"):
+        for option in ("report", "export", "bootstrap", "extended", "save_results"):
+            if getattr(options, searching) is not None and getattr(options, option) not in (None, False, 0):
+                raise InputError(
+                    f"--{searching} with --{option}: a search prints its results instead of a table, expected one of "
+                    f"the two; leave out --{searching} or --{option}"
+                )
     for option in ("query", "query_image", "export", "report"):
         if len(options.model_path) > 1 and getattr(options, option) not in (None, False):
             raise InputError(f"--{option}: found {len(options.model_path)} models, expected one --model_path")
-    if options.images is not None and not (options.report and Path(options.images).is_dir()):
-        raise InputError(f"--images {options.images}: expected --report, and a folder of pictures that is there")
+    if options.images is not None and not options.report:
+        raise InputError(f"--images {options.images}: found no --report, which shows the pictures; add --report")
+    if options.images is not None and not Path(options.images).is_dir():
+        found = "a file" if Path(options.images).exists() else "no such folder"
+        raise InputError(
+            f"--images {options.images}: found {found}, expected a folder of pictures named by id, such as 188.jpg; "
+            "name another, or leave out --images"
+        )
     if options.export is not None:
         _check_folder("export", Path(options.export).absolute())
         export.check(options.export)

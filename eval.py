@@ -116,19 +116,20 @@ def print_search(run, options, device):
     """Print what --query and --query_image ask for."""
     data, known = run.data, search.names(run.data)
     kept = run.path.parent / f"embeddings_{run.path.stem}_{run.dataset}_{data.split}.npz"
-    if options.query_image is not None and options.query_image >= data.num_images:
-        raise InputError(f"--query_image {options.query_image}: found {data.num_images} images, counted from 0")
+    image = None if options.query_image is None else known.find(options.query_image)
     similarity = search.kept_similarity(kept, run.model, run.path, data, device)
     where = f"{run.dataset}, split {data.split}"
     if options.query is not None:
-        words = Trained(run.model, tokeniser_of(run.trained, run.bert_path), device).encode_captions([options.query])
+        tokeniser = tokeniser_of(run.trained, run.bert_path)
+        words = Trained(run.model, tokeniser, device).encode_captions([options.query])
         found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
-        say(f"best of {data.num_images} images ({where}) for: {options.query}\n")
-        say(search.images_as_text(found, data, known))
-    if options.query_image is not None:
-        found = search.best_captions(similarity, options.query_image, options.topk)
-        identity = f"image {options.query_image}, id {known.ids[options.query_image]}"
-        say(f"best of {data.num_captions} captions ({where}) for {identity}\n")
+        say(f"best of {data.num_images} images ({where}) for: {options.query}")
+        if unknown := search.unknown_words(options.query, tokeniser):
+            say(f"not in the vocabulary: {', '.join(unknown)}")
+        say("\n" + search.images_as_text(found, data, known))
+    if image is not None:
+        found = search.best_captions(similarity, image, options.topk)
+        say(f"best of {data.num_captions} captions ({where}) for {known.label(image)}\n")
         say(search.captions_as_text(found, known))
 
 

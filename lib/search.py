@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lib import engine
+from lib.captions import split_words
 from lib.dataset import read_lines
 from lib.errors import InputError
 from lib.files import written_whole
@@ -36,6 +37,24 @@ class Names(NamedTuple):
     captions: list
     ids: list
     has_ids: bool
+
+    def label(self, image):
+        """What an image of this number is called: "id 188 (image 16)", or "image 16" where that is its id too."""
+        identity = self.ids[image]
+        return f"image {image}" if identity == str(image) else f"id {identity} (image {image})"
+
+    def find(self, which):
+        """The number of the image that `which` means: a number, or "id:ID". Raises InputError where there is none."""
+        number = which
+        if isinstance(which, str):
+            identity = which.removeprefix("id:")
+            number = self.ids.index(identity) if identity in self.ids else -1
+        if not 0 <= number < len(self.ids):
+            raise InputError(
+                f"--query_image {which}: found no such image among {len(self.ids)}, expected 0 to {len(self.ids) - 1}, "
+                f"or id:ID, such as id:{self.ids[0]}"
+            )
+        return number
 
 
 def names(data):
@@ -68,16 +87,26 @@ def best_images(scores, count, true_image=None):
     return [Found(int(n), float(scores[n]), n == true_image) for n in best(scores, count)]
 
 
+def unknown_words(text, tokeniser):
+    """The words of a text that a model cannot tell apart, each once: <unk> of a vocabulary, pieces [UNK] of BERT."""
+    model = tokeniser.backend_tokenizer.model
+    words = dict.fromkeys(split_words(text, tokeniser))
+    return [word for word in words if model.unk_token in (piece.value for piece in model.tokenize(word))]
+
+
 def images_as_text(found, data, known):
-    """Results of a caption as a table: rank, similarity, image, its row in the features, its id, its first caption."""
+    """Results of a caption as a table: rank, similarity, image, its id, its first caption.
+
+    Where images are repeated for their captions, their rows in the features stand beside their numbers.
+    """
+    with_rows = data.rows_per_image > 1
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {one.number * data.rows_per_image} | {known.ids[one.number]} | "
-        f"{known.captions[CAPTIONS_PER_IMAGE * one.number]} |"
+        f"| {rank} | {one.score:.4f} | {one.number} |{f' {one.number * data.rows_per_image} |' * with_rows} "
+        f"{known.ids[one.number]} | {known.captions[CAPTIONS_PER_IMAGE * one.number]} |"
         for rank, one in enumerate(found, 1)
     ]
-    return "\n".join(
-        ["| rank | similarity | image | row | id | its first caption |", "|---|---|---|---|---|---|", *rows]
-    )
+    head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
+    return "\n".join([head, f"|---|---|---|{'---|' * with_rows}---|---|", *rows])
 
 
 def captions_as_text(found, known):

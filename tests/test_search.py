@@ -10,11 +10,12 @@ from damage import OPTIONS
 
 import eval as evaluation
 import train
-from lib import engine, metrics, report, search
+from lib import bert, engine, metrics, report, search
 from lib.dataset import read_lines
 from lib.errors import InputError
 from lib.metrics import Similarity
 from lib.model import load
+from lib.vocabulary import Vocabulary
 
 KEPT = "embeddings_model_best_demo_test.npz"
 
@@ -50,8 +51,23 @@ def test_a_query_prints_the_best_images(run, data, split, capsys):
     captions = read_lines(data / "demo_precomp" / f"{split}_caps.txt")
     order = sorted(range(10), key=lambda image: -scores[image])[:3]
     assert [int(row[2]) for row in found] == order
-    assert [row[3:] for row in found] == [[str(image), ids[image], captions[5 * image]] for image in order]
+    assert [row[3:] for row in found] == [[ids[image], captions[5 * image]] for image in order]
     assert [float(row[1]) for row in found] == pytest.approx([scores[image] for image in order], abs=1e-4)
+
+
+def test_an_image_is_named_by_its_id_too(run, data, capsys):
+    ids = read_lines(data / "demo_precomp" / "test_ids.txt")
+    printed = []
+    for which in (7, f"id:{ids[7]}"):
+        evaluate("--model_path", run, "--query_image", which)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and f"for id {ids[7]} (image 7)\n" in printed[0]
+
+
+def test_an_image_has_one_name_where_number_and_id_are_the_same():
+    known = search.Names(["caption"] * 15, ["0", "a", "1"], True)
+    assert [known.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
+    assert [known.find(which) for which in (1, "id:1", "id:a")] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("image", [0, 9])
@@ -78,10 +94,23 @@ def test_ids_are_optional_and_must_fit(run, data, tmp_path, capsys):
     other = shutil.copytree(data, tmp_path / "data") / "demo_precomp"
     (other / "test_ids.txt").unlink()
     evaluate("--model_path", run, "--query", "a dog", "--data_path", tmp_path / "data")
-    assert all(row[2] == row[4] for row in rows(capsys.readouterr().out))
+    assert all(row[2] == row[3] for row in rows(capsys.readouterr().out))
     (other / "test_ids.txt").write_text("1\n2\n")
     with pytest.raises(InputError, match="test_ids.txt: found 2 ids for 10 images"):
         evaluate("--model_path", run, "--query", "a dog", "--data_path", tmp_path / "data")
+
+
+def test_words_that_no_model_knows_are_named(run, whole, capsys):
+    known = Vocabulary(["red", "dog", "!"])
+    assert search.unknown_words("A red Zebra, a DOG and a zebra!", known) == ["a", "zebra", ",", "and"]
+    assert search.unknown_words("Red dog!", known) == []
+    assert search.unknown_words("a red zebra 馬", bert.tokeniser(whole / "demo_precomp" / "bert")) == ["馬"]  # pieces
+
+    evaluate("--model_path", run, "--query", "a red 馬 and a 犬", "--topk", 3)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:3] == ["not in the vocabulary: 馬, 犬", ""] and len(printed) == 8
+    evaluate("--model_path", run, "--query", "a red dog", "--topk", 3)
+    assert "vocabulary" not in capsys.readouterr().out
 
 
 def test_equal_scores_keep_the_files_order():
