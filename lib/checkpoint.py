@@ -115,10 +115,17 @@ def save(path, model, objective, optimizer, **counted):
 
 def find(path, name=BEST):
     """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
-    path = Path(path)
+    path, inside = Path(path), []
     if path.is_dir():
+        inside = sorted(str(file.parent) for file in path.glob(f"*/{name}"))
         path = path / name
     why = obstacle(path)
+    if why == "no such file" and inside:
+        more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
+        raise InputError(
+            f"{path.parent}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; expected one run: name "
+            "one of these"
+        )
     if why:
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(

@@ -338,6 +338,20 @@ def test_a_wrong_evaluation_is_refused_and_writes_nothing(finished, refusal, mor
     assert contents(finished) == before
 
 
+def test_a_folder_of_runs_is_told_from_a_run(finished, tmp_path, refusal):
+    for name in ("b", "a"):
+        shutil.copytree(finished, tmp_path / "runs" / name)
+    folder = tmp_path / "runs"
+    refusal(
+        evaluation.main,
+        folder,
+        expected=[f"{folder}: found no model_best.pth", f"run folders: {folder}/a, {folder}/b;"],
+    )
+    for number in range(10):
+        shutil.copytree(finished, folder / f"c{number}")
+    assert "/c7 and 2 more;" in refusal(evaluation.main, folder)
+
+
 def test_an_ensemble_is_of_one_data_set(whole, data, finished, tmp_path, refusal):
     shutil.copytree(data / "demo_precomp", data / "other_precomp")
     other = tmp_path / "other"
