@@ -134,12 +134,16 @@ def print_search(run, options, device):
 
 
 def write_report(run, scores, facts, similarities, options):
-    """Write report.html into the run folder, with the pictures of --images, or the demo's scenes."""
-    known, path = search.names(run.data), run.path.parent / "report.html"
+    """Write the report of a split into the run folder, with the pictures of --images, or the demo's scenes."""
+    known, split = search.names(run.data), run.data.split
+    path = run.path.parent / ("report.html" if split == test_split(run.dataset) else f"report_{split}.html")
     scenes = demo_scenes(run.data, known.captions) if run.dataset == "demo" and not options.images else None
-    shown = html_report.Evaluation(scores, facts, similarities, known, Pictures(known, options.images, scenes))
+    pictures = Pictures(known, options.images, scenes)
+    shown = html_report.Evaluation(scores, facts, similarities, known, pictures)
     html_report.write(path, shown, options.topk, options.gallery)
     say(f"\nreport: {path}")
+    if missing := pictures.missing_as_text():
+        say(missing)
 
 
 def evaluate(options):

@@ -41,11 +41,14 @@ h2 { margin: 3rem 0 .5rem; padding-bottom: .3rem; border-bottom: 1px solid var(-
 h3 { margin: 2rem 0 .25rem; }
 p, li { max-width: 50rem; }
 a { color: var(--accent); }
-nav a { margin-right: 1rem; }
+header p { margin: .25rem 0; }
+nav { margin-top: 1rem; }
+nav a { display: inline-block; margin-right: 1rem; }
 .soft, figcaption { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption { position: sticky; left: 0; max-width: calc(100vw - 2.5rem); text-align: left; color: var(--soft);
+  padding-bottom: .4rem; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th, thead tr:last-child th:first-child { text-align: left; }
@@ -67,17 +70,23 @@ figcaption { font-size: .9rem; }
   border-bottom: 1px solid var(--rule); }
 .query p { margin: 0 0 .3rem; }
 .query.text { grid-template-columns: 1fr; }
-.picture { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px; }
-.none { display: grid; place-items: center; padding: .5rem; background: var(--panel); color: var(--soft);
-  font-size: .85rem; text-align: center; overflow-wrap: anywhere; }
+.picture { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 8px;
+  background: var(--panel); }
+.none { display: grid; place-items: center; padding: .5rem; color: var(--soft); font-size: .8rem; line-height: 1.35;
+  text-align: center; overflow-wrap: anywhere; }
 ol.captions, ol.images { margin: 0; padding: 0; list-style: none; }
 ol.captions li { display: flex; gap: .75rem; padding: .2rem .6rem; border-left: 3px solid transparent; }
 ol.captions .score { min-width: 3.2rem; }
-ol.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .75rem; }
+ol.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .75rem;
+  align-items: start; }
 ol.images li { padding: .35rem; border-radius: 11px; border: 2px solid transparent; max-width: 13rem; }
 li.hit { background: var(--hit-panel); }
 ol.captions li.hit { border-left-color: var(--hit); }
 ol.images li.hit { border-color: var(--hit); }
+ol.captions li.truth { border-left: 3px dashed var(--hit); margin-top: .3rem; }
+ol.images li.truth { border: 2px dashed var(--hit); }
+ol.images li.truth .mark { display: block; font-size: .85rem; white-space: normal; }
+.name { display: block; font-size: .85rem; overflow-wrap: anywhere; }
 .mark { color: var(--hit); font-weight: 700; white-space: nowrap; }
 .score { color: var(--soft); font-variant-numeric: tabular-nums; }
 .words { overflow-wrap: anywhere; }
@@ -117,17 +126,26 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         f'<section aria-labelledby="{_anchor(name)}"><h2 id="{_anchor(name)}">{name}</h2>{content}</section>'
         for name, content in sections.items()
     )
+    about = "".join(
+        f'<p class="soft">{escape(line)}</p>'
+        for line in (evaluation.facts["title"], _of_what(Path(path).parent, evaluation.facts["options"][0]))
+    )
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
-        f'</h1><p class="soft">{escape(evaluation.facts["title"])}</p><nav aria-label="Sections">{links}</nav></header>'
-        f"\n<main>{body}</main></body></html>\n"
+        f'</h1>{about}<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
     )
     with written_whole(path) as file:
         file.write(page.encode())
+
+
+def _of_what(folder, options):
+    """Which run it is, in a line: its folder and what tells it from others, as far as its options say."""
+    forms = {"text_encoder": "{}", "embed_size": "E {}", "seed": "seed {}"}
+    return ", ".join([str(folder), *(form.format(options[name]) for name, form in forms.items() if name in options)])
 
 
 def _anchor(name):
@@ -267,52 +285,66 @@ def _gallery(evaluation, ranks, topk, queries, seed):
             ("The worst captions", _caption_queries, search.best(ranks.text_to_image, queries)),
         )
     ]
-    pictures, note = evaluation.pictures, "Hits, the true pairs, are marked."
+    pictures, note = evaluation.pictures, "Hits, the true pairs, are marked; where none is shown, the best one follows."
     if not pictures:
-        note += " Images stand as their ids: give --images a folder of pictures named by id."
+        note += " Images stand as their first captions: give --images a folder of pictures named by id."
     elif pictures.num_missing:
         note += (
-            f" {pictures.num_missing} pictures are not shown: not found, above {MOST_BYTES / 1e6:g} MB, or beyond the "
-            f"first {MOST_PHOTOGRAPHS}."
+            f" {pictures.num_missing} frames hold a first caption: their pictures are not shown (not found, above "
+            f"{MOST_BYTES / 1e6:g} MB, or beyond the first {MOST_PHOTOGRAPHS})."
         )
     return f'<p class="soft">{note}</p>' + "".join(f"<h3>{title}</h3>{content}" for title, content in parts)
 
 
 def _image_queries(evaluation, ranks, images, topk):
-    return "".join(
-        f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">image '
-        f"{escape(evaluation.known.ids[image])}; its best caption has rank {ranks.image_to_text[image] + 1}</p>"
-        f'<ol class="captions">'
-        + "".join(
-            f'<li class="{"hit" if one.is_hit else "miss"}"><span class="score">{one.score:.3f}</span>'
-            f'<span class="words">{escape(evaluation.known.captions[one.number])}</span>{_mark(one)}</li>'
-            for one in search.best_captions(evaluation.similarity, image, topk)
+    known, parts = evaluation.known, []
+    for image in images:
+        rank = ranks.image_to_text[image] + 1
+        found = search.best_captions(evaluation.similarity, image, len(known.captions))
+        parts.append(
+            f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">{escape(known.label(image))}; its '
+            f'best caption has rank {rank}</p><ol class="captions">'
+            + "".join(
+                f'<li class="{kind}"><span class="score">{one.score:.3f}</span>'
+                f'<span class="words">{escape(known.captions[one.number])}</span>{mark}</li>'
+                for one, kind, mark in _shown(found, topk, rank)
+            )
+            + "</ol></div></div>"
         )
-        + "</ol></div></div>"
-        for image in images
-    )
+    return "".join(parts)
 
 
 def _caption_queries(evaluation, ranks, captions, topk):
-    parts = []
+    known, parts = evaluation.known, []
     for caption in captions:
+        rank = ranks.text_to_image[caption] + 1
         scores = evaluation.similarity[:, caption : caption + 1][:, 0]
-        found = search.best_images(scores, topk, caption // CAPTIONS_PER_IMAGE)
+        found = search.best_images(scores, len(known.ids), caption // CAPTIONS_PER_IMAGE)
         parts.append(
-            f'<div class="query text"><p class="words"><q>{escape(evaluation.known.captions[caption])}</q> '
-            f'<span class="soft">its image has rank {ranks.text_to_image[caption] + 1}</span></p><ol class="images">'
+            f'<div class="query text"><p class="words"><q>{escape(known.captions[caption])}</q> '
+            f'<span class="soft">its image has rank {rank}</span></p><ol class="images">'
             + "".join(
-                f'<li class="{"hit" if one.is_hit else "miss"}">{evaluation.pictures.of(one.number)}'
-                f'<span class="score">{one.score:.3f}</span> {_mark(one)}</li>'
-                for one in found
+                f'<li class="{kind}">{evaluation.pictures.of(one.number)}<span class="score">{one.score:.3f}</span> '
+                f'{mark}<span class="name">{escape(known.label(one.number))}</span></li>'
+                for one, kind, mark in _shown(found, topk, rank)
             )
             + "</ol></div>"
         )
     return "".join(parts)
 
 
-def _mark(one):
-    return '<span class="mark">✓ hit</span>' if one.is_hit else ""
+def _shown(found, topk, rank):
+    """The first `topk` of all results and, where no hit is among them, the best one, which has this rank from 1.
+
+    Returns a list of (`Found`, class of its item, its mark).
+    """
+    shown = [
+        (one, "hit", '<span class="mark">✓ hit</span>') if one.is_hit else (one, "miss", "") for one in found[:topk]
+    ]
+    if not any(one.is_hit for one in found[:topk]):
+        best_hit = next(one for one in found if one.is_hit)
+        shown.append((best_hit, "truth", f'<span class="mark">truth, rank {rank}</span>'))
+    return shown
 
 
 def _how(facts):

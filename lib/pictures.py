@@ -11,10 +11,8 @@ from lib.charts import data_uri
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
-FILES = (
-    "{id}.jpg", "{id}.jpeg", "{id}.png", "{id}.webp", "{id}.gif", "{number:012d}.jpg", "COCO_val2014_{number:012d}.jpg",
-    "COCO_train2014_{number:012d}.jpg",
-)  # fmt: skip
+FILES = "{id}.jpg", "{id}.jpeg", "{id}.png", "{id}.webp", "{id}.gif"
+COCO_FILES = "{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg"  # where the id is a number
 BEGINNINGS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif"}
 
 COLOURS = {
@@ -50,40 +48,59 @@ class Pictures:
     """The picture of any image of a split as HTML.
 
     known: `lib.search.Names`; folder: of photographs named by id, or None; scenes: of the demo data, or None.
-    `num_missing` counts photographs that were not found, or are too large or too many.
+    `num_missing` counts photographs that were not found, or are too large or too many; `found` says whether there is
+    one, of every id asked for.
     """
 
     def __init__(self, known, folder=None, scenes=None):
         self.known, self.scenes = known, scenes
         self.folder = Path(folder) if folder else None
         self.num_photographs = self.num_missing = 0
+        self.found = {}
 
     def __bool__(self):
         return bool(self.folder or self.scenes)
 
     def of(self, image):
-        """An img or svg element, or a frame with the image's id."""
-        identity = self.known.ids[image]
+        """An img or svg element, or a frame with the image's first caption."""
+        told = f"{self.known.label(image)}: {self.known.captions[CAPTIONS_PER_IMAGE * image]}"
         if self.folder:
-            content = self._photograph(identity)
+            content = self._photograph(self.known.ids[image])
             kind = next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
             if kind:
                 self.num_photographs += 1
-                told = f"image {identity}: {self.known.captions[CAPTIONS_PER_IMAGE * image]}"
                 return f'<img class="picture" src="{data_uri(kind, content)}" alt="{escape(told)}">'
             self.num_missing += 1
         elif self.scenes:
-            return draw(self.scenes[image], f"image {identity}")
-        return f'<span class="picture none">image {escape(identity)}</span>'
+            return draw(self.scenes[image], self.known.label(image))
+        return f'<span class="picture none">{escape(self.known.captions[CAPTIONS_PER_IMAGE * image])}</span>'
 
     def _photograph(self, identity):
         """The bytes of a photograph, none if there is none to show."""
-        if self.num_photographs >= MOST_PHOTOGRAPHS or Path(identity).name != identity:
-            return b""
-        number = int(identity) if identity.isascii() and identity.isdigit() else 0
-        paths = [self.folder / name.format(id=identity, number=number) for name in FILES]
-        path = next((path for path in paths if path.is_file() and path.stat().st_size <= MOST_BYTES), None)
-        return path.read_bytes() if path else b""
+        paths = [self.folder / name for name in file_names(identity)] if Path(identity).name == identity else []
+        paths = [path for path in paths if path.is_file()]
+        self.found[identity] = bool(paths)
+        path = next((path for path in paths if path.stat().st_size <= MOST_BYTES), None)
+        return path.read_bytes() if path and self.num_photographs < MOST_PHOTOGRAPHS else b""
+
+    def missing_as_text(self):
+        """How many of the photographs asked for were found, and what was looked for; "" where none is missing."""
+        missing = [identity for identity, is_found in self.found.items() if not is_found]
+        if not missing:
+            return ""
+        names = file_names(missing[0])
+        return (
+            f"pictures: {len(self.found) - len(missing)} of {len(self.found)} found in {self.folder}; looked for names "
+            f"such as {names[0]}, {names[-1]}"
+        )
+
+
+def file_names(identity):
+    """The names that the photograph of an image of this id may have."""
+    is_number = identity.isascii() and identity.isdigit()
+    return [name.format(id=identity) for name in FILES] + [
+        name.format(int(identity)) for name in COCO_FILES * is_number
+    ]
 
 
 def demo_scenes(data, captions):

@@ -249,12 +249,12 @@ def test_the_matrix_is_that_of_the_similarities(page, finished):
 
 
 def gallery(page):
-    """The four parts of the gallery: lists of (heading, [(is hit, text)])."""
+    """The four parts of the gallery: lists of (heading, [(hit, miss or truth, text)])."""
     text = page[page.index('id="gallery"') :]
     parts = text.split("<h3>")[1:]
     return [
         [
-            (query, [(kind == "hit", item) for kind, item in re.findall(r'<li class="(hit|miss)">(.*?)</li>', query)])
+            (query, [(kind, item) for kind, item in re.findall(r'<li class="(hit|miss|truth)">(.*?)</li>', query)])
             for query in part.split('<div class="query')[1:]
         ]
         for part in parts
@@ -268,28 +268,59 @@ def test_the_gallery_shows_the_best_of_every_query(run, data, finished):
     ids = read_lines(data / "demo_precomp" / "test_ids.txt")
     captions = read_lines(data / "demo_precomp" / "test_caps.txt")
     ranks = metrics.ranks(sims)
+    truths = 0
     for part in (found[0], found[2]):
         for query, results in part:
-            image = ids.index(re.search(r"image (\d+); its best caption has rank (\d+)", query)[1])
-            assert f"rank {ranks.image_to_text[image] + 1}<" in query
-            for caption, (is_hit, item) in zip(np.argsort(-sims[image], kind="stable")[:4], results, strict=True):
-                assert f">{captions[caption]}</span>" in item and is_hit == (caption // 5 == image)
-                assert f"{sims[image, caption]:.3f}" in item and ("✓ hit" in item) == is_hit
+            image = int(re.search(r"id (\d+) \(image (\d+)\); its best caption has rank (\d+)", query)[2])
+            rank = ranks.image_to_text[image] + 1
+            assert f"id {ids[image]} (image {image}); its best caption has rank {rank}<" in query
+            shown = np.argsort(-sims[image], kind="stable")[:4].tolist()
+            if rank > 4:
+                shown.append(5 * image + sims[image, 5 * image : 5 * image + 5].argmax())
+                assert results[-1][0] == "truth" and f">truth, rank {rank}<" in results[-1][1]
+                truths += 1
+            for caption, (kind, item) in zip(shown, results, strict=True):
+                assert f">{captions[caption]}</span>" in item and (kind != "miss") == (caption // 5 == image)
+                assert f"{sims[image, caption]:.3f}" in item and ("✓ hit" in item) == (kind == "hit")
     for part in (found[1], found[3]):
         for query, results in part:
             caption = captions.index(re.search(r"<q>(.*?)</q>", query)[1])
-            assert f"its image has rank {ranks.text_to_image[caption] + 1}<" in query
-            for image, (is_hit, item) in zip(np.argsort(-sims[:, caption], kind="stable")[:4], results, strict=True):
-                assert f'aria-label="image {ids[image]}: ' in item and is_hit == (caption // 5 == image)
+            rank = ranks.text_to_image[caption] + 1
+            assert f"its image has rank {rank}<" in query
+            shown = np.argsort(-sims[:, caption], kind="stable")[:4].tolist()
+            if rank > 4:
+                shown.append(caption // 5)
+                assert results[-1][0] == "truth" and f">truth, rank {rank}<" in results[-1][1]
+                truths += 1
+            for image, (kind, item) in zip(shown, results, strict=True):
+                name = f"id {ids[image]} (image {image})"
+                assert f'aria-label="{name}: ' in item and f'<span class="name">{name}</span>' in item
+                assert f"{sims[image, caption]:.3f}" in item and (kind != "miss") == (caption // 5 == image)
+    assert truths > 3
     worst = sorted(ranks.image_to_text.tolist(), reverse=True)[:3]
-    assert [int(re.search(r"rank (\d+)", query)[1]) - 1 for query, _ in found[2]] == worst
+    assert [int(re.search(r"has rank (\d+)", query)[1]) - 1 for query, _ in found[2]] == worst
     worst = sorted(ranks.text_to_image.tolist(), reverse=True)[:3]
-    assert [int(re.search(r"rank (\d+)", query)[1]) - 1 for query, _ in found[3]] == worst
+    assert [int(re.search(r"has rank (\d+)", query)[1]) - 1 for query, _ in found[3]] == worst
 
 
 def test_a_gallery_of_none_and_of_more_than_there_is(run):
     assert [len(part) for part in gallery(write(run, "--gallery", 0))] == [0, 0, 0, 0]
     assert [len(part) for part in gallery(write(run, "--gallery", 99, "--topk", 99))] == [10, 50, 10, 50]
+
+
+def test_another_split_has_a_report_of_its_own(run):
+    before = write(run)
+    evaluation.main(["--model_path", str(run), "--report", "--split", "dev"])
+    assert "<h1>HREM: demo, split dev</h1>" in (run / "report_dev.html").read_text()
+    assert (run / "report.html").read_text() == before
+
+
+def test_the_page_says_which_run_it_is(page):
+    assert page[0].texts("p", class_="soft")[1] == f"{page[1]}, bert, E 16, seed 0"
+
+
+def test_pictures_are_shown_whole():
+    assert "object-fit: contain" in html_report.STYLE and "object-fit: cover" not in html_report.STYLE
 
 
 def test_the_report_is_the_same_every_time(run):
@@ -334,7 +365,7 @@ def test_photographs_are_put_in_byte_for_byte(run, data, photographs):
     shown = {attributes["alt"]: attributes["src"] for _, attributes, _ in found.all("img", class_="picture")}
     captions = read_lines(data / "demo_precomp" / "test_caps.txt")
     for number, identity in enumerate(read_lines(data / "demo_precomp" / "test_ids.txt")):
-        kind, content = shown[f"image {identity}: {captions[5 * number]}"].split(";base64,")
+        kind, content = shown[f"id {identity} (image {number}): {captions[5 * number]}"].split(";base64,")
         assert kind == ("data:image/png" if number % 4 == 3 else "data:image/jpeg")
         assert base64.b64decode(content) == (PNG if number % 4 == 3 else b"\xff\xd8\xff\xe0" + bytes([number]) * 10)
     assert not found.all("svg", class_="picture") and "are not shown" not in "".join(found.texts("p"))
@@ -348,10 +379,28 @@ def test_photographs_that_are_missing_large_or_too_many_leave_a_frame(data, phot
     (photographs / f"{ids[4]}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(3_000_000))
     shown = pictures.Pictures(known, photographs)
     for image in (0, 3, 4):
-        assert shown.of(image) == f'<span class="picture none">image {ids[image]}</span>'
+        assert shown.of(image) == '<span class="picture none">caption</span>'
+    assert [identity for identity, is_found in shown.found.items() if not is_found] == [ids[0]]  # 3 and 4 are there
     assert shown.num_missing == 3 and shown.of(1).startswith("<img")
     monkeypatch.setattr(pictures, "MOST_PHOTOGRAPHS", 2)
     assert shown.of(2).startswith("<img") and shown.of(5).startswith("<span") and shown.num_missing == 4
+
+
+def test_the_terminal_tells_how_many_pictures_were_found(run, data, photographs, capsys):
+    ids = read_lines(data / "demo_precomp" / "test_ids.txt")
+    write(run, "--images", photographs, "--gallery", 10)
+    assert "pictures:" not in capsys.readouterr().out
+    (photographs / f"{ids[0]}.jpg").unlink()
+    write(run, "--images", photographs, "--gallery", 10)
+    coco = f"COCO_val2014_{int(ids[0]):012d}.jpg"
+    assert "their pictures are not shown" in (run / "report.html").read_text()
+    expected = f"pictures: 9 of 10 found in {photographs}; looked for names such as {ids[0]}.jpg, {coco}\n"
+    assert capsys.readouterr().out.endswith(f"report: {run / 'report.html'}\n{expected}")
+
+
+def test_a_name_of_letters_means_no_number():
+    assert pictures.file_names("dog") == ["dog.jpg", "dog.jpeg", "dog.png", "dog.webp", "dog.gif"]
+    assert "COCO_train2014_000000000188.jpg" in pictures.file_names("188")
 
 
 def test_an_id_leads_to_no_other_folder(photographs, tmp_path):
