@@ -127,8 +127,8 @@ def number_of_pairs(text):
 
 
 def image_name(text):
-    """An argparse type: the number of an image, from 0, or "id:ID", as it is."""
-    return text if text.startswith("id:") else COUNT_OR_NONE(text)
+    """An argparse type: the number of an image, from 0, or "id:ID"; a string, for image 0 is no missing value."""
+    return text if text.startswith("id:") else str(COUNT_OR_NONE(text))
 
 
 def add_data_options(group):
@@ -280,21 +280,7 @@ def parse_evaluation(argv=None):
     """Parse and check eval.py's command line. Raises InputError."""
     options = evaluation_parser().parse_intermixed_args(argv)
     options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
-    if options.query is not None and not options.query.strip():
-        raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
-    nowhere = [name for name in options.run if not Path(name).exists()]
-    if options.query is not None and nowhere:
-        raise InputError(
-            f"{nowhere[0]}: found no such run folder or file, expected one; if it is a word of the query, put the text "
-            f"of --query in quotes: --query {shlex.quote(' '.join([options.query, *nowhere]))}"
-        )
-    for searching in ("query", "query_image"):
-        for option in ("report", "export", "bootstrap", "extended", "save_results"):
-            if getattr(options, searching) is not None and getattr(options, option) not in (None, False, 0):
-                raise InputError(
-                    f"--{searching} with --{option}: a search prints its results instead of a table, expected one of "
-                    f"the two; leave out --{searching} or --{option}"
-                )
+    _check_search(options)
     for option in ("query", "query_image", "export", "report"):
         if len(options.model_path) > 1 and getattr(options, option) not in (None, False):
             raise InputError(f"--{option}: found {len(options.model_path)} models, expected one --model_path")
@@ -310,3 +296,21 @@ def parse_evaluation(argv=None):
         _check_folder("export", Path(options.export).absolute())
         export.check(options.export)
     return options
+
+
+def _check_search(options):
+    if options.query is not None and not options.query.strip():
+        raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
+    nowhere = [name for name in options.run if not Path(name).exists()]
+    if options.query is not None and nowhere:
+        raise InputError(
+            f"{nowhere[0]}: found no such run folder or file, expected one; if it is a word of the query, put the text "
+            f"of --query in quotes: --query {shlex.quote(' '.join([options.query, *nowhere]))}"
+        )
+    for searching in ("query", "query_image"):
+        for option in ("report", "export", "bootstrap", "extended", "save_results"):
+            if getattr(options, searching) is not None and getattr(options, option) not in (None, False, 0):
+                raise InputError(
+                    f"--{searching} with --{option}: a search prints its results instead of a table, expected one of "
+                    f"the two; leave out --{searching} or --{option}"
+                )

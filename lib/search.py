@@ -44,10 +44,11 @@ class Names(NamedTuple):
         return f"image {image}" if identity == str(image) else f"id {identity} (image {image})"
 
     def find(self, which):
-        """The number of the image that `which` means: a number, or "id:ID". Raises InputError where there is none."""
-        number = which
-        if isinstance(which, str):
-            identity = which.removeprefix("id:")
+        """The number of the image that "N" or "id:ID" means. Raises InputError where there is none."""
+        identity = which.removeprefix("id:")
+        if identity == which:
+            number = int(which)
+        else:
             number = self.ids.index(identity) if identity in self.ids else -1
         if not 0 <= number < len(self.ids):
             raise InputError(

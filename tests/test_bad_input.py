@@ -318,6 +318,7 @@ EVALUATIONS = {
     "a query and other sets": (["--query", "a", "--extended"], ["--query with --extended"]),
     "a query and results": (["--query_image", "0", "--save_results", "1"], ["--query_image with --save_results"]),
     "two models for one query": (["--model_path", "b", "--query", "dog"], ["--query: found 2 models"]),
+    "two models for image 0": (["--model_path", "b", "--query_image", "0"], ["--query_image: found 2 models"]),
     "two models for one export": (["--model_path", "b", "--export", "new"], ["--export: found 2 models"]),
     "pictures without a report": (["--images", "."], ["--images .", "found no --report", "add --report"]),
     "pictures that are nowhere": (["--report", "--images", "nowhere"], ["--images nowhere", "found no such folder"]),
