@@ -6,6 +6,8 @@ Prints the retrieval table and writes it into the run folder, with metrics.json 
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import arguments
 from lib import (
     bert,
@@ -27,6 +29,8 @@ from lib.logs import say
 from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
 
+UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
+
 
 def open_folder(data_path, dataset):
     """The folder of a data set; the demo data are built on their first use. Raises InputError."""
@@ -42,13 +46,21 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     """A split, its captions cut for the BERT at `bert_path`, or into the words of a `Vocabulary`."""
     folder = open_folder(data_path, dataset)
     longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
-    found = RetrievalDataset(folder, split, vocabulary or bert.tokeniser(bert_path), longest)
+    tokeniser = vocabulary or bert.tokeniser(bert_path)
+    found = RetrievalDataset(folder, split, tokeniser, longest)
     if found.blank_lines:
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
         say(
             f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are kept, they hold their "
             f"place (lines {numbers}{f' and {more} more' if more > 0 else ''})"
+        )
+    unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
+    share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
+    if share > UNKNOWN_WORTH_TELLING:
+        say(
+            f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
+            "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"
         )
     if found.captions.num_shortened:
         say(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")

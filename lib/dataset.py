@@ -56,9 +56,10 @@ def folder_of(data_path, dataset):
     """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is missing."""
     folder = Path(data_path) / f"{dataset}_precomp"
     if not os.path.isdir(folder):
+        where = "" if folder.is_absolute() else f" in {os.getcwd()}"
         there = sorted(path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp"))
         raise InputError(
-            f"{folder}: no such folder; data sets in {data_path}: {', '.join(there) or 'none'}; expected --data_path "
+            f"{folder}: no such folder{where}; data sets in {data_path}: {', '.join(there) or 'none'}; expected --data_path "
             "and --dataset to name a folder DATASET_precomp (data/README.md says what belongs there; --dataset demo "
             "needs no download)"
         )

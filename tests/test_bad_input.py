@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -380,6 +381,15 @@ def test_blank_captions_are_kept_and_warned_about(data, tmp_path, capsys):
     assert f"{CAPTIONS}: 2 blank captions are kept, they hold their place (lines 3, 50)" in printed
     assert "40 images x 36 regions x 128, 200 captions" in (tmp_path / "run" / "train.txt").read_text()
     assert (tmp_path / "run" / "test.md").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--text_encoder", "bigru"]], ids=["bert", "bigru"])
+def test_captions_of_words_that_are_not_in_the_vocabulary_are_warned_about(data, tmp_path, capsys, more):
+    path = data / "demo_precomp" / "dev_caps.txt"
+    path.write_text("狗 a red ball\n" + "狗 a 球 on 山\n" * 49)
+    train.main([*OPTIONS, *more, "--data_path", str(data), "--logger_name", str(tmp_path / "run")])
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "in the vocabulary; give" in line]
+    assert re.match(r"warning: dev: (59|6\d|79)% of what the captions are made of is not in the vocabulary", warning)
 
 
 def test_of_many_blank_captions_ten_are_named(data, tmp_path, capsys):
