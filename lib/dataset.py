@@ -59,9 +59,9 @@ def folder_of(data_path, dataset):
         where = "" if folder.is_absolute() else f" in {os.getcwd()}"
         there = sorted(path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp"))
         raise InputError(
-            f"{folder}: no such folder{where}; data sets in {data_path}: {', '.join(there) or 'none'}; expected --data_path "
-            "and --dataset to name a folder DATASET_precomp (data/README.md says what belongs there; --dataset demo "
-            "needs no download)"
+            f"{folder}: no such folder{where}; data sets in {data_path}: {', '.join(there) or 'none'}; expected "
+            "--data_path and --dataset to name a folder DATASET_precomp (data/README.md says what belongs there; "
+            "--dataset demo needs no download)"
         )
     return folder
 
