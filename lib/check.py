@@ -19,7 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.errors import InputError
-from lib.layout import find_rows_per_image, find_splits, open_regions, read_lines, read_num_regions
+from lib.layout import (
+    find_rows_per_image,
+    find_splits,
+    open_regions,
+    read_lines,
+    read_num_regions,
+    unfinished_conversion,
+    without_dev,
+)
 from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import COUNT
 
@@ -87,6 +95,8 @@ def check(folder, sample=None):
     folder, report, contents = Path(folder), Report(), {}
     for split in find_splits(folder):
         contents[split] = _check_split(report, folder, split, sample)
+    report.lines += filter(None, [without_dev(contents)])
+    report.mends += filter(None, [unfinished_conversion(folder)])
     _check_dims(report, folder, contents)
     for pair in itertools.combinations(contents, 2):
         _compare(report, folder, contents, *pair, compare_images=not sample)

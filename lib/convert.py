@@ -17,6 +17,8 @@ import json
 import math
 import os
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,25 +26,34 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.errors import InputError, first_sentence
-from lib.files import written_whole
+from lib.files import obstacle, written_whole
+from lib.layout import COMPLETE, WORK, without_dev
 from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import COUNT, SWITCH
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 FIELDS = ("cocoid", "filename", "imgid")  # of the JSON, that may name an image in the TSV
+KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}  # of JSON
 SPLIT_OF = {"train": "train", "restval": "train", "val": "dev", "test": "test"}  # Karpathy's name -> ours
 COCO_1K = 1000  # COCO's test images are testall; the first of them are test
-WORK, COMPLETE = ".conversion", ".converted"  # folders in OUT: still to fill, still to move
 STORED_AT_ONCE = 64  # images
 READ_AT_ONCE = 2**19  # bytes: a line of 36 x 2048 features has 400 kB
+BAR = dict(leave=False, disable=None, nrows=20)  # nrows: shown, too, in a terminal that tells no size
 
 
 class Image(NamedTuple):
-    """An image of the JSON: what it may be called in a TSV, {field: name}, its id, and its five captions."""
+    """An image of the JSON: what it may be called in a TSV, {field: name}, and its five captions."""
 
     names: dict
-    id: str
     captions: list
+
+    def called(self, field):
+        """Its name in this field of the JSON, or in the first that it has."""
+        return self.names.get(field) or next(iter(self.names.values()))
+
+    def id(self, field):
+        """What stands in {split}_ids.txt: COCO's number where it has one, or its name in the field that TSVs go by."""
+        return self.called("cocoid" if "cocoid" in self.names else field)
 
 
 class Line(NamedTuple):
@@ -62,9 +73,16 @@ def add_command(commands):
     parser.add_argument("--out", type=Path, required=True, help="the folder to make, such as data/mine_precomp")
     parser.add_argument("--regions", type=COUNT, default=36, help="R: the first R boxes of an image, or zero rows")
     parser.add_argument("--overwrite", type=SWITCH, nargs="?", const=1, default=0, help="replace the files in --out")
-    parser.set_defaults(run=lambda options: convert(
-        options.tsv, options.json, options.out, options.regions, options.overwrite
-    ))  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options):
+    """Convert; after Ctrl-C with a word on how to go on."""
+    try:
+        convert(options.tsv, options.json, options.out, options.regions, options.overwrite)
+    except KeyboardInterrupt:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        raise
 
 
 def convert(tsv_paths, json_path, out, num_regions=36, overwrite=False):
@@ -75,12 +93,12 @@ def convert(tsv_paths, json_path, out, num_regions=36, overwrite=False):
     splits = read_splits(json_path)
     _refuse_to_overwrite(out, splits, overwrite)
     index, dim, num_repeated = read_index(tsv_paths)
-    lines = match(splits, index, json_path)
+    field, lines = match(splits, index, json_path)
     work = out / WORK
     if _state(work) == inputs:
         print(f"going on with the conversion that was begun in {work}")
     else:
-        _prepare(work, splits, (num_regions, dim), inputs)
+        _prepare(work, splits, field, (num_regions, dim), inputs)
     _fill(work, lines, dim)
     _summarise(splits, lines, dim, num_regions)
     print(f"not used: {len(index) - len(lines)} images not in the JSON, {num_repeated} lines that repeat an image")
@@ -92,6 +110,8 @@ def convert(tsv_paths, json_path, out, num_regions=36, overwrite=False):
 def _summarise(splits, lines, dim, num_regions):
     for split, images in splits.items():
         print(f"{split}: {len(images)} images, {len(images) * CAPTIONS_PER_IMAGE} captions")
+    if without_dev(splits):
+        print(f"{without_dev(splits)} (the JSON has no image of val)")
     boxes = np.array([line.num_boxes for line, _ in lines])
     print(
         f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features: "
@@ -114,33 +134,51 @@ def read_splits(path):
         raise InputError(f'{path}: found no list "images", expected a Karpathy split such as dataset_flickr30k.json')
     splits = {"train": [], "dev": [], "test": []}
     for number, entry in enumerate(entries):
-        image, split = _image(f"{path}: image {number} (from 0)", entry)
-        splits[split].append(image)
+        flaw = _flaw(entry)
+        if flaw:
+            raise InputError(f"{path}: image {number}: {flaw}; images count from 0: mend this one")
+        splits[SPLIT_OF[entry["split"]]].append(_image(entry))
     few = [image for images in splits.values() for image in images if len(image.captions) < CAPTIONS_PER_IMAGE]
     if few:
         raise InputError(
             f"{path}: {len(few)} images with fewer than {CAPTIONS_PER_IMAGE} sentences, such as "
-            f"{_few([image.id for image in few])}; expected {CAPTIONS_PER_IMAGE} an image: write more, or take these "
-            "images out"
+            f"{_few([image.called('filename') for image in few])}; expected {CAPTIONS_PER_IMAGE} an image: write more, "
+            "or take these images out"
         )
     if any("cocoid" in entry for entry in entries):
         splits = {**splits, "test": splits["test"][:COCO_1K], "testall": splits["test"]}
     return {split: images for split, images in splits.items() if images}
 
 
-def _image(where, entry):
-    """The `Image` of an entry of the JSON, and its split."""
-    try:
-        split = SPLIT_OF[entry["split"]]
-        captions = [" ".join(sentence["raw"].split()) for sentence in entry["sentences"]]
-        names = {field: _plain(entry[field]) for field in FIELDS if field in entry}
-        image_id = names.get("cocoid") or names.get("imgid") or names["filename"]
-        return Image(names, image_id, captions[:CAPTIONS_PER_IMAGE]), split
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{where}: found no usable {first_sentence(error)}, expected split ({', '.join(SPLIT_OF)}), sentences with "
-            "raw text, and filename, cocoid or imgid: mend this entry"
-        ) from error
+def _flaw(entry):
+    """What is wrong with an entry of the JSON, in words; None where nothing is."""
+    if not isinstance(entry, dict):
+        return f'{_kind(entry)}, expected {{"split": ..., "sentences": [...], "filename": ...}}'
+    split, sentences = entry.get("split"), entry.get("sentences")
+    if split not in list(SPLIT_OF):
+        found = f"split {split!r} is none of" if isinstance(split, str) else f"split is {_kind(split)}, expected one of"
+        return f"{found} {', '.join(SPLIT_OF)}"
+    if not isinstance(sentences, list):
+        return f'sentences is {_kind(sentences)}, expected a list of {{"raw": ...}}'
+    for number, sentence in enumerate(sentences):
+        if not isinstance(sentence, dict):
+            return f'sentences[{number}] is {_kind(sentence)}, expected {{"raw": ...}}'
+        if not isinstance(sentence.get("raw"), str):
+            return f'"raw" of sentences[{number}] is {_kind(sentence.get("raw"))}, expected a string'
+    return None if _names(entry) else f"found none of {', '.join(FIELDS)}, expected the name that a TSV has for it"
+
+
+def _kind(value):
+    return KINDS.get(type(value), "a number")
+
+
+def _names(entry):
+    return {field: _plain(entry[field]) for field in FIELDS if entry.get(field) not in (None, "")}
+
+
+def _image(entry):
+    captions = [" ".join(sentence["raw"].split()) for sentence in entry["sentences"][:CAPTIONS_PER_IMAGE]]
+    return Image(_names(entry), captions)
 
 
 def _plain(name):
@@ -157,7 +195,7 @@ def read_index(paths):
     """
     found, dim, num_repeated = {}, None, 0
     total = sum(path.stat().st_size for path in paths)
-    with tqdm(total=total, desc="index", unit="B", unit_scale=True, leave=False, disable=None) as progress:
+    with tqdm(total=total, desc="1 of 2: reading", unit="B", unit_scale=True, **BAR) as progress:
         for path in paths:
             offset = 0
             with open(path, "rb", READ_AT_ONCE) as file:
@@ -201,23 +239,36 @@ def _measure(where, line, fields, dim):
 def match(splits, lines, json_path):
     """Find the TSV line of every image of the JSON, by the one field of cocoid, filename and imgid that names most.
 
-    splits: of `read_splits`; lines: of `read_index`. Returns [(Line, [(split, index), ...])], in the order of the
-    files. Raises InputError naming the images that no TSV has.
+    splits: of `read_splits`; lines: of `read_index`. Returns this field and [(Line, [(split, index), ...])], in the
+    order of the files. Raises InputError naming the images that no TSV has, and names that several images have.
     """
-    images = [(image, (split, index)) for split in splits for index, image in enumerate(splits[split])]
-    missing = {field: [image.id for image, _ in images if image.names.get(field) not in lines] for field in FIELDS}
+    places = [(image, (split, index)) for split in splits for index, image in enumerate(splits[split])]
+    images = list({id(image): image for image, _ in places}.values())  # each once: some are in test and in testall
+    missing = {
+        field: [image for image in images if image.names.get(field) not in lines]
+        for field in FIELDS
+        if any(field in image.names for image in images)
+    }
     field = min(missing, key=lambda name: len(missing[name]))
     if missing[field]:
-        absent, named = list(dict.fromkeys(missing[field])), len({image.id for image, _ in images})
+        absent = _few([image.called(field) for image in missing[field]])
         raise InputError(
-            f"{json_path}: {len(absent)} of {named} images are in no TSV file, such as {_few(absent)} (by {field}); "
-            "expected features of every image: give the other TSV files too, extract these images, or take them out of "
-            "the JSON"
+            f"{json_path}: {len(missing[field])} of {len(images)} images are in no TSV file, such as {absent} (by "
+            f"{field}); expected features of every image: give the other TSV files too, extract these images, or take "
+            "them out of the JSON"
         )
-    places = {line: [] for line in lines.values()}  # in the order of the files
-    for image, place in images:
-        places[lines[image.names[field]]].append(place)
-    return [(line, found) for line, found in places.items() if found]
+    for found in ([image.names[field] for image in images], [image.id(field) for image in images]):
+        repeated = [name for name, count in Counter(found).items() if count > 1]
+        if repeated:
+            raise InputError(
+                f"{json_path}: {len(repeated)} names stand for several images, such as {_few(repeated)}; expected a "
+                "name of its own for each (folders, endings and leading zeros make no difference): take out images "
+                "that are there twice, or rename them"
+            )
+    found = {line: [] for line in lines.values()}  # in the order of the files
+    for image, place in places:
+        found[lines[image.names[field]]].append(place)
+    return field, [(line, of_line) for line, of_line in found.items() if of_line]
 
 
 def _few(names):
@@ -227,8 +278,10 @@ def _few(names):
 def _fingerprint(paths, num_regions):
     """What a conversion depends on. Raises InputError where a file is missing."""
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected --tsv and --json to name files that are there")
+        why = obstacle(path)
+        if why:
+            such = f", such as {path}/*.tsv" if any(path.glob("*.tsv")) else ""
+            raise InputError(f"{path}: {why}; expected --tsv and --json to name files that are there{such}")
     facts = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     return {"inputs": facts, "regions": num_regions}
 
@@ -252,7 +305,7 @@ def _files(split):
     return [f"{split}_ims.npy", f"{split}_num_regions.npy", f"{split}_caps.txt", f"{split}_ids.txt"]
 
 
-def _prepare(work, splits, shape, inputs):
+def _prepare(work, splits, field, shape, inputs):
     """A new work folder: captions, ids, arrays of zeros, of `shape` (R, D) an image; the fingerprint comes last."""
     needed = 4 * math.prod(shape) * sum(map(len, splits.values()))
     there = next(folder for folder in work.absolute().parents if folder.exists())
@@ -269,7 +322,7 @@ def _prepare(work, splits, shape, inputs):
         np.lib.format.open_memmap(regions, "w+", np.float32, (len(images), *shape))
         np.lib.format.open_memmap(counts, "w+", np.int32, (len(images),))
         captions.write_text("".join(f"{text}\n" for image in images for text in image.captions), "utf-8", newline="\n")
-        ids.write_text("".join(f"{image.id}\n" for image in images), "utf-8", newline="\n")
+        ids.write_text("".join(f"{image.id(field)}\n" for image in images), "utf-8", newline="\n")
     with written_whole(work / "inputs.json") as file:
         file.write(json.dumps(inputs).encode())
 
@@ -281,7 +334,8 @@ def _fill(work, lines, dim):
         for path in work.glob("*_num_regions.npy")
     }
     todo = [(line, places) for line, places in lines if not all(counts[split][index] for split, index in places)]
-    with tqdm(total=len(lines), initial=len(lines) - len(todo), desc="images", leave=False, disable=None) as progress:
+    num_done = len(lines) - len(todo)
+    with tqdm(total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **BAR) as progress:
         for start in range(0, len(todo), STORED_AT_ONCE):
             found = []
             for line, places in todo[start : start + STORED_AT_ONCE]:
@@ -330,3 +384,8 @@ def _deliver(out):
             os.replace(path, out / path.name)
     shutil.rmtree(out / COMPLETE)
     print(f"{out} is complete; check it: python -m lib.dataset check {out}")
+    if not out.absolute().name.endswith("_precomp"):
+        print(
+            "training finds it as --dataset NAME only where the folder is called NAME_precomp: rename it, such as to "
+            f"{out}_precomp"
+        )

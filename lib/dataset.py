@@ -246,8 +246,10 @@ def main(argv=None):
     commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="check | convert")
     check.add_command(commands)
     convert.add_command(commands)
-    is_folder_alone = argv and argv[0] not in (*commands.choices, "-h", "--help")
-    options = parser.parse_args(["check", *argv] if is_folder_alone else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.parse_args(argv)  # help, or an error that names the commands
+    command, *rest = argv if argv[0] in commands.choices else ["check", *argv]
+    options = commands.choices[command].parse_args(rest)  # of its own parser: that knows which options there are
     options.run(options)
 
 

@@ -16,6 +16,7 @@ from lib.files import obstacle
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 SPLITS = ("train", "dev", "test", "testall")
+WORK, COMPLETE = ".conversion", ".converted"  # of lib/convert.py, in a data folder: still to fill, still to move
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
     ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
 )  # fmt: skip
@@ -26,6 +27,9 @@ def find_splits(folder):
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
     names = {file.name.removesuffix(end) for end in ("_ims.npy", "_caps.txt") for file in folder.glob(f"*{end}")}
+    begun = unfinished_conversion(folder)
+    if not names and begun:
+        raise InputError(f"{folder}: found no split, expected the files that are still to come: {begun}")
     if not names:
         raise InputError(
             f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
@@ -34,14 +38,31 @@ def find_splits(folder):
     return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
 
 
+def unfinished_conversion(folder):
+    """A line that names what lib/convert.py has begun in a data folder, and the remedy; None where there is nothing."""
+    work = next((folder / name for name in (WORK, COMPLETE) if (folder / name).is_dir()), None)
+    return work and f"{work} holds an unfinished conversion; run the same convert command again, or remove this folder"
+
+
+def without_dev(splits):
+    """A line for those who will train on these splits, such as "train" and "test"; None where "dev" is among them."""
+    if "dev" in splits or "train" not in splits:
+        return None
+    other = next((split for split in splits if split != "train"), "SPLIT")
+    return f"no dev split: training needs --val_split {other}"
+
+
 def open_regions(path):
     """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
     why = obstacle(path)
     if why:
         splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
+        remedy = unfinished_conversion(path.parent) or (
+            "copy the file there, or name another split: --split in evaluation, in training --val_split in place of dev"
+        )
         raise InputError(
             f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
-            "this split: copy the file there, or name another split"
+            f"this split: {remedy}"
         )
     regions = _load(path, "a whole float32 array of rows x regions x features", mmap_mode="r")
     if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import sys
 
 from lib.errors import InputError
 
@@ -23,20 +24,27 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        names = args[: args.index("--")] if "--" in args else args
+        self._refuse_names(name for name in names if name.split("=")[0] not in self._option_string_actions)
         return self._without_unknown(*self.parse_known_args(args, namespace))
 
     def parse_intermixed_args(self, args=None, namespace=None):
         return self._without_unknown(*self.parse_known_intermixed_args(args, namespace))
 
     def _without_unknown(self, options, unknown):
+        self._refuse_names(unknown)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options
+
+    def _refuse_names(self, unknown):
+        """Tell the first of these arguments that looks like an option: before one that is missing, it may be meant."""
         names = [text.split("=")[0] for text in unknown if text.startswith("--")]
         if names:
             known = {name.strip("-"): name for name in self._option_string_actions}
             near = difflib.get_close_matches(names[0].strip("-"), known, n=1)
             self.error(f"{names[0]}: unknown option" + (f"; did you mean {known[near[0]]}?" if near else ""))
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return options
 
     def error(self, message):
         raise InputError(f"{self.prog}: {message}; {self.prog} --help lists every option")

@@ -129,7 +129,7 @@ LINES = {
         ["--dataset", "f30k", "--data_path", "nowhere"], ["nowhere/f30k_precomp", "data sets in nowhere: none"],
     ),
     "unknown data set": (["--dataset", "f31k"], ["f31k_precomp", "data sets in", ": demo;", "--dataset"]),
-    "missing split": (["--val_split", "nothere"], ["nothere_ims.npy", "dev, test, train", "another split"]),
+    "missing split": (["--val_split", "nothere"], ["nothere_ims.npy", "dev, test, train", "in training --val_split"]),
     "BERT that is nowhere": (["--bert_path", "no-such/bert"], ["no-such/bert", "neither a folder nor", "--bert_path"]),
     "BERT that is no name": (["--bert_path", "/no/such/folder"], ["/no/such/folder", "neither a folder nor"]),
     "heads that do not divide": (["--nhead", "3"], ["--nhead 3", "--embed_size 16", "expected a divisor"]),
@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_size_is_refused(whole, data, finished, tmp_path
 
 EVALUATIONS = {
     "a run that is not there": (["--model_path", "runs/nowhere"], ["runs/nowhere", "no such checkpoint"]),
-    "a split that is not there": (["--split", "nothere"], ["nothere_ims.npy", "dev, test, train"]),
+    "a split that is not there": (["--split", "nothere"], ["nothere_ims.npy", "dev, test, train", "--split in eval"]),
     "a data set that is not there": (["--dataset", "f31k"], ["f31k_precomp", ": demo;"]),
     "a BERT that is not there": (["--bert_path", "no-such/bert"], ["no-such/bert", "neither a folder nor"]),
     "a GPU that is not there": (["--device", "cuda:99"], ["--device cuda:99", "CUDA GPUs found"]),

@@ -228,6 +228,12 @@ def test_test_is_a_part_of_testall(folder):
     assert not report.mends and "test and testall have in common: 8 images, 8 ids," in str(report)
 
 
+def test_an_unfinished_conversion_is_a_mend(folder):
+    (folder / ".conversion").mkdir()
+    [mend] = check.check(folder).mends
+    assert mend.startswith(f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command")
+
+
 def test_a_sample_reads_that_many_images(folder, monkeypatch, capsys):
     regions("test", lambda array: array.repeat(5, axis=0))(folder)
     put("train", (1, 2, 3), np.nan)(folder)
@@ -275,6 +281,9 @@ def test_a_large_file_is_read_in_blocks(tmp_path):
     (["check"], ["python -m lib.dataset check", "folder"]),
     (["check", ".", "--sample", "0"], ["--sample", "found '0'", "at least 1"]),
     (["check", ".", "."], ["unrecognized arguments: ."]),
+    (["check", ".", "--smaple", "3"], ["check: --smaple: unknown option; did you mean --sample?"]),
+    (["convert", "--jsn", "x"], ["convert: --jsn: unknown option; did you mean --json?"]),
+    (["convert", "--tsv", "x", "--json", "x"], ["convert: the following arguments are required: --out;"]),
 ])  # fmt: skip
 def test_usage_ends_with_status_2_and_one_line(tmp_path, monkeypatch, capsys, argv, expected):
     monkeypatch.chdir(tmp_path)

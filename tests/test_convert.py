@@ -89,13 +89,14 @@ def check_converted(folder, num_regions=4):
             assert not row[count:].any()
         captions = [f"Caption {caption} of image {number} ." for number in numbers for caption in range(5)]
         assert (out / f"{split}_caps.txt").read_text() == "".join(f"{text}\n" for text in captions)
-        assert (out / f"{split}_ids.txt").read_text() == "".join(f"{number}\n" for number in numbers)
+        assert (out / f"{split}_ids.txt").read_text() == "".join(f"{1000 + number}\n" for number in numbers)
 
 
 def test_every_image_lands_in_its_place(inputs, capsys):
     assert run(*arguments(inputs, "--regions", 4)) == 0
     check_converted(inputs)
     text = capsys.readouterr().out
+    assert "no dev split" not in text and "--dataset NAME" not in text
     assert "train: 7 images, 35 captions\ndev: 2 images, 10 captions\ntest: 3 images, 15 captions\n" in text
     assert "12 images of 1 to 10 regions x 16 features: 5 cut to their first 4 regions, 3 padded with zero rows" in text
     assert run("check", inputs / "mine_precomp") == 0
@@ -118,13 +119,15 @@ def test_heads_blank_lines_line_ends_and_unused_images(inputs, capsys):
     assert "not used: 2 images not in the JSON, 1 lines that repeat an image" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("tsv_name, json_fields", [
-    ("{0}", lambda n: dict(cocoid=n)), ("{0:012d}", lambda n: dict(cocoid=n)),
-    ("{0}", lambda n: dict(filename=f"{n}.jpg")), ("{0}.jpg", lambda n: dict(filename=f"{n}.jpg")),
-    ("val2014/x_{0:06d}.jpg", lambda n: dict(filename=f"x_{n:06d}.jpg", imgid=7)),
-    ("{0}", lambda n: dict(filename=f"x_{n}.png", imgid=n)), ("{0}", lambda n: dict(imgid=n, filename=None)),
+@pytest.mark.parametrize("tsv_name, json_fields, written_id", [
+    ("{0}", lambda n: dict(cocoid=n), "{0}"), ("{0:012d}", lambda n: dict(cocoid=n), "{0}"),
+    ("{0}", lambda n: dict(filename=f"{n}.jpg"), "{0}"), ("{0}.jpg", lambda n: dict(filename=f"{n}.jpg"), "{0}"),
+    ("val2014/x_{0:06d}.jpg", lambda n: dict(filename=f"x_{n:06d}.jpg", imgid=7), "x_{0:06d}"),
+    ("x_{0}.jpg", lambda n: dict(filename=f"x_{n}.jpg", cocoid=n + 7), "{1}"),
+    ("{0}", lambda n: dict(filename=f"x_{n}.png", imgid=n), "{0}"),
+    ("{0}", lambda n: dict(imgid=n, filename=None), "{0}"),
 ])  # fmt: skip
-def test_an_image_may_go_by_any_of_its_names(inputs, tsv_name, json_fields):
+def test_an_image_may_go_by_any_of_its_names(inputs, tsv_name, json_fields, written_id):
     numbers = [3, 8, 5]
     (inputs / "a.tsv").write_bytes(b"".join(tsv_line(tsv_name.format(n), n, features(n, n)) for n in reversed(numbers)))
     write_json(inputs, [entry(n + 100, "train") | json_fields(n) for n in numbers])
@@ -132,6 +135,23 @@ def test_an_image_may_go_by_any_of_its_names(inputs, tsv_name, json_fields):
     regions = np.load(inputs / "out" / "train_ims.npy")
     for row, number in zip(regions, numbers):
         np.testing.assert_array_equal(row[:number], features(number, number))
+    ids = (inputs / "out" / "train_ids.txt").read_text().split("\n")
+    assert ids == [*(written_id.format(n, n + 7) for n in numbers), ""]  # COCO's number, or the name that was matched
+
+
+def test_training_without_dev_is_told_the_option(inputs, capsys):
+    write_json(inputs, [entry(n, split) for n, split in enumerate(SPLITS) if split != "val"])
+    assert run(*arguments(inputs)) == 0 and run("check", inputs / "mine_precomp") == 0
+    text = capsys.readouterr().out
+    assert "\nno dev split: training needs --val_split test (the JSON has no image of val)\n" in text
+    assert "\nno dev split: training needs --val_split test\ntrain and test have in common: 0 images, 0 ids" in text
+
+
+def test_a_folder_that_no_dataset_finds_is_told_of(inputs, capsys):
+    assert run(*arguments(inputs)[:-1], inputs / "slip") == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("training finds it as --dataset NAME only where the folder is called NAME_precomp")
+    assert last.endswith(f"{inputs / 'slip'}_precomp")
 
 
 def test_coco_has_restval_in_train_and_two_test_splits(inputs, monkeypatch):
@@ -177,25 +197,58 @@ def cut(size):
 LINE = base64.b64encode(features(1, 3)[:, :15].copy()) + b"\n"
 REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; nothing is written
     "no TSV": (lambda folder: (folder / "b.tsv").unlink(), ["b.tsv: no such file", "--tsv"]),
+    "a folder of TSV": (
+        lambda folder: [(folder / "b.tsv").rename(folder / "c.tsv"), (folder / "b.tsv").mkdir(),
+                        (folder / "c.tsv").rename(folder / "b.tsv" / "c.tsv")],
+        ["b.tsv: a folder, not a file", "b.tsv/*.tsv"],
+    ),
     "no JSON": (lambda folder: (folder / "split.json").unlink(), ["split.json: no such file"]),
     "half a JSON": (lambda folder: os.truncate(folder / "split.json", 500), ["split.json: cannot be read as JSON"]),
     "another JSON": (lambda folder: (folder / "split.json").write_text("[]"), ['split.json: found no list "images"']),
     "a JSON without images": (change_json(lambda images: images.clear()), ['found no list "images"']),
-    "an entry without sentences": (change_json(lambda images: images[3].pop("sentences")), ["image 3", "'sentences'"]),
-    "an entry that is a text": (change_json(lambda images: images.append("x")), ["split.json: image 12 (from 0)"]),
-    "a sentence without raw": (change_json(lambda images: images[1]["sentences"][4].pop("raw")), ["image 1", "'raw'"]),
-    "an unknown split": (change_json(lambda images: images[2].update(split="extra")), ["image 2", "'extra'", "val"]),
+    "an entry without sentences": (
+        change_json(lambda images: images[3].pop("sentences")),
+        ["split.json: image 3: sentences is missing, expected a list of {"],
+    ),
+    "an entry that is a text": (
+        change_json(lambda images: images.append("x")),
+        ['split.json: image 12: a string, expected {"split": ...', "images count from 0"],
+    ),
+    "a sentence that is a text": (
+        change_json(lambda images: images[0].update(sentences=["A dog.", "Two dogs."])),
+        ['split.json: image 0: sentences[0] is a string, expected {"raw": ...}'],
+    ),
+    "a sentence without raw": (
+        change_json(lambda images: images[1]["sentences"][4].pop("raw")),
+        ['image 1: "raw" of sentences[4] is missing, expected a string'],
+    ),
+    "an unknown split": (
+        change_json(lambda images: images[2].update(split="dev")),
+        ["split.json: image 2: split 'dev' is none of train, restval, val, test"],
+    ),
+    "a split that is a list": (
+        change_json(lambda images: images[2].update(split=["val"])),
+        ["image 2: split is a list, expected one of train, restval, val, test"],
+    ),
     "an entry without a name": (
         change_json(lambda images: [images[0].pop(name) for name in ("imgid", "filename")]),
-        ["image 0", "no usable 'filename'", "filename, cocoid or imgid"],
+        ["image 0: found none of cocoid, filename, imgid"],
+    ),
+    "images of one name": (
+        change_json(lambda images: images[4].update(filename="val/1002.jpg")),
+        ["split.json: 1 names stand for several images, such as 1002; expected"],
+    ),
+    "images of one cocoid": (
+        change_json(lambda images: [image.update(cocoid=n // 2) for n, image in enumerate(images)]),
+        ["split.json: 6 names stand for several images, such as 0, 1, 2, 4, 5, ...; expected"],
     ),
     "few sentences": (
         change_json(lambda images: [images[n]["sentences"].pop() for n in (2, 6)]),
-        ["split.json: 2 images with fewer than 5 sentences, such as 2, 6", "take these images out"],
+        ["split.json: 2 images with fewer than 5 sentences, such as 1002, 1006", "take these images out"],
     ),
     "missing images": (
         lambda folder: (folder / "b.tsv").write_bytes(tsv_line(1001, 3)),
-        ["split.json: 6 of 12 images are in no TSV file, such as 4, 5, 8, 10, 6, ... (by filename)", "other TSV files"],
+        ["split.json: 6 of 12 images are in no TSV file, such as 1004, 1005, 1008, 1010, 1006, ... (by filename)"],
     ),
     "an empty TSV": (
         lambda folder: [(folder / name).write_bytes(b"") for name in ("a.tsv", "b.tsv")],
@@ -357,26 +410,41 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     check_converted(inputs)
 
 
-def test_a_process_that_is_killed_from_outside_goes_on(inputs):
+@pytest.mark.parametrize("number, status, told", [
+    (signal.SIGKILL, -signal.SIGKILL, ""),
+    (signal.SIGINT, 130, "stopped: run the same command again to go on\n"),
+])  # fmt: skip
+def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, status, told):
     slow = (
-        "import sys, time; from lib import convert; from pathlib import Path; store = convert._store\n"
+        "import time; from lib import convert, dataset, errors; store = convert._store\n"
         "convert._store = lambda *found: (time.sleep(0.2), store(*found))\nconvert.STORED_AT_ONCE = 1\n"
-        "folder = Path(sys.argv[1])\n"
-        "tsv = [folder / 'a.tsv', folder / 'b.tsv']\n"
-        "convert.convert(tsv, folder / 'split.json', folder / 'mine_precomp', 4)\n"
+        "errors.command_line(dataset.main)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", slow, inputs], cwd=ROOT)
+    command = [sys.executable, "-c", slow, *map(str, arguments(inputs, "--regions", 4))]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     work, started = inputs / "mine_precomp" / convert.WORK, time.time()
     while not (work / "inputs.json").exists() or not np.load(work / "train_num_regions.npy").any():
         assert process.poll() is None and time.time() - started < 60
         time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == told and process.returncode == status
     done = sum(np.count_nonzero(np.load(path)) for path in work.glob("*_num_regions.npy"))
     assert 1 <= done < 12 and not whole_files(inputs)
-    assert run("check", inputs / "mine_precomp") == 2  # no split is there yet
+    assert run("check", inputs / "mine_precomp") == 2
+    assert f"found no split, expected the files that are still to come: {work} holds an" in capsys.readouterr().err
     assert run(*arguments(inputs, "--regions", 4)) == 0
     check_converted(inputs)
+
+
+def test_a_terminal_is_shown_how_far_it_is(inputs):
+    ours, theirs = os.openpty()  # a terminal that tells no size, as under docker exec -t
+    command = [sys.executable, "-m", "lib.dataset", *map(str, arguments(inputs))]
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120)
+    os.close(theirs)
+    shown = os.read(ours, 2**16).decode()
+    os.close(ours)
+    total = sum((inputs / name).stat().st_size for name in ("a.tsv", "b.tsv"))
+    assert f"1 of 2: reading:   0%| | 0.00/{total / 1000:.2f}k" in shown and "2 of 2: writing:   0%| | 0/12" in shown
 
 
 def test_a_conversion_holds_some_rows_at_a_time(inputs, monkeypatch):
