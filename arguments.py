@@ -80,6 +80,10 @@ def training_parser():
         "--deterministic", type=SWITCH, default=0, help="1: only kernels that give the same bits again (GPU)"
     )
     run.add_argument(
+        "--compile", type=SWITCH, default=0,
+        help="1: train with encoders that torch.compile has made quicker, after minutes",
+    )  # fmt: skip
+    run.add_argument(
         "--multi_gpu", type=SWITCH, default=0, help="published switch; 1: print the torchrun command instead"
     )
 
@@ -225,7 +229,8 @@ def check_resumed(path, options, saved):
         if options[name] != saved[name]:
             raise InputError(
                 f"{path}: the run was started with --{name} {saved[name]}, found --{name} {options[name]}; expected "
-                "its own options: give those of Parameters.txt, or start anew in another --logger_name"
+                "its own options: give those of Parameters.txt, or start anew, in another --logger_name or with "
+                "--overwrite 1"
             )
 
 

@@ -67,6 +67,8 @@ class Training:
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
+        if options.compile:
+            self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))

@@ -256,6 +256,14 @@ def test_an_evaluation_that_cannot_be_ends_all_with_its_message(data, alone):
     assert "nowhere" in str(first) and second.code == 2
 
 
+@pytest.mark.long
+def test_a_compiled_run_is_that_of_one_that_is_not(data, alone, tmp_path):
+    fit(data, tmp_path / "compiled", "--compile", "1")
+    check_same_losses(tmp_path / "compiled", alone)
+    model = torch.load(tmp_path / "compiled" / "last.pth", weights_only=True)["model"]
+    assert model.keys() == torch.load(alone / "last.pth", weights_only=True)["model"].keys()
+
+
 def test_a_run_of_two_goes_on_in_one_and_in_three(data, alone, tmp_path):
     ended = in_processes(2, partial(stopped, data, tmp_path / "run"))
     assert [error.code for error in ended] == [143, 143]  # one of them got the signal
