@@ -54,6 +54,7 @@ HERE = Path(__file__).parent
 LOG, TABLE = "ablation.log", "ablation.md"
 COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1}  # of the table: digits after the point
 TIME = "s a step"
+COMPARED = "rsum less that of the first row"  # seed by seed: of the seeds that both have
 
 
 def main(argv=None):
@@ -122,7 +123,7 @@ def table(found, schedule):
     lines = [
         f"Demo data, `{schedule}`; test split, the epoch best on dev; mean ± sample standard deviation over seeds, "
         f"but for {TIME}: of the quickest seed.\n",
-        f"| row | options | seeds | {' | '.join([*COLUMNS, TIME])} |\n{'|---' * (4 + len(COLUMNS))}|",
+        f"| row | options | seeds | {' | '.join([*COLUMNS, COMPARED, TIME])} |\n{'|---' * (5 + len(COLUMNS))}|",
     ]
     for row, given in ROWS.items():
         of_row = [found[key] for key in sorted(found) if key[0] == row]
@@ -131,9 +132,21 @@ def table(found, schedule):
         if of_row:
             seeds = "; ".join([str(len(finished)), *failed]).replace("|", "\\|")
             cells = [spread([entry[name] for entry in finished], digits) for name, digits in COLUMNS.items()]
+            cells += [spread(differences(found, row), 1)]
             cells += [f"{min(entry[TIME] for entry in finished):.3f}" if finished else ""]
             lines.append(f"| {row} | `{given or 'defaults'}` | {seeds} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def differences(found, row):
+    """rsum of a row less that of the first row, of every seed that both have; none for the first row itself."""
+    rsums = {key: entry["rsum"] for key, entry in found.items() if "rsum" in entry}
+    first = next(iter(ROWS))
+    return [
+        rsum - rsums[first, seed]
+        for (name, seed), rsum in rsums.items()
+        if name == row != first and (first, seed) in rsums
+    ]
 
 
 def spread(values, digits):

@@ -46,7 +46,7 @@ def test_rows_are_trained_noted_and_not_trained_again(ablate, tmp_path, monkeypa
     found, log = ablate("--rows", "small", "broken", "neighbours", "--seeds", "3", "--epochs", "1")
     assert list(found) == ["small", "neighbours", "broken"]
     for row in ("small", "neighbours"):
-        options, seeds, rsum, i2t, t2i, seconds = found[row]
+        options, seeds, rsum, i2t, t2i, _, seconds = found[row]
         entry = json.loads((tmp_path / row / "seed3" / "metrics.json").read_text())["test"]
         scores = entry["scores"]["20"]
         assert options == f"`{ablation.ROWS[row]}`" and seeds == "1" and 0 < float(seconds) < 60
@@ -63,21 +63,31 @@ def test_rows_are_trained_noted_and_not_trained_again(ablate, tmp_path, monkeypa
     assert again["broken"][1] == "0; seed 3 FAILED: ZeroDivisionError: division by zero" and len(log) == 4
 
 
-def note(folder, *seeds, row="small", options=SMALL, schedule=SCHEDULE):
+def note(folder, *seeds, row="small", options=SMALL, schedule=SCHEDULE, rsum=None):
     """Lines of a log: of runs of these seeds, their rsums told by `RSUMS`."""
     folder.mkdir(exist_ok=True)
     with open(folder / "ablation.log", "a") as log:
         for seed in seeds:
-            rsum = RSUMS[seed]
-            found = {"rsum": rsum, "I2T R@1": rsum / 10, "T2I R@1": rsum / 20, "s a step": 1 / rsum}
+            value = rsum or RSUMS[seed]
+            found = {"rsum": value, "I2T R@1": value / 10, "T2I R@1": value / 20, "s a step": 1 / value}
             log.write(json.dumps(dict(row=row, options=options, schedule=schedule, seed=seed) | found) + "\n")
 
 
 def test_a_cell_is_mean_and_sample_deviation_over_the_seeds(ablate, tmp_path):
     note(tmp_path, 2, 0, 1)
     found, log = ablate("--rows", "small", "--seeds", "0", "1", "2", "--epochs", "1")
-    cells = ["3", "113.3 ± 15.3", "11.3 ± 1.5", "5.7 ± 0.8", "0.008"]
+    cells = ["3", "113.3 ± 15.3", "11.3 ± 1.5", "5.7 ± 0.8", "", "0.008"]
     assert found == {"small": [f"`{SMALL}`", *cells]} and len(log) == 3
+
+
+def test_a_row_is_compared_with_the_first_seed_by_seed(ablate, tmp_path):
+    note(tmp_path, 0, 1)
+    note(tmp_path, 2, 1, row="neighbours", options=ablation.ROWS["neighbours"])  # 130, 110
+    found, _ = ablate("--rows", "small", "--seeds", "0", "--epochs", "1")
+    assert found["neighbours"][5] == "0.0"  # of seed 1, which both have
+    note(tmp_path, 2, rsum=100)
+    found, _ = ablate("--rows", "small", "--seeds", "0", "--epochs", "1")
+    assert found["neighbours"][5] == "15.0 ± 21.2" and found["small"][5] == ""
 
 
 def test_runs_with_other_options_than_the_row_has_now_do_not_count(ablate, tmp_path):
@@ -128,9 +138,10 @@ def test_a_log_of_another_form_is_refused(ablate, tmp_path, line):
 
 
 def test_the_table_in_the_repository_is_that_of_its_log():
-    log = ablation.HERE / ablation.LOG
-    found = ablation.outcomes(log, ablation.SCHEDULE)
-    assert (ablation.HERE / ablation.TABLE).read_text(encoding="utf-8") == ablation.table(found, ablation.SCHEDULE)
+    found = ablation.outcomes(ablation.HERE / ablation.LOG, ablation.SCHEDULE)
+    table = ablation.table(found, ablation.SCHEDULE)
+    assert (ablation.HERE / ablation.TABLE).read_text(encoding="utf-8") == table
+    assert table.split("\n\n")[1] in (ablation.HERE.parent / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", ablation.ROWS)
