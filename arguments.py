@@ -287,7 +287,7 @@ def parse_evaluation(argv=None):
     options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
     _check_search(options)
     for option in ("query", "query_image", "export", "report"):
-        if len(options.model_path) > 1 and getattr(options, option) not in (None, False):
+        if len(options.model_path) > 1 and is_given(options, option):
             raise InputError(f"--{option}: found {len(options.model_path)} models, expected one --model_path")
     if options.images is not None and not options.report:
         raise InputError(f"--images {options.images}: found no --report, which shows the pictures; add --report")
@@ -303,6 +303,11 @@ def parse_evaluation(argv=None):
     return options
 
 
+def is_given(options, option):
+    """Whether an option of eval.py asks for something."""
+    return getattr(options, option) not in (None, False, 0)
+
+
 def _check_search(options):
     if options.query is not None and not options.query.strip():
         raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
@@ -314,7 +319,7 @@ def _check_search(options):
         )
     for searching in ("query", "query_image"):
         for option in ("report", "export", "bootstrap", "extended", "save_results"):
-            if getattr(options, searching) is not None and getattr(options, option) not in (None, False, 0):
+            if is_given(options, searching) and is_given(options, option):
                 raise InputError(
                     f"--{searching} with --{option}: a search prints its results instead of a table, expected one of "
                     f"the two; leave out --{searching} or --{option}"

@@ -22,7 +22,7 @@ from lib import (
     metrics,
     report,
     search,
-)  # fmt: skip
+)
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
 from lib.logs import say
@@ -205,7 +205,7 @@ def evaluate(options):
 def evaluate_seeds(folder, seeds, options, device):
     """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
     for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
-        if getattr(options, option) not in (None, False, 0):
+        if arguments.is_given(options, option):
             raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
     runs = distributed.in_turn(lambda: open_runs(seeds.values(), options, device))
     dataset, split = runs[0].dataset, runs[0].data.split

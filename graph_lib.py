@@ -179,9 +179,7 @@ def relation_matrices(model, objective, split, num_pairs, device):
     objective.eval()
     num_pairs = min(num_pairs, split.num_images)
     captions = CAPTIONS_PER_IMAGE * np.arange(num_pairs)
-    order = np.argsort(
-        -split.captions.lengths[captions], kind="stable"
-    )  # longest first, as the text encoders take them
+    order = np.argsort(-split.captions.lengths[captions], kind="stable")  # longest first, for the text encoders
     regions, region_lengths = split.image_block(0, num_pairs)
     pieces, piece_lengths = split.caption_block(captions[order])
     relations = objective.relations(

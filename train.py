@@ -87,13 +87,17 @@ class Training:
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
-        self.log = RunLog(self.options.logger_name) if distributed.is_first() else NoLog()
-        self.step_log = StepLog(self.log, self.options.log_step)
+        self._open_log()
         if not distributed.is_first():
             return
         Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
         report.remove(self.options.logger_name)
         self.best_file.unlink(missing_ok=True)
+
+    def _open_log(self, sizes=None, state=None):
+        """The log, from the moment at which it had these `sizes`, and what of it was not written, its `state`."""
+        self.log = RunLog(self.options.logger_name, sizes) if distributed.is_first() else NoLog()
+        self.step_log = StepLog(self.log, self.options.log_step, state)
 
     def _restore(self, path, content):
         """Go on from what `_save` wrote, in its own folder or in another one."""
@@ -103,9 +107,7 @@ class Training:
         self.skipped.fill_(position["skipped"])
         self.step, self.best_rsum = content["step"], content["best_rsum"]
         is_own = self.last_file.exists() and path.samefile(self.last_file)
-        sizes = position["log_sizes"] if is_own else None
-        self.log = RunLog(self.options.logger_name, sizes) if distributed.is_first() else NoLog()
-        self.step_log = StepLog(self.log, self.options.log_step, position["step_log"])
+        self._open_log(position["log_sizes"] if is_own else None, position["step_log"])
         if not is_own:
             self._take_best_model(path.with_name(checkpoint.BEST))
 

@@ -115,15 +115,14 @@ def save(path, model, objective, optimizer, **counted):
 
 def find(path, name=BEST):
     """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
-    path, inside = Path(path), []
-    if path.is_dir():
-        inside = sorted(str(file.parent) for file in path.glob(f"*/{name}"))
-        path = path / name
+    folder = Path(path)
+    path = folder / name if folder.is_dir() else folder
     why = obstacle(path)
-    if why == "no such file" and inside:
+    inside = sorted(str(file.parent) for file in folder.glob(f"*/{name}")) if why == "no such file" else []
+    if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
         raise InputError(
-            f"{path.parent}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; expected one run: name "
+            f"{folder}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; expected one run: name "
             "one of these"
         )
     if why:

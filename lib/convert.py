@@ -110,8 +110,8 @@ def convert(tsv_paths, json_path, out, num_regions=36, overwrite=False):
 def _summarise(splits, lines, dim, num_regions):
     for split, images in splits.items():
         print(f"{split}: {len(images)} images, {len(images) * CAPTIONS_PER_IMAGE} captions")
-    if without_dev(splits):
-        print(f"{without_dev(splits)} (the JSON has no image of val)")
+    if without := without_dev(splits):
+        print(f"{without} (the JSON has no image of val)")
     boxes = np.array([line.num_boxes for line, _ in lines])
     print(
         f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features: "

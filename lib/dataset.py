@@ -166,7 +166,7 @@ class TrainingPairs(Dataset):
     def __init__(self, split, seed, drop_regions=True, alter_words=True):
         self.split, self.seed = split, seed
         self.drop_regions, self.alter_words = drop_regions, alter_words
-        self.share = slice(distributed.rank(), None, distributed.size())  # a worker belongs to no group of processes
+        self.share = distributed.share()  # a worker belongs to no group of processes
 
     def __getitem__(self, item):
         epoch, which = item

@@ -40,6 +40,11 @@ def rank():
     return dist.get_rank() if dist.is_initialized() and not _is_alone else 0
 
 
+def share():
+    """Which of the things that are dealt out belong to this process, a slice."""
+    return slice(rank(), None, size())
+
+
 @contextlib.contextmanager
 def alone():
     """Inside, this process is the only one: it computes by itself what otherwise all compute together."""
@@ -170,7 +175,7 @@ def shared_out(function, items, name):
     """[function(item) for item in items], a list; each process computes its share, under a bar of this name."""
     own = []
     with together():
-        for item in tqdm(items[rank() :: size()], name, leave=False, disable=no_bar()):
+        for item in tqdm(items[share()], name, leave=False, disable=no_bar()):
             own.append(function(item))
     if size() == 1:
         return own
@@ -194,7 +199,7 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient[rank() :: size()] * size()
+        return gradient[share()] * size()
 
 
 def gather(rows):

@@ -57,9 +57,7 @@ class BlockLimits(NamedTuple):
 
 BLOCKS = {
     "cpu": BlockLimits(1024, 0, 2**23),  # 32 MB; captions of one length need neither copies nor masks
-    "cuda": BlockLimits(
-        1024, 4096, 2**24
-    ),  # 64 MB: a batch of 128 in one block, since launching kernels takes the time
+    "cuda": BlockLimits(1024, 4096, 2**24),  # 64 MB: 128 pairs in one block, for launching kernels takes the time
 }
 
 
@@ -152,12 +150,11 @@ class CaptionGroup(NamedTuple):
 
     captions: slice
     rows: slice
-    packing: Packing
+    packing: Packing | None  # where some have fewer than L selected pieces
     lengths: torch.Tensor  # (n, 1)
     is_real: torch.Tensor  # (n, L, 1)
     is_selected: torch.Tensor  # (n, L, 1)
     has_unreal: bool
-    is_uneven: bool  # some have fewer than L selected pieces
 
 
 def _caption_groups(lengths, selected, device, most_padding):
@@ -168,10 +165,10 @@ def _caption_groups(lengths, selected, device, most_padding):
             length_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
         )
         rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
-        packing = Packing(selected[run], longest, device)
+        packing = Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
         counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
-        has_unreal, is_uneven = (int(counts[run].min()) < longest for counts in (lengths, selected))
-        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_unreal, is_uneven))
+        has_unreal = int(lengths[run].min()) < longest
+        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_unreal))
     return groups
 
 
@@ -180,10 +177,10 @@ def _group_matches(match, group, topk, is_padding=None):
 
     match: (m, R, b), packed; is_padding: (R, b) bool, the regions that take no part, or None.
     """
-    if group.is_uneven:
-        match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
+    if group.packing is None:
+        match = match.unflatten(0, group.is_real.shape[:2])
     else:
-        match = match.unflatten(0, group.packing.padded_shape)
+        match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
     squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
     over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
     over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_html_report import read_png
+from test_programs import events
 from test_resume import Stopped, stop_at_step
 
 import arguments
@@ -76,14 +77,6 @@ def directly(training):
                 at = top + int(images[row]), left + int(images[column])
                 matrices[0][at], matrices[1][at] = block.is_connected[row, column], block.relevance[row, column]
     return matrices.numpy()
-
-
-def events(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0})
-    found.Reload()
-    return found
 
 
 def read_grey(content):

@@ -19,9 +19,11 @@ import torch.distributed as dist
 from damage import configure
 from published import golden, small_bert, small_model, small_objective
 from test_golden import golden_batch
+from test_programs import events
 
 import eval as evaluation
 import train
+from benchmarks.scaling import own_share
 from graph_lib import Objective
 from lib import demo, distributed, engine, logs, optim
 from lib.dataset import TrainingPairs
@@ -61,12 +63,6 @@ def in_processes(size, function):
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-def share(batch):
-    """The share of this process of a batch, as the loader gives it."""
-    own = slice(distributed.rank(), None, distributed.size())
-    return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
-
-
 def golden_setting():
     """The golden model, its objective and six batches."""
     data = golden("steps.npz")
@@ -87,8 +83,7 @@ def trajectory(setting):
     """Six steps. Returns losses, gradient norms, by step and name the gradients, and the weights in the end."""
     model, objective, batches = setting()
     optimizer = optim.build(model, objective, learning_rate=5e-4)
-    several = distributed.size() > 1
-    replicas = distributed.replicate(engine.BatchLoss(model, objective)) if several else None
+    replicas = distributed.replicate(engine.BatchLoss(model, objective))
     named = dict(model.named_parameters()) | dict(objective.named_parameters())
     reports, gradients = [], []
 
@@ -98,7 +93,7 @@ def trajectory(setting):
 
     for which, batch in enumerate(batches):
         engine.train_epoch(
-            model, objective, optimizer, [share(batch)], step=which, seed=0, warmup=GRAPH_FROM,
+            model, objective, optimizer, [own_share(batch)], step=which, seed=0, warmup=GRAPH_FROM,
             hardest=which >= HARDEST_FROM, grad_clip=2.0, device="cpu", on_step=on_step, replicas=replicas,
         )  # fmt: skip
     norm = model.image_encoder.mlp[1]
@@ -216,11 +211,8 @@ def test_a_run_of_two_processes_is_that_of_one(data, alone, tmp_path):
 
 def pictures(folder):
     """(tag, step) of the graphs that TensorBoard shows."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"images": 0})
-    events.Reload()
-    return [(tag, image.step) for tag in sorted(events.Tags()["images"]) for image in events.Images(tag)]
+    found = events(folder)
+    return [(tag, image.step) for tag in sorted(found.Tags()["images"]) for image in found.Images(tag)]
 
 
 def test_neighbours_meet_in_the_batches_of_two_processes_too(data, tmp_path):

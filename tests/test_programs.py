@@ -64,13 +64,19 @@ def same(left, right):
     return left == right
 
 
-def scalars(folder):
-    """TensorBoard curves of a run, read as TensorBoard reads them: name -> [(step, value)]."""
+def events(folder):
+    """What a run told TensorBoard, read as TensorBoard reads it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    found = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0})
+    found.Reload()
+    return found
+
+
+def scalars(folder):
+    """TensorBoard curves of a run: name -> [(step, value)]."""
+    found = events(folder)
+    return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
 def test_a_run_leaves_its_files(run):
