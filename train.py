@@ -75,7 +75,7 @@ class Training:
         cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
         workers = min(options.workers, cores)  # more would only queue for them
         clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
-        self.loader = training_loader(pairs, options.batch_size, workers, self.device.type == "cuda", clusters)
+        self.loader = training_loader(pairs, options.batch_size, workers, clusters)
         self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
         self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
         if content:
@@ -196,8 +196,8 @@ class Training:
             self._stop_if(status)
 
         bar = tqdm(
-            distributed.each(batches(self.loader)), f"epoch {epoch}", total=len(self.loader),
-            initial=self.step_in_epoch, leave=False, disable=distributed.no_bar(),
+            distributed.each(batches(self.loader, pin_memory=self.device.type == "cuda")), f"epoch {epoch}",
+            total=len(self.loader), initial=self.step_in_epoch, leave=False, disable=distributed.no_bar(),
         )  # fmt: skip
         engine.train_epoch(
             self.model, self.objective, self.optimizer, bar, step=self.step, seed=options.seed, warmup=options.warmup,

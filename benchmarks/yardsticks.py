@@ -50,13 +50,14 @@ class OnePairAtATime(torch.utils.data.Dataset):
     """Training pairs a sample at a time, with a tensor for each, cut into pieces anew each time it is asked for."""
 
     def __init__(self, split, texts, tokeniser):
-        self.split, self.texts, self.tokeniser = split, texts, tokeniser
+        self.texts, self.tokeniser = texts, tokeniser
+        self.regions = np.load(split.regions_path, mmap_mode="c")  # "r" makes PyTorch warn
 
     def __len__(self):
         return len(self.texts)
 
     def __getitem__(self, index):
-        regions = torch.Tensor(self.split.regions[index // 5])
+        regions = torch.Tensor(self.regions[index // 5])
         regions = regions[torch.rand(len(regions)) < 0.8]
         pieces = []
         for word in self.tokeniser.tokenize(self.texts[index]):

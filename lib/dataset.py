@@ -6,15 +6,20 @@ python -m lib.dataset convert --help              a folder of own features (lib/
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
+import contextlib
 import math
+import mmap
 import os
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from lib import check, convert, distributed
 from lib.captions import PADDING_ID, tokenise_once
@@ -117,16 +122,22 @@ class RetrievalDataset:
 
     def image_regions(self, image):
         """(n, D), the true regions of one image. Raises InputError naming an image of NaN, Inf or absurd values."""
-        row = image * self.rows_per_image
-        regions = self.regions[row, : self.num_regions[row]].astype(np.float32, copy=False)
+        regions = self.unchecked_regions(image)
         largest = _largest(regions)
         if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
+            row = image * self.rows_per_image
             found = f"values of {largest:.3g}" if largest < np.inf else "NaN or Inf"
             raise InputError(
                 f"{self.regions_path}: image {image} (row {row}, from 0) holds {found}, "
                 f"expected finite features of at most {LARGEST_FEATURE:.0e}; extract this image again"
             )
         return regions
+
+    def unchecked_regions(self, image):
+        """(n, D), the true regions of one image, whatever they hold."""
+        row = image * self.rows_per_image
+        array = np.asarray(self.regions)  # a memmap takes time for every slice
+        return array[row, : self.num_regions[row]].astype(np.float32, copy=False)
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
@@ -149,14 +160,33 @@ def _largest(features):
 
 def pad_pieces(sequences):
     """Pad id arrays with 0 to the longest. Returns tensors (n, L) and (n,)."""
+    padded, lengths = _pad(sequences)
+    return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def _pad(sequences):
     lengths = np.array([len(sequence) for sequence in sequences])
     padded = np.full((len(sequences), lengths.max()), PADDING_ID)
     for row, sequence in zip(padded, sequences):
         row[: len(sequence)] = sequence
-    return torch.from_numpy(padded), torch.from_numpy(lengths)
+    return padded, lengths
 
 
-class TrainingPairs(Dataset):
+@dataclass
+class Draw:
+    """What is drawn for a `Batch`: its fields, but in place of the regions the numbers (B, R) of those that are kept.
+
+    Arrays and not tensors: a worker hands over so few bytes more quickly than it does handles of shared memory.
+    """
+
+    kept: np.ndarray
+    region_lengths: np.ndarray
+    pieces: np.ndarray
+    piece_lengths: np.ndarray
+    image_ids: np.ndarray
+
+
+class TrainingPairs:
     """The pairs of a split, a pair a caption, by the batch: item (epoch, captions) is the `Batch` of these captions.
 
     What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither the number of
@@ -169,30 +199,40 @@ class TrainingPairs(Dataset):
         self.share = distributed.share()  # a worker belongs to no group of processes
 
     def __getitem__(self, item):
-        epoch, which = item
-        try:
-            return self._batch(epoch, which)
-        except InputError as error:
-            return error  # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+        return self.fill(self.draw(*item))
 
-    def _batch(self, epoch, which):
+    def draw(self, epoch, which):
+        """The `Draw` of the captions `which`. Raises InputError naming an image that does not fit.
+
+        To be checked every image is read, and so is in memory by the time that `fill` copies its regions.
+        """
         generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
         sequences = [
             self.split.captions.ids(caption, generator if self.alter_words else None)
             for caption, generator in zip(which, generators)
         ]
         order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
-        pieces, piece_lengths = pad_pieces([sequences[index] for index in order])
         image_ids = which[order] // CAPTIONS_PER_IMAGE
-        kept = [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
-        region_lengths = np.array([len(regions) for regions in kept])
-        own, longest = self.share, int(region_lengths.max())
-        regions = _empty_to_hand_over((len(order[own]), longest, self.split.region_dim))
-        for row, image, found in zip(regions.numpy(), image_ids[own], kept[own]):
-            np.take(self.split.image_regions(image), found, axis=0, out=row[: len(found)], mode="clip")
-            row[len(found) :] = 0
-        region_lengths, pieces, piece_lengths = torch.from_numpy(region_lengths)[own], pieces[own], piece_lengths[own]
-        return Batch(regions, region_lengths, pieces, piece_lengths, torch.from_numpy(image_ids))
+        pieces, piece_lengths = _pad([sequences[index] for index in order])
+        kept, region_lengths = _pad(
+            [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
+        )
+        own = self.share
+        for image in image_ids[own]:
+            self.split.image_regions(image)
+        return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
+
+    def fill(self, draw, pin_memory=False):
+        """The `Batch` of a `Draw`; in pinned memory what goes to a GPU, if asked for."""
+        regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
+        images = draw.image_ids[self.share]
+        for row, image, kept, length in zip(regions.numpy(), images, draw.kept, draw.region_lengths):
+            stored = self.split.unchecked_regions(image)
+            np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")  # copies without the GIL
+            row[length:] = 0
+        others = draw.region_lengths, draw.pieces, draw.piece_lengths, draw.image_ids
+        batch = Batch(regions, *map(torch.from_numpy, others))
+        return batch._replace(pieces=batch.pieces.pin_memory()) if pin_memory else batch
 
     def _kept_regions(self, image, generator):
         num_regions = self.split.num_regions[image * self.split.rows_per_image]
@@ -202,16 +242,33 @@ class TrainingPairs(Dataset):
         return kept if len(kept) else generator.integers(num_regions, size=1)
 
 
-def _empty_to_hand_over(shape):
-    """A float32 tensor, not filled; in a worker, in the shared memory that takes it to the main process uncopied."""
-    if get_worker_info() is None:
-        return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # as PyTorch's own collating does it
-    return torch.empty(0).set_(storage, 0, shape)
+def _empty(shape, pin_memory):
+    """A float32 tensor, not filled. Unless it is pinned, in huge pages where there are any (Linux): 4 KB pages take the
+    system several times as long to provide as the regions of a batch take to be copied into them.
+    """
+    if pin_memory or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, pin_memory=pin_memory)
+    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel that has none
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
-def training_loader(pairs, batch_size, workers, pin_memory=False, batch_clusters=None):
-    """A loader of `Batch`es; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError.
+class _Draws(Dataset):
+    """What workers do: all of a batch but its regions, which are too large to pass from process to process."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __getitem__(self, item):
+        try:
+            return self.pairs.draw(*item)
+        except InputError as error:
+            return error  # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+
+
+def training_loader(pairs, batch_size, workers, batch_clusters=None):
+    """A loader for `batches`; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError.
 
     batch_clusters: P of a `NeighbourSampler`, or None to draw batches at random.
     """
@@ -226,17 +283,29 @@ def training_loader(pairs, batch_size, workers, pin_memory=False, batch_clusters
         clusters = distributed.from_first(lambda: cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed))
         sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(
-        pairs, sampler=sampler, batch_size=None, num_workers=workers, pin_memory=pin_memory,
+        _Draws(pairs), sampler=sampler, batch_size=None, num_workers=workers,
         persistent_workers=workers > 0, worker_init_fn=leave_to_parent,
     )  # fmt: skip
 
 
-def batches(loader):
-    """The batches of one epoch. Raises the InputError that a worker met."""
-    for item in loader:
-        if isinstance(item, InputError):
-            raise InputError(str(item))  # not `item`: in a cycle with this frame it would keep the workers alive
-        yield item
+def batches(loader, pin_memory=False):
+    """The `Batch`es of one epoch, each filled by a thread while the one before is in use.
+
+    Raises the InputError that a worker met, where its batch would come. pin_memory: as of `TrainingPairs.fill`.
+    """
+    pairs, ahead = loader.dataset.pairs, deque()
+
+    def fill(draw):
+        if isinstance(draw, InputError):
+            raise InputError(str(draw))  # not `draw`: in a cycle with this frame it would keep the workers alive
+        return pairs.fill(draw, pin_memory)
+
+    with ThreadPoolExecutor(1) as thread:
+        for draw in loader:
+            ahead.append(thread.submit(fill, draw))
+            if len(ahead) > 1:
+                yield ahead.popleft().result()
+        yield from (last.result() for last in ahead)
 
 
 def main(argv=None):

@@ -1,8 +1,10 @@
 """Regions, captions, batches and loaders of a split."""
 
+import itertools
 import multiprocessing
 import os
 import pickle
+import threading
 import time
 import warnings
 
@@ -319,6 +321,44 @@ def test_bad_data_met_by_a_worker_end_in_the_main_process(folder, written, worke
     started = time.perf_counter()
     del loader
     assert not multiprocessing.active_children() and time.perf_counter() - started < 4  # no worker had to be killed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_batches_before_bad_data_come(folder, written, workers):
+    array = images(folder, "train")
+    expected = epoch_of(TrainingPairs(written("train", array=array), seed=0), batch_size=10)
+    bad = next(image for batch in expected for image in batch.image_ids if image not in expected[0].image_ids)
+    before = list(itertools.takewhile(lambda batch: bad not in batch.image_ids, expected))
+    array[bad, 35, 1] = np.nan
+    found = []
+    loader = training_loader(TrainingPairs(written("train", array=array), seed=0), 10, workers)
+    with pytest.raises(InputError, match=f"image {bad} "):
+        for batch in batches(loader):
+            found.append(batch)
+    assert same_batches(found, before)
+
+
+def test_regions_do_not_pass_between_processes(train):
+    pairs, which = TrainingPairs(train, seed=0), np.arange(100)
+    assert len(pickle.dumps(pairs.draw(0, which))) < pairs[0, which].regions.nbytes / 10
+
+
+def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
+    before = threading.active_count()
+    loader = training_loader(TrainingPairs(train, seed=0), 10, workers=1)
+    found = batches(loader)
+    next(found)
+    assert threading.active_count() > before
+    found.close()
+    del loader, found
+    assert threading.active_count() == before and not multiprocessing.active_children()
+
+
+def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):
+    pairs, which = TrainingPairs(train, seed=0), np.arange(50)
+    expected = pairs[0, which]
+    monkeypatch.delattr(dataset.mmap, "MADV_HUGEPAGE", raising=False)
+    assert same_batches([pairs[0, which]], [expected])
 
 
 def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
