@@ -159,7 +159,8 @@ def _ahead(tile, true_scores, candidate, true_candidate):
         return tile >= true_scores
     if candidate.min() > true_candidate.max():
         return tile > true_scores
-    return (tile > true_scores) | ((tile == true_scores) & (candidate < true_candidate))
+    better, equal = tile > true_scores, tile == true_scores  # a tile of true pairs: each is equal to itself
+    return better | (equal & (candidate < true_candidate)) if np.count_nonzero(equal) > true_scores.size else better
 
 
 def scores(found):
