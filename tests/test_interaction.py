@@ -1,20 +1,27 @@
 """What the instance level can be told: its interaction, which relations take part, the distance, and the programs."""
 
+import contextlib
 import itertools
 import re
 
 import pytest
 import torch
+from published import golden, small_bert
+from test_golden import golden_batch
 from test_graph import DIM, HEADS, batch_of, close, naive_bias, naive_layer, normal, objective_of, relations_of
 from test_programs import evaluate, fit, weights
 from test_relation import encoded, fragments, naive_connection, naive_matches, unit_rows
+from torch import nn
 
 import arguments
 import graph_lib
 import train
 from graph_lib import Fusion, Objective, Standalone
 from lib import demo
+from lib.engine import training_step
+from lib.fragment import POOLINGS
 from lib.losses import find_positives, hinge_loss
+from lib.model import HREM
 from lib.relation import BLOCKS as LIMITS
 from lib.relation import InstanceRelations, distance_relevance, fragment_matches, regulariser
 
@@ -254,20 +261,43 @@ def test_one_temperature_serves_all_terms_and_exists_where_it_is_read():
     assert not hasattr(objective_of(base_loss="vse", gnn_loss="trip"), "infonce")
 
 
-@pytest.mark.parametrize("interaction, relation", GRAPHS)
-@pytest.mark.parametrize("loss", ["trip", "infonce"])
-def test_no_step_asks_the_device_for_a_value(monkeypatch, interaction, relation, loss):
+class NoUpdate:
+    """An optimiser that changes nothing. The fused AdamW asks for no value, a tensor tells it, but it knows no meta."""
+
+    def __init__(self, *modules):
+        self.param_groups = [dict(params=[parameter for module in modules for parameter in module.parameters()])]
+
+    def zero_grad(self, set_to_none):
+        pass
+
+    def step(self):
+        assert self.found_inf.is_meta
+
+
+@pytest.mark.parametrize("graph, encoders", [
+    *(
+        (dict(interaction=interaction, relation=relation, base_loss=loss, gnn_loss=loss), {})
+        for interaction, relation in GRAPHS
+        for loss in ("trip", "infonce")
+    ),
+    (dict(base_loss="vse", gnn_loss="vse"), {}),
+    *((dict(base_loss="vse", gnn_loss="vse"), dict(pooling=pooling)) for pooling in POOLINGS),
+    (dict(base_loss="vse", gnn_loss="vse", mask_padding=True), dict(mask_padding=True)),
+    (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(30522, 30))),
+])  # fmt: skip
+def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
     """On the device "meta" there are no values: whoever asks for one fails."""
     monkeypatch.setitem(LIMITS, "meta", LIMITS["cuda"])
-    objective = objective_of(interaction=interaction, relation=relation, base_loss=loss, gnn_loss=loss).to("meta")
-    sides = []
-    for side in batch_of():
-        on_meta = {name: getattr(side, name).detach().to("meta") for name in ("embedding", "unnormalised", "fragments")}
-        on_meta["embedding"].requires_grad_()
-        sides.append(side._replace(**on_meta))
-    loss = objective(*sides, torch.arange(4), use_graph=True)
-    loss.total.backward()
-    assert loss.total.is_meta and sides[0].embedding.grad.is_meta
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta either
+    settings = dict(reader=small_bert(), region_dim=48, embed_size=64, heads=4, dropout=0.1) | encoders
+    model = HREM(**settings).to("meta").train()
+    objective = Objective(64, heads=4, dropout=0.1, topk=5, **graph).to("meta").train()
+    batch = golden_batch(golden("steps.npz"), 0, second_set=False).to("meta")
+    report = training_step(
+        model, objective, NoUpdate(model, objective), batch, use_graph=True, hardest=True,
+        skipped=torch.zeros((), dtype=torch.int32, device="meta"),
+    )  # fmt: skip
+    assert report.loss.is_meta and report.gradient_norm.is_meta and report.is_finite.is_meta
 
 
 def test_the_command_line_reaches_the_objective(tmp_path):
