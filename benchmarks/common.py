@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
@@ -101,6 +102,23 @@ def peak_memory(function, device="cpu"):
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before, resident("VmHWM")
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what PyTorch does inside, views left out."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += not operation.is_view
+        return operation(*args, **(kwargs or {}))
+
+
+def operations(function):
+    """How many operations a call hands to the device; on a GPU each launches a kernel, or a few."""
+    with _Operations() as found:
+        function()
+    return found.count
 
 
 def resident(field):

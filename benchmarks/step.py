@@ -6,7 +6,7 @@ from benchmarks import common
 from benchmarks.yardsticks import bert_on_padding
 from lib import engine, optim
 
-HEADER = common.header("batch", "precision", "step", "Y", "step / Y", "peak memory")
+HEADER = common.header("batch", "precision", "step", "Y", "step / Y", "peak memory", "operations")
 
 
 def main():
@@ -41,7 +41,8 @@ def measure(batch_size, precision, options):
     ratio = f"{found['step'] / found['Y']:.2f}" if options.yardstick else ""
     unit = (1e3, "ms") if device.type == "cuda" else (1, "s")
     times = [f"{found[name] * unit[0]:.2f} {unit[1]}" if name in found else "" for name in ("step", "Y")]
-    common.print_row(batch_size, precision, *times, ratio, f"{memory / 1e3:.2f} GB", common.hardware(options.device))
+    count, memory = common.operations(step), f"{memory / 1e3:.2f} GB"
+    common.print_row(batch_size, precision, *times, ratio, memory, count, common.hardware(options.device))
 
 
 if __name__ == "__main__":
