@@ -51,7 +51,7 @@ class OnePairAtATime(torch.utils.data.Dataset):
 
     def __init__(self, split, texts, tokeniser):
         self.texts, self.tokeniser = texts, tokeniser
-        self.regions = np.load(split.regions_path, mmap_mode="c")  # "r" makes PyTorch warn
+        self.regions = np.load(split.regions_path, mmap_mode="c", allow_pickle=False)  # "r" makes PyTorch warn
 
     def __len__(self):
         return len(self.texts)
