@@ -94,7 +94,12 @@ def processes():
         )
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    store, own_rank, count = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several nodes may count their restarts differently
+        # torchrun keeps its store when it starts the processes again, with the addresses of those before
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     try:
         yield
     except (AgreedError, SystemExit):  # no process waits for this one
