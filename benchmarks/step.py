@@ -37,12 +37,12 @@ def measure(batch_size, precision, options):
     functions = {"step": step} | ({"Y": yardstick} if options.yardstick else {})
     with engine.matrix_products(precision):
         found = common.interleaved(functions, options.rounds, options.device)
-    memory = common.peak_memory(step, options.device)[1]
+    memory = f"{common.peak_memory(step, options.device)[1] / 1e3:.2f} GB"
+    operations = common.operations(step)
     ratio = f"{found['step'] / found['Y']:.2f}" if options.yardstick else ""
     unit = (1e3, "ms") if device.type == "cuda" else (1, "s")
     times = [f"{found[name] * unit[0]:.2f} {unit[1]}" if name in found else "" for name in ("step", "Y")]
-    count, memory = common.operations(step), f"{memory / 1e3:.2f} GB"
-    common.print_row(batch_size, precision, *times, ratio, memory, count, common.hardware(options.device))
+    common.print_row(batch_size, precision, *times, ratio, memory, operations, common.hardware(options.device))
 
 
 if __name__ == "__main__":

@@ -95,8 +95,9 @@ def processes():
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, own_rank, count = next(dist.rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several nodes may count their restarts differently
-        # torchrun keeps its store when it starts the processes again, with the addresses of those before
+    # torchrun's store outlives a restart and holds the addresses of the processes before; several nodes may count
+    # their restarts differently, so theirs stays as it is
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)

@@ -344,18 +344,18 @@ def test_regions_do_not_pass_between_processes(train):
 
 
 def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
-    before = threading.active_count()
+    before = threading.enumerate()
     loader = training_loader(TrainingPairs(train, seed=0), 10, workers=1)
     found = batches(loader)
     next(found)
-    assert threading.active_count() > before
+    assert threading.active_count() > len(before)
     found.close()
     del loader, found
     assert not multiprocessing.active_children()
-    deadline = time.perf_counter() + 5  # a queue's thread ends a moment after its worker
-    while threading.active_count() > before and time.perf_counter() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(5)  # a queue's thread ends a moment after its worker
+    assert threading.enumerate() == before
 
 
 def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):

@@ -366,12 +366,13 @@ TRAIN = Path(train.__file__)
 def test_torchrun_starts_a_run_again_whose_process_was_killed(data, alone, tmp_path):
     command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run", "--resume", "auto", "--save_step", "1"
     process = torchrun("--standalone", "--nproc_per_node", "2", "--max-restarts", "1", *command)
-    said, is_killed = [], False
+    said = []
     for line in process.stdout:
         said.append(line)
-        if line.startswith("epoch 0 step 4:") and not is_killed:  # it comes again if it was not yet saved
+        if line.startswith("epoch 0 step 4:"):  # said before it is saved: it may come again, and is not killed again
             os.kill(worker(process.pid, rank=1), signal.SIGKILL)
-            is_killed = True
+            break
+    said += process.stdout
     assert process.wait() == 0, "".join(said)
     going_on = [line for line in said if line.startswith("going on from")]
     assert len(going_on) == 1 and re.search(r"step [3-9],", going_on[0])
