@@ -25,7 +25,7 @@ from lib import (
 )
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
-from lib.logs import say
+from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
 
@@ -36,7 +36,7 @@ def open_folder(data_path, dataset):
     """The folder of a data set; the demo data are built on their first use. Raises InputError."""
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
-        say(f"building the demo data in {demo_folder}")
+        print_line(f"building the demo data in {demo_folder}")
         demo_folder.parent.mkdir(parents=True, exist_ok=True)
         demo.build(demo_folder)
     return folder_of(data_path, dataset)
@@ -51,19 +51,19 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     if found.blank_lines:
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
-        say(
+        print_line(
             f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are kept, they hold their "
             f"place (lines {numbers}{f' and {more} more' if more > 0 else ''})"
         )
     unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
     share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
     if share > UNKNOWN_WORTH_TELLING:
-        say(
+        print_line(
             f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
             "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"
         )
     if found.captions.num_shortened:
-        say(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")
+        print_line(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")
     return found
 
 
@@ -135,14 +135,14 @@ def print_search(run, options, device):
         tokeniser = tokeniser_of(run.trained, run.bert_path)
         words = Trained(run.model, tokeniser, device).encode_captions([options.query])
         found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
-        say(f"best of {data.num_images} images ({where}) for: {options.query}")
+        print_line(f"best of {data.num_images} images ({where}) for: {options.query}")
         if unknown := search.unknown_words(options.query, tokeniser):
-            say(f"not in the vocabulary: {', '.join(unknown)}")
-        say("\n" + search.images_as_text(found, data, known))
+            print_line(f"not in the vocabulary: {', '.join(unknown)}")
+        print_line("\n" + search.images_as_text(found, data, known))
     if image is not None:
         found = search.best_captions(similarity, image, options.topk)
-        say(f"best of {data.num_captions} captions ({where}) for {known.label(image)}\n")
-        say(search.captions_as_text(found, known))
+        print_line(f"best of {data.num_captions} captions ({where}) for {known.label(image)}\n")
+        print_line(search.captions_as_text(found, known))
 
 
 def write_report(run, scores, facts, similarities, options):
@@ -153,9 +153,9 @@ def write_report(run, scores, facts, similarities, options):
     pictures = Pictures(known, options.images, scenes)
     shown = html_report.Evaluation(scores, facts, similarities, known, pictures)
     html_report.write(path, shown, options.topk, options.gallery)
-    say(f"\nreport: {path}")
+    print_line(f"\nreport: {path}")
     if missing := pictures.missing_as_text():
-        say(missing)
+        print_line(missing)
 
 
 def evaluate(options):
@@ -192,7 +192,7 @@ def evaluate(options):
         facts["extended"] = extended.measure(package, similarities)
         extended.check_against(facts["extended"], list(scores.values())[-1])
         text += "\n\n" + extended.markdown(facts["extended"])
-    say(text)
+    print_line(text)
     report.save(folder, split if len(runs) == 1 else f"ensemble_{split}", text, scores, facts)
     if options.save_results:
         report.save_similarities(folder / f"results_{dataset}.npy", similarities)
@@ -216,7 +216,7 @@ def evaluate_seeds(folder, seeds, options, device):
     _, ensemble, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
     by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
-    say(text)
+    print_line(text)
     name = "seeds" if split == test_split(dataset) else f"seeds_{split}"
     report.save(folder, name, text, report.label_seeds(by_seed, ensemble), facts)
     if options.save_results:

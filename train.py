@@ -17,10 +17,10 @@ from eval import load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
-from lib.files import written_whole
+from lib.files import atomic_write
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
-from lib.logs import NoLog, RunLog, StepLog, say
+from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
@@ -119,7 +119,7 @@ class Training:
             return
         Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with written_whole(self.best_file) as file:
+            with atomic_write(self.best_file) as file:
                 file.write(path.read_bytes())
         else:
             self.best_file.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ class Training:
         options = self.options
         graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         self.log.parameters(vars(options))
-        tell = say if resumed_file else self.log.train
+        tell = print_line if resumed_file else self.log.train
         for name, split in self.data._asdict().items():
             tell(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
@@ -159,7 +159,9 @@ class Training:
                 "graph takes no part in it, what is trained is the base model; give a smaller one"
             )
         if resumed_file:
-            say(f"going on from {resumed_file}: epoch {self.epoch}, step {self.step}, best rsum {self.best_rsum:.1f}")
+            print_line(
+                f"going on from {resumed_file}: epoch {self.epoch}, step {self.step}, best rsum {self.best_rsum:.1f}"
+            )
 
     def run(self):
         """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
@@ -228,7 +230,9 @@ class Training:
     def _stop_if(self, status):
         """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
         if status:
-            say(f"stopped at step {self.step}, saved in {self.last_file}: the same command with --resume auto goes on")
+            print_line(
+                f"stopped at step {self.step}, saved in {self.last_file}: the same command with --resume auto goes on"
+            )
             raise SystemExit(status)
 
     def _stop_if_stuck(self):
@@ -324,7 +328,7 @@ def read_embeddings(options, vocabulary):
     embeddings = word_embeddings(vocabulary, options.word_dim)
     if options.glove:
         found = read_glove(options.glove, vocabulary, embeddings)
-        say(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+        print_line(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
     return embeddings
 
 

@@ -20,7 +20,7 @@ import train
 from benchmarks import common
 from lib.checkpoint import seed_folder
 from lib.errors import InputError, command_line, first_sentence
-from lib.logs import say
+from lib.logs import print_line
 from lib.options import COUNT, SEED, Parser
 
 SCHEDULE = "--num_epochs 4 --warmup 100 --lr_schedules 3"  # half of the demo's
@@ -73,7 +73,7 @@ def main(argv=None):
                 with open(kept / LOG, "a", encoding="utf-8") as log:
                     log.write(json.dumps(entry | dict(hardware=common.hardware(options.device))) + "\n")
             (kept / TABLE).write_text(table(outcomes(kept / LOG, schedule), schedule), encoding="utf-8")
-    say((kept / TABLE).read_text(encoding="utf-8"))
+    print_line((kept / TABLE).read_text(encoding="utf-8"))
 
 
 def parser():

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from lib.captions import PADDING_ID
 from lib.errors import InputError, first_sentence
-from lib.files import obstacle
+from lib.files import why_unreadable
 
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -130,7 +130,7 @@ def _is_folder(path):
 
 def _expect_one_of(path, names, what):
     for file in sorted(Path(path).iterdir()):
-        why = obstacle(file) if file.suffix in FILES_READ else None
+        why = why_unreadable(file) if file.suffix in FILES_READ else None
         if why:
             raise InputError(f"{file}: {why}; expected a file of a BERT folder: copy it there, or take it away")
     found = sorted(file.name for file in Path(path).iterdir())

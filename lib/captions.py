@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.errors import InputError
-from lib.files import written_whole
+from lib.files import atomic_write
 
 ALTERED = 0.2  # of the words
 MASKED, REPLACED = 0.5, 0.1  # of the altered words; the rest are dropped
@@ -116,7 +116,7 @@ def tokenise_once(texts, tokeniser, longest, folder):
     captions = tokenise(texts, tokeniser, longest)
     with contextlib.suppress(OSError, InputError):
         path.parent.mkdir(exist_ok=True)
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             arrays = {name: getattr(captions, name) for name in ARRAYS}
             np.savez(file, num_shortened=captions.num_shortened, **arrays)
     return captions

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from lib.errors import InputError, first_sentence
-from lib.files import obstacle, written_whole
+from lib.files import atomic_write, why_unreadable
 from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
@@ -104,7 +104,7 @@ def save(path, model, objective, optimizer, **counted):
         format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
         **counted,
     )  # fmt: skip
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -117,7 +117,7 @@ def find(path, name=BEST):
     """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
-    why = obstacle(path)
+    why = why_unreadable(path)
     inside = sorted(str(file.parent) for file in folder.glob(f"*/{name}")) if why == "no such file" else []
     if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
@@ -265,7 +265,7 @@ def _is_plain(value):
 
 
 def _read(path):
-    why = obstacle(path)
+    why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}; expected a checkpoint file: name another")
     try:

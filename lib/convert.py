@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.errors import InputError, first_sentence
-from lib.files import obstacle, written_whole
+from lib.files import atomic_write, why_unreadable
 from lib.layout import COMPLETE, WORK, without_dev
 from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import COUNT, SWITCH
@@ -278,7 +278,7 @@ def _few(names):
 def _fingerprint(paths, num_regions):
     """What a conversion depends on. Raises InputError where a file is missing."""
     for path in paths:
-        why = obstacle(path)
+        why = why_unreadable(path)
         if why:
             such = f", such as {path}/*.tsv" if any(path.glob("*.tsv")) else ""
             raise InputError(f"{path}: {why}; expected --tsv and --json to name files that are there{such}")
@@ -323,7 +323,7 @@ def _prepare(work, splits, field, shape, inputs):
         np.lib.format.open_memmap(counts, "w+", np.int32, (len(images),))
         captions.write_text("".join(f"{text}\n" for image in images for text in image.captions), "utf-8", newline="\n")
         ids.write_text("".join(f"{image.id(field)}\n" for image in images), "utf-8", newline="\n")
-    with written_whole(work / "inputs.json") as file:
+    with atomic_write(work / "inputs.json") as file:
         file.write(json.dumps(inputs).encode())
 
 

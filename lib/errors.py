@@ -3,6 +3,8 @@
 import errno
 import sys
 
+from lib.console import one_line, write_line
+
 NOT_OURS = (  # of the file system: permissions, full disks, and things in the way of a name
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
     errno.ELOOP, errno.ENAMETOOLONG,
@@ -38,5 +40,5 @@ def first_sentence(error):
 
 
 def _report(message):
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    write_line("error: " + one_line(" ".join(message.split())), sys.stderr)
     return 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.errors import InputError
-from lib.files import written_whole
+from lib.files import atomic_write
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 README = """# Embeddings
@@ -48,7 +48,7 @@ def write(folder, similarity, known, title, table):
     folder.mkdir(parents=True, exist_ok=True)
     images, captions = similarity.images.numpy(), similarity.captions.numpy()
     for name, rows in (("image_embeddings", images), ("caption_embeddings", captions)):
-        with written_whole(folder / f"{name}.npy") as file:
+        with atomic_write(folder / f"{name}.npy") as file:
             np.save(file, rows, allow_pickle=False)
     lines = {
         "image_ids": known.ids,
@@ -56,7 +56,7 @@ def write(folder, similarity, known, title, table):
         "captions": known.captions,
     }
     for name, values in lines.items():
-        with written_whole(folder / f"{name}.txt") as file:
+        with atomic_write(folder / f"{name}.txt") as file:
             file.write("".join(f"{value}\n" for value in values).encode())
     is_unit = all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions))
     text = README.format(
@@ -64,5 +64,5 @@ def write(folder, similarity, known, title, table):
         no_ids="" if known.has_ids else "; the data have no ids, these are the rows",
         lengths="Rows have unit length." if is_unit else "Rows are not of unit length: the model does not normalise.",
     )  # fmt: skip
-    with written_whole(folder / "README.md") as file:
+    with atomic_write(folder / "README.md") as file:
         file.write(text.encode())

@@ -1,15 +1,23 @@
-"""Files that are either whole or not there, and what stands in the way of reading one."""
+"""Files that are either whole or not there, locks that end with their process, and why a file cannot be read."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import re
+import secrets
 import stat
 from pathlib import Path
 
+from lib.console import one_line
 from lib.errors import InputError
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)  # what `atomic_write` names its files
+_held = {}  # locks of this process: {real path: [descriptor, how often it is held]}
 
 
 @contextlib.contextmanager
-def writing(path):
+def report_write_errors(path):
     """Around whatever writes to `path`: a full disk or a file that may not be written becomes an InputError."""
     try:
         yield
@@ -21,7 +29,7 @@ def writing(path):
         ) from error
 
 
-def obstacle(path):
+def why_unreadable(path):
     """Why the file at `path` cannot be read, in a few words, or None. A pipe is not opened: it would wait."""
     try:
         mode = os.stat(path).st_mode
@@ -36,20 +44,79 @@ def obstacle(path):
 
 
 @contextlib.contextmanager
-def written_whole(path):
-    """Open a binary file beside `path` and rename it to `path` once it is written and flushed to disk."""
-    path = Path(path)
-    beside = path.with_name(path.name + ".part")
+def atomic_write(path):
+    """Open a new binary file beside `path` and rename it to `path` once it is written and flushed to disk.
+
+    The new file has a random name and is created by this call alone, so no link is followed; a link at `path` is
+    replaced, not followed. Raises InputError where the disk is full or `path` may not be written.
+    """
+    path, created = Path(path), False
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with writing(path):
-            with open(beside, "wb") as file:
+        with report_write_errors(path):
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            created = True
+            with open(descriptor, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, path)
+            os.replace(temporary, path)
+            created = False
             _flush_folder(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        if created:
+            temporary.unlink(missing_ok=True)
+
+
+def find_temporaries(folder):
+    """What killed processes left of `atomic_write` in a folder: {path: name of the file that was to be written}.
+
+    Only a process that holds the lock of the folder may remove them: others may still be writing.
+    """
+    found = {path: TEMPORARY.fullmatch(path.name) for path in Path(folder).glob(".*.part")}
+    return {path: match["name"] for path, match in found.items() if match and not path.is_symlink()}
+
+
+@contextlib.contextmanager
+def lock(path, wait=False):
+    """Hold the lock file `path`, which is made if it is missing, and stays. It ends with this process, however it dies.
+
+    A process may hold a lock several times. A forked child does not hold its parent's locks. wait: until the lock is
+    free; otherwise an InputError that names the process which holds it.
+    """
+    path = Path(path)
+    name = os.path.realpath(path)
+    if name not in _held:
+        _held[name] = [_acquire(path, wait), 0]
+    _held[name][1] += 1
+    try:
+        yield
+    finally:
+        _held[name][1] -= 1
+        if not _held[name][1]:
+            os.close(_held.pop(name)[0])  # closing any descriptor of the file ends this process's lock on it
+
+
+def _acquire(path, wait):
+    with report_write_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    except OSError as error:
+        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) or "another process"
+        os.close(descriptor)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise InputError(
+                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file system with locks; name "
+                "a folder on another disk"
+            ) from error
+        raise InputError(
+            f"{path.parent}: in use by {holder}, expected no other process to write there; wait for it, end it, or "
+            "name another folder"
+        ) from error
+    return descriptor
 
 
 def _flush_folder(folder):

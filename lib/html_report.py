@@ -14,7 +14,7 @@ import numpy as np
 
 from lib import bootstrap, charts, metrics, report, search
 from lib.dataset import test_split
-from lib.files import written_whole
+from lib.files import atomic_write
 from lib.logs import EVAL, TRAIN
 from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
 from lib.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
@@ -138,7 +138,7 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
         f'</h1>{about}<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
     )
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(page.encode())
 
 

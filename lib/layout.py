@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 
 from lib.errors import InputError, first_sentence
-from lib.files import obstacle
+from lib.files import why_unreadable
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 SPLITS = ("train", "dev", "test", "testall")
@@ -54,7 +54,7 @@ def without_dev(splits):
 
 def open_regions(path):
     """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
-    why = obstacle(path)
+    why = why_unreadable(path)
     if why:
         splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
         remedy = unfinished_conversion(path.parent) or (
@@ -85,7 +85,7 @@ def read_num_regions(path, num_rows, num_regions):
     """
     if not os.path.lexists(path):
         return np.full(num_rows, num_regions)
-    why = obstacle(path)
+    why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
     expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
@@ -115,7 +115,7 @@ def _load(path, expected, mmap_mode=None):
 
 def read_lines(path, what="a caption"):
     """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
-    why = obstacle(path)
+    why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
     content = path.read_bytes()

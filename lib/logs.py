@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.charts import png
-from lib.files import writing, written_whole
+from lib.console import write_line
+from lib.files import atomic_write, report_write_errors
 
 try:
     from tensorboard_logger import Logger as TensorBoard
@@ -36,7 +37,7 @@ class RunLog:
 
     def __init__(self, folder, sizes=None):
         self.folder = Path(folder)
-        with writing(self.folder):
+        with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
                 if path.name in (sizes or {}):
@@ -47,7 +48,7 @@ class RunLog:
                 time.sleep(0.1)  # the logger's file is named by the second
             self.tensorboard = TensorBoard(str(self.folder), flush_secs=2) if TensorBoard else None
         if not TensorBoard:
-            say(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
+            print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
 
     def _files(self):
         found = [self.folder / TRAIN, self.folder / EVAL, *self.folder.glob("events.out.tfevents.*")]
@@ -60,7 +61,7 @@ class RunLog:
     def parameters(self, options):
         """Write the options, a dict, one a line."""
         lines = [f"{name}: {value}\n" for name, value in sorted(options.items())]
-        with written_whole(self.folder / PARAMETERS) as file:
+        with atomic_write(self.folder / PARAMETERS) as file:
             file.write("".join(lines).encode())
 
     def train(self, text, times=""):
@@ -74,7 +75,7 @@ class RunLog:
     def scalars(self, values, step):
         """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
         if self.tensorboard:
-            with writing(self.folder):
+            with report_write_errors(self.folder):
                 for name, value in values.items():
                     self.tensorboard.log_value(name, value, step=step)
 
@@ -102,20 +103,21 @@ class RunLog:
     def _summary(self, kind, fields, step):
         """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
         if self.tensorboard:
-            with writing(self.folder):
+            with report_write_errors(self.folder):
                 summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
                 self.tensorboard._log_summary(kind, summary, None, step=step)
 
     def _line(self, file, text, times=""):
-        say(text + times)
-        with writing(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
+        print_line(text + times)
+        with report_write_errors(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
             log.write(text + "\n")
 
 
-def say(text):
+def print_line(text):
     """Print a line without tearing a progress bar; of several processes the first one speaks."""
     if distributed.is_first():
-        tqdm.write(text)
+        with tqdm.external_write_mode():
+            write_line(text)
 
 
 class NoLog(RunLog):

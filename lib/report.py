@@ -13,7 +13,7 @@ import transformers
 
 from lib import metrics
 from lib.errors import InputError, first_sentence
-from lib.files import obstacle, written_whole
+from lib.files import atomic_write, why_unreadable
 from lib.logs import EVAL
 
 FOLDS = 5
@@ -177,9 +177,9 @@ def save(folder, name, text, scores_by_label, facts):
             for label, scores in scores_by_label.items()
         },
     )
-    with written_whole(folder / f"{name}.md") as file:
+    with atomic_write(folder / f"{name}.md") as file:
         file.write((text + "\n").encode())
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -187,7 +187,7 @@ def save_similarities(path, similarities):
     """Write `npts` (images) and `sims` (N, C) as one plain .npy record, read back by np.load(path)["sims"]."""
     record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, similarities.shape)])
     record["npts"], record["sims"] = similarities.shape[0], similarities[:, :]
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.save(file, record, allow_pickle=False)
 
 
@@ -197,7 +197,7 @@ def load_similarities(path, allow_pickle=False):
     A pickle can run any code: allow it only for a file from a source that you trust. Returns npts, an int, and sims,
     (N, C) float32. Raises InputError.
     """
-    why = obstacle(path)
+    why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}; expected a results_DATASET.npy file: name another")
     try:

@@ -19,7 +19,7 @@ from lib import engine
 from lib.captions import split_words
 from lib.dataset import read_lines
 from lib.errors import InputError
-from lib.files import written_whole
+from lib.files import atomic_write
 from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
 
 
@@ -126,7 +126,7 @@ def kept_similarity(path, model, model_file, data, device):
     kept = _read(path, key, data)
     if kept is None:
         kept = engine.similarities(model, data, device)
-        with contextlib.suppress(OSError), written_whole(path) as file:  # a folder that is read-only costs time alone
+        with contextlib.suppress(OSError), atomic_write(path) as file:  # a folder that is read-only costs time alone
             np.savez(file, key=key, images=kept.images.numpy(), captions=kept.captions.numpy())
     return kept
 

@@ -384,7 +384,7 @@ def whole_files(folder):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("name, calls", [
-    ("_prepare", [1]), ("np.lib.format.open_memmap", [1, 4, 6]), ("written_whole", [1]), ("_store", [1, 3, 6]),
+    ("_prepare", [1]), ("np.lib.format.open_memmap", [1, 4, 6]), ("atomic_write", [1]), ("_store", [1, 3, 6]),
     ("np.load", [2, 6, 9]), ("_decode", [1, 6, 12]), ("os.replace", [1, 2, 3, 9, 14]), ("shutil.rmtree", [1, 2, 3]),
 ])  # fmt: skip
 def test_a_conversion_killed_at_any_moment_goes_on(inputs, monkeypatch, name, calls, after):

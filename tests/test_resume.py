@@ -320,7 +320,7 @@ def test_files_are_flushed_before_they_are_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: told.append("flushed"))
     rename = os.replace
     monkeypatch.setattr(files.os, "replace", lambda *paths: (told.append("renamed"), rename(*paths)))
-    with files.written_whole(tmp_path / "file") as file:
+    with files.atomic_write(tmp_path / "file") as file:
         file.write(b"content")
     assert told == ["flushed", "renamed", "flushed"] and (tmp_path / "file").read_bytes() == b"content"
 

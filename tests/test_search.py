@@ -204,7 +204,7 @@ def test_a_run_folder_that_cannot_be_written_is_searched_all_the_same(run, capsy
     def refuse(path):
         raise PermissionError(path)
 
-    monkeypatch.setattr(search, "written_whole", refuse)
+    monkeypatch.setattr(search, "atomic_write", refuse)
     assert "best of 10 images" in ask(run, capsys) and not (run / KEPT).exists()
 
 
