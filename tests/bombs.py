@@ -13,6 +13,7 @@ import operator
 import os
 import pickle
 import runpy
+import shlex
 import shutil
 import subprocess
 import types
@@ -76,7 +77,7 @@ def touch(path):
 
 
 def shell(path):
-    return f"touch {path}"
+    return f"touch {shlex.quote(str(path))}"
 
 
 def source(path):

@@ -1,28 +1,37 @@
-"""Nothing in the tests reaches for a hub; data, a finished run and refusals that several files of tests use."""
+"""Tests reach for no hub and no GPU; data, a finished run and refusals that several files of tests use."""
 
 # ruff: noqa: E402
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+if not os.environ.get("HREM_TEST_GPU"):  # set by `make test-gpu`
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for GPUs; in the programs that tests start too
 
 import shutil
+import signal
 import warnings
 
 import pytest
 from damage import OPTIONS
+from helpers import make_data
 
 import train
-from lib import demo
 from lib.errors import command_line
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT is heard, by started programs too: under nohup and in the background of a shell it would be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A data folder that nothing is wrong with; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 40, "dev": 10, "test": 10})
-    return folder
+    return make_data(tmp_path_factory, train=40, dev=10, test=10)
 
 
 @pytest.fixture

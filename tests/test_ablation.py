@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from helpers import make_data
 
 import arguments
 import graph_lib
 import train
 from benchmarks import ablation
-from lib import demo
 from lib.errors import InputError
 
 SMALL = "--batch_size 30 --embed_size 16 --nhead 2 --warmup 2"
@@ -18,9 +18,7 @@ RSUMS = (100, 110, 130)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 24, "dev": 10, "test": 20})
-    return folder
+    return make_data(tmp_path_factory, train=24, dev=10, test=20)
 
 
 @pytest.fixture

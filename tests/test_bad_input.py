@@ -26,6 +26,7 @@ from damage import (
     saved_with,
     weights_as_pickle,
 )
+from helpers import PATIENCE
 
 import arguments
 import eval as evaluation
@@ -408,8 +409,9 @@ def test_a_process_ends_with_status_2_and_one_line(tmp_path, program, more):
     command = ["-m", "lib.dataset"] if program.startswith("lib") else [str(ROOT / program)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, *command, *more], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

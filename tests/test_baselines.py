@@ -1,9 +1,12 @@
 """What may stand in for the published encoders: other poolings, and a bidirectional GRU for BERT."""
 
 import math
+from functools import partial
 
+import helpers
 import pytest
 import torch
+from helpers import normal
 from published import small_bert
 
 from graph_lib import Objective
@@ -26,12 +29,7 @@ BATCHES = {  # true lengths, longest first, and the fragments they are padded to
 VOCABULARY = Vocabulary([f"w{number}" for number in range(30)])
 
 
-def close(found, expected, absolute=2e-6):
-    torch.testing.assert_close(found.detach(), expected.detach(), atol=absolute, rtol=0)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+close = partial(helpers.close, absolute=2e-6)
 
 
 def batch(name, dim=DIM):
@@ -235,8 +233,8 @@ def test_the_recurrent_text_encoder_is_the_loop_over_words(name, pooling):
     expected, found = naive_words(encoder, ids, lengths), encoder(ids, lengths)
     close(found.fragments, expected)
     pooled = naive_pooled(encoder.fragment_relation, pooling, expected, lengths)
-    close(found.unnormalised, pooled, 1e-5)
-    close(found.embedding, pooled / (pooled.norm(dim=1, keepdim=True) + 1e-8), 1e-5)
+    close(found.unnormalised, pooled, absolute=1e-5)
+    close(found.embedding, pooled / (pooled.norm(dim=1, keepdim=True) + 1e-8), absolute=1e-5)
     assert not found.fragments.requires_grad and found.lengths is lengths
     assert found.fragments.shape == (*ids.shape, DIM)
 
@@ -296,7 +294,7 @@ def test_recurrent_embeddings_are_float32_whatever_the_encoder_ran_in(pooling):
         found = encoder(*inputs)
     assert found.embedding.dtype == found.unnormalised.dtype == torch.float32
     assert not torch.equal(found.embedding, exact.embedding)
-    close(found.embedding, exact.embedding, 0.05)
+    close(found.embedding, exact.embedding, absolute=0.05)
 
 
 def test_a_recurrent_encoder_learns_at_the_full_rate():

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from damage import OPTIONS
 
 import eval as evaluation
 import train
 from lib import bootstrap, demo, metrics
 from lib.bootstrap import compare, hits, intervals
-
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0".split()
 
 
 def matrix(num_images, seed):

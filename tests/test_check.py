@@ -7,9 +7,10 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import make_data
 from test_dataset import resident, sparse
 
-from lib import check, dataset, demo
+from lib import check, dataset
 from lib.errors import InputError, command_line
 
 SIZES = {"train": 30, "dev": 8, "test": 8}
@@ -18,9 +19,7 @@ SIZES = {"train": 30, "dev": 8, "test": 8}
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A demo data folder that nothing is wrong with; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("data") / "demo_precomp"
-    demo.build(folder, sizes=SIZES)
-    return folder
+    return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
 
 
 @pytest.fixture

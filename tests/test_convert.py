@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from damage import contents
+from helpers import PATIENCE
 from test_check import run
 
 import eval as evaluation
@@ -69,10 +71,6 @@ def write_json(folder, images, **more):
 def arguments(folder, *more, tsv=("a.tsv", "b.tsv")):
     files = [folder / name for name in tsv]
     return ["convert", "--tsv", *files, "--json", folder / "split.json", "--out", folder / "mine_precomp", *more]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_converted(folder, num_regions=4):
@@ -336,7 +334,7 @@ def test_what_is_there_is_replaced_only_when_asked(inputs, capsys):
     assert run(*arguments(inputs, "--regions", 4)) == 2
     error = capsys.readouterr().err
     assert "mine_precomp: holds dev_caps.txt, expected none" in error and "--overwrite" in error
-    assert contents(out) == {"dev_caps.txt": b"old", "other.txt": b"kept"}
+    assert contents(out) == {Path("dev_caps.txt"): b"old", Path("other.txt"): b"kept"}
     assert run(*arguments(inputs, "--regions", 4, "--overwrite")) == 0
     assert (out / "other.txt").read_text() == "kept"
     (out / "other.txt").unlink()
@@ -379,7 +377,7 @@ def kill_at(folder, name, call, after=True, *more):
 
 
 def whole_files(folder):
-    return {name for name in contents(folder / "mine_precomp") if "/" not in name}
+    return {str(path) for path in contents(folder / "mine_precomp") if len(path.parts) == 1}
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -424,10 +422,10 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     work, started = inputs / "mine_precomp" / convert.WORK, time.time()
     while not (work / "inputs.json").exists() or not np.load(work / "train_num_regions.npy").any():
-        assert process.poll() is None and time.time() - started < 60
+        assert process.poll() is None and time.time() - started < PATIENCE
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == told and process.returncode == status
+    assert process.communicate(timeout=PATIENCE)[1] == told and process.returncode == status
     done = sum(np.count_nonzero(np.load(path)) for path in work.glob("*_num_regions.npy"))
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
@@ -439,7 +437,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
 def test_a_terminal_is_shown_how_far_it_is(inputs):
     ours, theirs = os.openpty()  # a terminal that tells no size, as under docker exec -t
     command = [sys.executable, "-m", "lib.dataset", *map(str, arguments(inputs))]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=PATIENCE)
     os.close(theirs)
     shown = os.read(ours, 2**16).decode()
     os.close(ours)

@@ -3,18 +3,20 @@
 import re
 import shutil
 import zlib
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import events, make_data, read
 from test_html_report import read_png
-from test_programs import events
 from test_resume import Stopped, stop_at_step
 
 import arguments
 import graph_lib
 import train
-from lib import charts, checkpoint, demo, engine, logs, metrics, report
+from lib import charts, checkpoint, engine, logs, metrics, report
 from lib.dataset import Batch
 
 OPTIONS = (
@@ -28,15 +30,10 @@ HISTOGRAMS = ("similarity/true", "similarity/hardest_captions", "similarity/hard
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 60, "dev": 12, "test": 10})
-    return folder
+    return make_data(tmp_path_factory, train=60, dev=12, test=10)
 
 
-def fit(data, folder, *more):
-    """Train into `folder`, returned."""
-    train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(folder), *more])
-    return folder
+fit = partial(helpers.fit, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +190,7 @@ def test_drawing_changes_nothing_of_a_run(run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Training, "_draw", lambda training, similarities: None)
     plain = fit(data, tmp_path / "run")
     for name in (checkpoint.LAST, checkpoint.BEST):
-        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (run, plain))
+        ours, theirs = (read(folder, name) for folder in (run, plain))
         for part in ("model", "objective"):
             assert ours[part].keys() == theirs[part].keys()
             assert all(torch.equal(ours[part][key], theirs[part][key]) for key in ours[part])
@@ -289,7 +286,7 @@ def test_the_table_has_a_row_for_each_validation(run):
     ] == VALIDATED
     (best,) = (number for number, row in enumerate(rows) if row[0].startswith("* "))
     assert best == max(number for number, line in enumerate(told) if line.endswith("(best so far)"))
-    saved = torch.load(run / checkpoint.BEST, weights_only=True)
+    saved = read(run)
     assert int(rows[best][1]) == saved["step"] and float(rows[best][-1]) == pytest.approx(saved["best_rsum"], abs=0.051)
     assert text.index("demo, split dev: 4 validations") < text.index("demo, split test")
     assert "validations" not in (run / "test.md").read_text()

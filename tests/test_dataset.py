@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import PATIENCE, make_data
 from transformers import BertConfig, BertModel
 
 from lib import bert, dataset, demo, engine, metrics
@@ -24,9 +25,7 @@ SIZES = {"train": 30, "dev": 8, "test": 8}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A demo data folder; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("data") / "demo_precomp"
-    demo.build(folder, sizes=SIZES)
-    return folder
+    return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
 
 
 @pytest.fixture(scope="module")
@@ -312,15 +311,16 @@ def test_values_whose_squares_leave_float32_are_refused(folder, written, value):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_bad_data_met_by_a_worker_end_in_the_main_process(folder, written, workers):
+def test_bad_data_met_by_a_worker_end_in_the_main_process(folder, written, monkeypatch, workers):
     array = images(folder, "train")
     array[11, 0, 0] = np.nan
     loader = training_loader(TrainingPairs(written("train", array=array), seed=0), 50, workers)
     with pytest.raises(InputError, match=r"train_ims.npy: image 11 \(row 11, from 0\)"):
         list(batches(loader))
-    started = time.perf_counter()
+    killed = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", killed.append)
     del loader
-    assert not multiprocessing.active_children() and time.perf_counter() - started < 4  # no worker had to be killed
+    assert not multiprocessing.active_children() and not killed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -354,7 +354,7 @@ def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
     assert not multiprocessing.active_children()
     for thread in threading.enumerate():
         if thread not in before:
-            thread.join(5)  # a queue's thread ends a moment after its worker
+            thread.join(PATIENCE)  # a queue's thread ends a moment after its worker
     assert threading.enumerate() == before
 
 
@@ -411,7 +411,7 @@ def test_33_gb_open_at_once_and_are_not_read(tmp_path, tokeniser):
     open_regions(tmp_path / "train_ims.npy")
     before, started = resident(), time.perf_counter()
     regions = open_regions(tmp_path / "train_ims.npy")
-    assert time.perf_counter() - started < 0.5 and regions.nbytes > 33e9
+    assert time.perf_counter() - started < 3 and regions.nbytes > 33e9
     split = RetrievalDataset(tmp_path, "train", tokeniser)
     batch = TrainingPairs(split, seed=0)[0, np.array([0, 5 * images_of_coco - 1])]
     assert batch.image_ids.tolist() == [0, images_of_coco - 1] and batch.regions.shape[2] == 2048

@@ -1,5 +1,6 @@
 """Several processes compute what one computes: steps, data, tables; and none waits for another in vain."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -17,15 +18,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from damage import configure
+from helpers import PATIENCE, events, make_data, read
 from published import golden, small_bert, small_model, small_objective
 from test_golden import golden_batch
-from test_programs import events
 
 import eval as evaluation
 import train
 from benchmarks.scaling import own_share
 from graph_lib import Objective
-from lib import demo, distributed, engine, logs, optim
+from lib import distributed, engine, logs, optim
 from lib.dataset import TrainingPairs
 from lib.errors import InputError
 from lib.model import HREM
@@ -56,7 +57,7 @@ def in_processes(size, function):
         for process in started:
             process.start()
         for process in started:
-            process.join(60)
+            process.join(PATIENCE)
             if process.is_alive():
                 process.kill()
         assert [process.exitcode for process in started] == [0] * size
@@ -167,8 +168,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A small demo data set whose BERT drops nothing out."""
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 30, "dev": 30, "test": 30})
+    folder = make_data(tmp_path_factory, train=30, dev=30, test=30)
     configure(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)(folder / "demo_precomp")
     return folder
 
@@ -197,10 +197,14 @@ def check_same_losses(found, expected):
 
 def test_a_run_of_two_processes_is_that_of_one(data, alone, tmp_path):
     first, second = in_processes(2, partial(fit, data, tmp_path / "two"))
-    assert first[0].scores == second[0].scores
+    saved = json.loads((tmp_path / "two" / "metrics.json").read_text())["test"]["scores"]
+    for (result,) in (first, second):  # the second process knows what the first has counted and saved
+        assert {label: scores.rsum for label, scores in result.scores.items()} == pytest.approx(
+            {label: scores["rsum"] for label, scores in saved.items()}
+        )
     check_same_losses(tmp_path / "two", alone)
     assert "2 processes, 15 pairs of a batch in each" in (tmp_path / "two" / "train.txt").read_text()
-    weights = [torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (tmp_path / "two", alone)]
+    weights = [read(folder, "last.pth")["model"] for folder in (tmp_path / "two", alone)]
     assert weights[0].keys() == weights[1].keys()
     assert sorted(path.name for path in alone.iterdir() if "tfevents" not in path.name) == sorted(
         path.name for path in (tmp_path / "two").iterdir() if "tfevents" not in path.name
@@ -252,14 +256,14 @@ def test_an_evaluation_that_cannot_be_ends_all_with_its_message(data, alone):
 def test_a_compiled_run_is_that_of_one_that_is_not(data, alone, tmp_path):
     fit(data, tmp_path / "compiled", "--compile", "1")
     check_same_losses(tmp_path / "compiled", alone)
-    model = torch.load(tmp_path / "compiled" / "last.pth", weights_only=True)["model"]
-    assert model.keys() == torch.load(alone / "last.pth", weights_only=True)["model"].keys()
+    model = read(tmp_path / "compiled", "last.pth")["model"]
+    assert model.keys() == read(alone, "last.pth")["model"].keys()
 
 
 def test_a_run_of_two_goes_on_in_one_and_in_three(data, alone, tmp_path):
     ended = in_processes(2, partial(stopped, data, tmp_path / "run"))
     assert [error.code for error in ended] == [143, 143]  # one of them got the signal
-    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] == 3
+    assert read(tmp_path / "run", "last.pth")["step"] == 3
     assert len(in_processes(3, partial(fit, data, tmp_path / "run", "--resume", "auto", "--num_epochs", "1"))) == 3
     fit(data, tmp_path / "run", "--resume", "auto")
     check_same_losses(tmp_path / "run", alone)
@@ -399,7 +403,7 @@ def test_two_nodes_train_as_one(data, alone, tmp_path):
     meeting = "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint
     command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run"
     nodes = [torchrun(*meeting, "--local_addr", "127.0.0.1", *command) for _ in range(2)]
-    said = [node.communicate(timeout=200)[0] for node in nodes]
+    said = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert sum("2 processes, 15 pairs" in text for text in said) == 1  # one of them speaks
     check_same_losses(tmp_path / "run", alone)
@@ -409,5 +413,5 @@ def test_two_nodes_train_as_one(data, alone, tmp_path):
 def test_torchrun_ends_with_the_message_of_the_process_that_failed(data, tmp_path):
     command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run", "--bert_path", tmp_path / "no_bert"
     process = torchrun("--standalone", "--nproc_per_node", "2", *command)
-    said = process.communicate(timeout=200)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1 and said.count("no_bert: found neither") == 1 and "exitcode  : 2" in said

@@ -4,10 +4,13 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import make_data, read
 
 import arguments
 import eval as evaluation
@@ -24,18 +27,10 @@ BIGRU = "--text_encoder bigru --word_dim 12 --pooling gpo+relation --mask_paddin
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 20, "dev": 10, "test": 10})
-    return folder
+    return make_data(tmp_path_factory, train=20, dev=10, test=10)
 
 
-def fit(data, folder, *more):
-    train.main([*OPTIONS.split(), "--data_path", str(data), "--logger_name", str(folder), *map(str, more)])
-    return folder
-
-
-def weights(folder):
-    return torch.load(folder / "model_best.pth", weights_only=True)
+fit = partial(helpers.fit, OPTIONS.split())
 
 
 def check_evaluation_repeats(folder):
@@ -61,7 +56,7 @@ def test_other_encoders_train_and_are_rebuilt_by_evaluation(data, tmp_path, more
     folder = fit(data, tmp_path / "run", *more.split())
     assert "skipped" not in (folder / "train.txt").read_text()
     check_evaluation_repeats(folder)
-    names = {name.split(".")[2] for name in weights(folder)["model"] if "fragment_relation" in name}
+    names = {name.split(".")[2] for name in read(folder)["model"] if "fragment_relation" in name}
     assert ("layer" in names) is ("relation" in more) and ("pool" in names) is ("gpo" in more)
 
 
@@ -78,23 +73,23 @@ def test_masked_padding_reaches_the_image_encoder_and_the_relations(data, mask):
 def test_a_bigru_trains_without_a_bert_and_is_rebuilt_by_evaluation(run, tmp_path):
     log = (run / "train.txt").read_text()
     assert "skipped" not in log and "regulariser" in log
-    words = weights(run)["vocabulary"]
+    words = read(run)["vocabulary"]
     assert isinstance(words, list) and len(words) > 20 and "dog" in words and not set(words) & set(SPECIAL)
     assert f"vocabulary: {len(words)} words that the training captions hold at least 6 times" in log
-    assert weights(run)["model"]["text_encoder.words.weight"].shape == (len(words) + 5, 12)
+    assert read(run)["model"]["text_encoder.words.weight"].shape == (len(words) + 5, 12)
     check_evaluation_repeats(shutil.copytree(run, tmp_path / "copied"))
 
 
 def test_the_vocabulary_is_of_the_training_captions_alone(run, without_bert):
     text = (without_bert / "demo_precomp" / "train_caps.txt").read_text().lower()
     counts = Counter(re.findall(r"[a-z]+|[^a-z\s]", text))
-    assert set(weights(run)["vocabulary"]) == {word for word, count in counts.items() if count >= 6}
+    assert set(read(run)["vocabulary"]) == {word for word, count in counts.items() if count >= 6}
     assert min(counts.values()) < 6
 
 
 def test_the_same_seed_gives_the_same_bigru(run, without_bert, tmp_path):
     again = fit(without_bert, tmp_path / "again", *BIGRU, "--min_word_count", 6)
-    ours, theirs = weights(run)["model"], weights(again)["model"]
+    ours, theirs = read(run)["model"], read(again)["model"]
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -115,9 +110,9 @@ def test_glove_is_read_and_its_words_are_told(without_bert, tmp_path, capsys):
     glove = tmp_path / "glove.txt"
     glove.write_text("dog " + " ".join(["0.5"] * 12) + "\n" + "zebra " + " ".join(["1"] * 12) + "\n")
     folder = fit(without_bert, tmp_path / "run", *BIGRU, "--glove", glove, "--learning_rate", 1e-9)
-    words = weights(folder)["vocabulary"]
+    words = read(folder)["vocabulary"]
     assert f"{glove}: vectors of 1 of {len(words)} words; the others start at random" in capsys.readouterr().out
-    found = weights(folder)["model"]["text_encoder.words.weight"]
+    found = read(folder)["model"]["text_encoder.words.weight"]
     torch.testing.assert_close(found[5 + words.index("dog")], torch.full((12,), 0.5), atol=1e-6, rtol=0)
     assert found.abs().max() <= 0.5 and not found[0].any()
     glove.write_text("dog 1 2 3\n")
@@ -128,7 +123,7 @@ def test_glove_is_read_and_its_words_are_told(without_bert, tmp_path, capsys):
 
 def test_checkpoints_from_before_these_options_are_the_published_encoders(data, tmp_path):
     folder = fit(data, tmp_path / "run")
-    content = weights(folder)
+    content = read(folder)
     for name in ("pooling", "mask_padding", "text_encoder", "word_dim", "glove", "min_word_count"):
         del content["options"][name]
     del content["vocabulary"]
@@ -139,7 +134,7 @@ def test_checkpoints_from_before_these_options_are_the_published_encoders(data, 
 
 @pytest.mark.parametrize("words", [None, ["dog", "dog"], [1], "missing", []], ids=str)
 def test_a_checkpoint_with_a_damaged_vocabulary_is_refused(run, tmp_path, words):
-    content = weights(run) | {"vocabulary": words}
+    content = read(run) | {"vocabulary": words}
     if words == "missing":
         del content["vocabulary"]
     torch.save(content, tmp_path / "model_best.pth")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import close
 from published import small_bert
 
 from lib.dataset import Batch
@@ -13,10 +14,6 @@ from lib.pooling import length_mask
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
 LENGTHS = [[9, 7, 7, 4, 3, 3], [5], [2, 6, 3], [4, 4, 4], [14, 2]]
-
-
-def close(found, expected, absolute=1e-5):
-    torch.testing.assert_close(found.detach(), expected.detach(), atol=absolute, rtol=0)
 
 
 def tiny_bert(**changes):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import close
 from published import GOLDEN, golden, published_name, small_model, small_objective, small_tokeniser
 
 from graph_lib import longest_distance
@@ -14,12 +15,6 @@ from lib.checkpoint import OBJECTIVE_NAMES, rename
 from lib.dataset import Batch
 from lib.encoders import Encoded
 from lib.relation import InstanceRelations, regulariser
-
-
-def close(found, expected, absolute=1e-5, relative=0.0):
-    torch.testing.assert_close(
-        torch.as_tensor(found), torch.as_tensor(expected), atol=absolute, rtol=relative, check_dtype=False
-    )
 
 
 def close_gradient(found, expected):

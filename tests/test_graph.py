@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import close, normal
 
 from graph_lib import Fusion, Objective, longest_distance
 from lib.encoders import Encoded
@@ -12,14 +13,6 @@ from lib.pooling import l2_normalise
 from lib.relation import Relation, Relations, regulariser
 
 DIM, HEADS = 16, 4
-
-
-def close(found, expected, absolute=1e-5):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), atol=absolute, rtol=0)
-
-
-def normal(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def relations_of(count, seed):

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from helpers import PATIENCE
 
 import eval as evaluation
 import train
@@ -453,7 +454,7 @@ def test_a_browser_opens_the_page_without_complaint(page, tmp_path):
     command = [BROWSER, *flags.split(), "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [*command, "--enable-logging=stderr", "--dump-dom", (page[1] / "report.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert "<h1>HREM: demo, split test</h1>" in done.stdout
     assert done.stdout.count('class="query') == 24 and cells(done.stdout, "table").keys() == {"10"}

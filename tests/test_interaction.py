@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
+from helpers import close, evaluate, make_data, normal, read
 from published import golden, small_bert
 from test_golden import golden_batch
-from test_graph import DIM, HEADS, batch_of, close, naive_bias, naive_layer, normal, objective_of, relations_of
-from test_programs import evaluate, fit, weights
+from test_graph import DIM, HEADS, batch_of, naive_bias, naive_layer, objective_of, relations_of
+from test_programs import fit
 from test_relation import encoded, fragments, naive_connection, naive_matches, unit_rows
 from torch import nn
 
@@ -17,7 +18,6 @@ import arguments
 import graph_lib
 import train
 from graph_lib import Fusion, Objective, Standalone
-from lib import demo
 from lib.engine import training_step
 from lib.fragment import POOLINGS
 from lib.losses import find_positives, hinge_loss
@@ -283,13 +283,14 @@ class NoUpdate:
     (dict(base_loss="vse", gnn_loss="vse"), {}),
     *((dict(base_loss="vse", gnn_loss="vse"), dict(pooling=pooling)) for pooling in POOLINGS),
     (dict(base_loss="vse", gnn_loss="vse", mask_padding=True), dict(mask_padding=True)),
-    (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(30522, 30))),
+    (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(90, 30))),
 ])  # fmt: skip
 def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
     """On the device "meta" there are no values: whoever asks for one fails."""
     monkeypatch.setitem(LIMITS, "meta", LIMITS["cuda"])
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta either
-    settings = dict(reader=small_bert(), region_dim=48, embed_size=64, heads=4, dropout=0.1) | encoders
+    reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
+    settings = dict(reader=reader, region_dim=48, embed_size=64, heads=4, dropout=0.1) | encoders
     model = HREM(**settings).to("meta").train()
     objective = Objective(64, heads=4, dropout=0.1, topk=5, **graph).to("meta").train()
     batch = golden_batch(golden("steps.npz"), 0, second_set=False).to("meta")
@@ -304,24 +305,21 @@ def test_the_command_line_reaches_the_objective(tmp_path):
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
     command = (
-        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss infonce --embed_size 16 "
-        f"--logger_name {tmp_path}"
-    )
-    objective = train.build_objective(arguments.parse_training(parser, command.split()))
+        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss infonce --embed_size 16"
+    ).split() + ["--logger_name", str(tmp_path)]
+    objective = train.build_objective(arguments.parse_training(parser, command))
     assert len(objective.standalone.i2t) == 1 and len(objective.standalone.i2i) == 0 and objective.infonce
     relations = objective.relations
     assert relations.distance == objective.distance == "l2sq" and not relations.use_relevance
     assert relations.threshold == relations.cross_modal.threshold == 0.5
-    options = arguments.parse_training(parser, [*command.split(), "--relevance", "1", "--connection", "0"])
+    options = arguments.parse_training(parser, [*command, "--relevance", "1", "--connection", "0"])
     relations = train.build_objective(options).relations
     assert relations.threshold == relations.cross_modal.threshold == 1.0 and relations.use_relevance
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 12, "dev": 6, "test": 6})
-    return folder
+    return make_data(tmp_path_factory, train=12, dev=6, test=6)
 
 
 @pytest.mark.parametrize("options, parameters, terms", [
@@ -338,8 +336,8 @@ def test_programs_train_and_evaluate_every_choice(data, tmp_path, options, param
     assert f"instance graph {parameters:.2f} M" in log and "skipped" not in log
     assert ("no instance graph" in log) == (not terms) and ("graph from step 1 on" in log) == bool(terms)
     assert set(re.findall("cross|graph(?= [0-9])|regulariser", log.splitlines()[-1])) == terms
-    moments = weights(folder)["optimizer"]["state"]
-    assert len(moments) == len([*weights(folder)["model"]]) - 3 + len(weights(folder)["objective"])
+    moments = read(folder)["optimizer"]["state"]
+    assert len(moments) == len([*read(folder)["model"]]) - 3 + len(read(folder)["objective"])
     before = (folder / "test.md").read_bytes()
     evaluate("--model_path", folder)
     assert "rsum" in capsys.readouterr().out and (folder / "test.md").read_bytes() == before

@@ -1,7 +1,9 @@
 """The losses against loops over pairs, and the batches in which an anchor finds no negative."""
 
 import math
+from functools import partial
 
+import helpers
 import pytest
 import torch
 
@@ -11,8 +13,7 @@ from lib.losses import InfoNCE, draw_negatives, find_positives, hinge_loss, nega
 MARGIN = 0.2
 
 
-def close(found, expected, absolute=1e-10):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), atol=absolute, rtol=0)
+close = partial(helpers.close, absolute=1e-10)
 
 
 def unit_rows(count, dim, seed):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_encoders import REGION_DIM, close, image_encoder, images, naive_fragments, naive_pooled, tiny_bert
+from helpers import close
+from test_encoders import REGION_DIM, image_encoder, images, naive_fragments, naive_pooled, tiny_bert
 from test_relation import BATCHES, BLOCKS, FLOAT32, fragments, naive_pair
 
 from graph_lib import Objective

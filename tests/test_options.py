@@ -4,10 +4,10 @@ import argparse
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from helpers import PATIENCE
 
 import arguments
 import graph_lib
@@ -102,13 +102,12 @@ def test_exit_statuses(capsys):
 def test_an_interrupted_process_ends_with_status_130_and_no_traceback(tmp_path):
     code = (
         "import time\nfrom lib.errors import command_line\n"
-        "def main():\n    print('ready', flush=True)\n    time.sleep(60)\ncommand_line(main)"
+        "def main():\n    print('ready', flush=True)\n    time.sleep(300)\ncommand_line(main)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and error == ""

@@ -9,6 +9,7 @@ from lib.fragment import FragmentRelation
 from lib.packing import Packing
 from lib.pooling import length_mask
 
+VOCABULARY = 90
 LENGTHS = [[9, 7, 7, 4, 3, 3], [5], [2, 6, 1], [4, 4, 4]]
 
 
@@ -23,8 +24,13 @@ def test_packing_keeps_the_true_positions_in_order(lengths):
         assert torch.equal(row[:length], before[:length]) and not row[length:].any()
 
 
+def tiny_bert(**changes):
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=3, intermediate_size=32)
+    return small_bert(**sizes, **changes)
+
+
 def captions(lengths, longest):
-    pieces = torch.randint(1, 30000, (len(lengths), longest))
+    pieces = torch.randint(1, VOCABULARY, (len(lengths), longest))
     return pieces.masked_fill(~length_mask(torch.tensor(lengths), longest), 0)
 
 
@@ -33,7 +39,7 @@ def captions(lengths, longest):
 def test_packed_bert_is_bert(lengths, least):
     """Padding of which fragments are asked for is computed as BERT computes it, with padding never a key."""
     torch.manual_seed(0)
-    bert, pieces = small_bert(num_hidden_layers=2).eval(), captions(lengths, 12)
+    bert, pieces = tiny_bert(num_hidden_layers=2).eval(), captions(lengths, 12)
     taken = torch.tensor(lengths).clamp(min=least)
     packing = Packing(taken, 12, "cpu")
     whole = bert(input_ids=pieces, attention_mask=(pieces != 0).long()).last_hidden_state
@@ -62,7 +68,7 @@ def test_packed_fragments_are_those_of_the_padded_transformer(lengths, training)
 def test_dropout_reaches_every_part_of_a_layer():
     """In training two passes differ, in evaluation they do not; attention is among what is dropped."""
     torch.manual_seed(0)
-    bert = small_bert(attention_probs_dropout_prob=0.5)
+    bert = tiny_bert(attention_probs_dropout_prob=0.5)
     pieces, packing = captions([6, 4], 6), Packing(torch.tensor([6, 4]), 6, "cpu")
     assert not torch.equal(encode_packed(bert.train(), pieces, packing), encode_packed(bert, pieces, packing))
     assert torch.equal(encode_packed(bert.eval(), pieces, packing), encode_packed(bert, pieces, packing))

@@ -1,7 +1,9 @@
 """Masks, groups, poolings and L2 normalisation against loops over samples."""
 
 import functools
+from functools import partial
 
+import helpers
 import pytest
 import torch
 
@@ -19,12 +21,8 @@ BATCHES = {  # true lengths, fragments they are padded to
 LENGTHS = [[9, 9, 7, 4, 3, 3], [1, 8, 2, 8, 1, 1, 30], [5], [4] * 40, [200, 1, 200, 1], [1, 50, 100]]
 
 
-def close(found, expected, absolute=1e-12):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), atol=absolute, rtol=0)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+close = partial(helpers.close, absolute=1e-12)
+normal = partial(helpers.normal, dtype=torch.float64)
 
 
 def batch(name):
@@ -115,7 +113,8 @@ def test_gradient_of_the_k_largest_is_shared_by_them(k):
 
 def test_l2_normalisation_adds_its_constant_outside_the_norm():
     vectors = torch.tensor([[3.0, 4.0], [3e-8, 4e-8], [-1.0, 0.0]], dtype=torch.float64)
-    close(l2_normalise(vectors), [[0.6 / (1 + 2e-9), 0.8 / (1 + 2e-9)], [0.5, 2 / 3], [-1 / (1 + 1e-8), 0]], 1e-15)
+    expected = [[0.6 / (1 + 2e-9), 0.8 / (1 + 2e-9)], [0.5, 2 / 3], [-1 / (1 + 1e-8), 0]]
+    close(l2_normalise(vectors), expected, absolute=1e-15)
 
 
 def test_l2_normalisation_is_the_loop_over_any_leading_shape():
@@ -143,7 +142,7 @@ def test_fragments_pool_to_a_weighted_sum_of_largest_and_related(name, residual_
         related = relation.layer(sample[None, :length])[0].mean(0)
         residual = sample[:length].sort(dim=0, descending=True).values[:2].mean(0)
         expected = residual_weight * residual + (1 - residual_weight) * related
-        close(relation(fragments, torch.tensor(lengths))[row].detach(), expected.detach(), 2e-6)
+        close(relation(fragments, torch.tensor(lengths))[row].detach(), expected.detach(), absolute=2e-6)
 
 
 def test_junk_in_the_padding_does_not_reach_the_pooled_vector():

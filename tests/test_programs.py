@@ -6,36 +6,31 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import torch
+from helpers import evaluate, make_data, read, same, scalars
 from published import SHAPES
 
-import eval as evaluation
-import train
 from lib import bert, checkpoint, demo, logs, metrics
 
 SIZES = {"train": 60, "dev": 20, "test": 20}
-OPTIONS = "--num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 --learning_rate 0.002"
+OPTIONS = (
+    "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 "
+    "--learning_rate 0.002"
+)
 HEADER = "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes=SIZES)
-    return folder
+    return make_data(tmp_path_factory, **SIZES)
 
 
-def fit(data, folder, *more):
-    """Train into `folder`, returned."""
-    train.main(["--dataset", "demo", "--data_path", str(data), "--logger_name", str(folder), *OPTIONS.split(), *more])
-    return folder
-
-
-def evaluate(*arguments):
-    evaluation.main([str(argument) for argument in arguments])
+fit = partial(helpers.fit, OPTIONS.split())
 
 
 @pytest.fixture(scope="module")
@@ -47,36 +42,6 @@ def run(data, tmp_path_factory):
 @pytest.fixture
 def copied(run, tmp_path):
     return shutil.copytree(run, tmp_path / "copied")
-
-
-def weights(folder):
-    return torch.load(folder / "model_best.pth", weights_only=True)
-
-
-def same(left, right):
-    """Equal structure and bit-identical tensors."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
-
-
-def events(folder):
-    """What a run told TensorBoard, read as TensorBoard reads it."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0})
-    found.Reload()
-    return found
-
-
-def scalars(folder):
-    """TensorBoard curves of a run: name -> [(step, value)]."""
-    found = events(folder)
-    return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
 def test_a_run_leaves_its_files(run):
@@ -131,7 +96,7 @@ def test_tensorboard_reads_the_published_scalars_back(run):
 
 def test_the_same_seed_gives_the_same_logs_and_weights(run, data, tmp_path):
     again = fit(data, tmp_path / "first", "--workers", "2", "--model_name", str(tmp_path / "models"))
-    ours, theirs = weights(run), torch.load(tmp_path / "models" / "model_best.pth", weights_only=True)
+    ours, theirs = read(run), read(tmp_path / "models")
     for content in (ours, theirs):
         content["options"] = {
             k: v for k, v in content["options"].items() if k not in ("logger_name", "model_name", "workers")
@@ -145,11 +110,11 @@ def test_the_same_seed_gives_the_same_logs_and_weights(run, data, tmp_path):
 
 def test_another_seed_gives_another_model(run, data, tmp_path):
     other = fit(data, tmp_path / "other", "--seed", "1", "--num_epochs", "1")
-    assert not same(weights(run)["model"], weights(other)["model"])
+    assert not same(read(run)["model"], read(other)["model"])
 
 
 def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
-    content = weights(run)
+    content = read(run)
     assert set(content) == {
         "format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options", "vocabulary",
     }  # fmt: skip
@@ -187,7 +152,7 @@ def test_the_table_is_that_of_the_similarities(run):
 
 def test_another_split_gets_a_table_of_its_own(copied, capsys):
     evaluate("--model_path", copied / "model_best.pth", "--split", "dev")
-    best = weights(copied)["best_rsum"]
+    best = read(copied)["best_rsum"]
     assert f"| {best:.1f} |" in capsys.readouterr().out
     assert set(json.loads((copied / "metrics.json").read_text())) == {"test", "dev"} and (copied / "dev.md").exists()
 
@@ -205,7 +170,7 @@ def test_an_ensemble_is_the_mean_of_similarities(copied, data, tmp_path, capsys)
 
 def as_published(folder, path, prefix="", **options):
     """Write the model of a run in the published format, as SPEC section 8 has it."""
-    ours = weights(folder)
+    ours = read(folder)
     tables = {"image_encoder.": checkpoint.IMAGE_NAMES, "text_encoder.": checkpoint.TEXT_NAMES}
     states = []
     for part, table in tables.items():
@@ -250,7 +215,7 @@ def test_val_split_test_repeats_the_published_protocol(data, tmp_path):
     folder = fit(data, tmp_path / "run", "--num_epochs", "1", "--val_split", "test")
     entry = json.loads((folder / "metrics.json").read_text())["test"]
     assert entry["selected_on"] == ["test"]
-    assert entry["scores"]["20"]["rsum"] == pytest.approx(weights(folder)["best_rsum"])
+    assert entry["scores"]["20"]["rsum"] == pytest.approx(read(folder)["best_rsum"])
 
 
 @pytest.mark.parametrize("options", [

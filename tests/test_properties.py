@@ -3,7 +3,9 @@
 import functools
 import math
 import unicodedata
+from functools import partial
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -34,12 +36,8 @@ TEXT = st.text(
 )  # fmt: skip
 
 
-def normal(seed, *shape, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def close(found, expected, absolute=1e-9):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), atol=absolute, rtol=0)
+close = partial(helpers.close, absolute=1e-9)
+normal = partial(helpers.normal, dtype=torch.float64)
 
 
 # Captions
@@ -198,7 +196,7 @@ def test_an_epoch_takes_every_pair_at_most_once(num_pairs, batch_size, seed, epo
 @property_of()
 @given(LENGTHS, st.integers(0, 3), st.integers(1, 5), SEEDS)
 def test_pooling_is_the_loop_over_true_fragments_and_junk_changes_nothing(lengths, more, k, seed):
-    fragments, counts = normal(seed, len(lengths), max(lengths) + more, 3), torch.tensor(lengths)
+    fragments, counts = normal(len(lengths), max(lengths) + more, 3, seed=seed), torch.tensor(lengths)
     mean, largest = masked_mean(fragments, counts), max_k_mean(fragments, counts, k)
     for sample, length, found_mean, found_largest in zip(fragments.tolist(), lengths, mean, largest):
         for feature in range(3):
@@ -215,16 +213,16 @@ def test_pooling_is_the_loop_over_true_fragments_and_junk_changes_nothing(length
 @property_of()
 @given(LENGTHS, SEEDS)
 def test_pooling_does_not_know_the_order_of_fragments_or_samples(lengths, seed):
-    fragments, counts = normal(seed, len(lengths), max(lengths), 2), torch.tensor(lengths)
+    fragments, counts = normal(len(lengths), max(lengths), 2, seed=seed), torch.tensor(lengths)
     turned = fragments.clone()
     for row, length in enumerate(lengths):
         turned[row, :length] = fragments[row, :length].flip(0)
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed))
     for pool in (masked_mean, max_k_mean):
-        close(pool(turned, counts), pool(fragments, counts), 1e-12)
-        close(pool(fragments[order], counts[order]), pool(fragments, counts)[order], 1e-12)
+        close(pool(turned, counts), pool(fragments, counts), absolute=1e-12)
+        close(pool(fragments[order], counts[order]), pool(fragments, counts)[order], absolute=1e-12)
     assert (max_k_mean(fragments, counts, 1) >= max_k_mean(fragments, counts, 2)).all()
-    close(max_k_mean(fragments, counts, 99), masked_mean(fragments, counts), 1e-12)
+    close(max_k_mean(fragments, counts, 99), masked_mean(fragments, counts), absolute=1e-12)
 
 
 @property_of()
@@ -240,11 +238,11 @@ def test_groups_are_a_partition_in_order(lengths, most_padding):
 @property_of()
 @given(st.integers(1, 5), st.integers(1, 9), st.floats(1e-3, 1e3), SEEDS)
 def test_normalised_vectors_have_length_one_whatever_their_scale(count, dim, scale, seed):
-    vectors = normal(seed, count, dim)
+    vectors = normal(count, dim, seed=seed)
     normalised = l2_normalise(vectors * scale)
     lengths = (vectors * scale).norm(dim=1)
-    close(normalised.norm(dim=1), lengths / (lengths + 1e-8), 1e-12)
-    close(normalised * (lengths + 1e-8)[:, None], vectors * scale, 1e-9 * scale)
+    close(normalised.norm(dim=1), lengths / (lengths + 1e-8), absolute=1e-12)
+    close(normalised * (lengths + 1e-8)[:, None], vectors * scale, absolute=1e-9 * scale)
 
 
 # Relations
@@ -282,7 +280,7 @@ def naive_pair(words, length, regions, topk):
 @given(LENGTHS, st.integers(0, 3), st.integers(1, 5), st.integers(1, 9), st.integers(0, 300), SEEDS)
 def test_fragment_matches_are_the_loop_over_pairs(lengths, more, num_regions, topk, matches, seed):
     count, longest = len(lengths), max(lengths) + more
-    words, regions = normal(seed, count, longest, 3), normal(seed + 1, count, num_regions, 3)
+    words, regions = normal(count, longest, 3, seed=seed), normal(count, num_regions, 3, seed=seed + 1)
     counts = torch.tensor(lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches % 5 + 1, matches % 20, matches))
@@ -293,16 +291,16 @@ def test_fragment_matches_are_the_loop_over_pairs(lengths, more, num_regions, to
     for caption, length in enumerate(lengths):
         for image in range(count):
             to_image, to_caption = naive_pair(words[caption].tolist(), length, regions[image].tolist(), topk)
-            close(t2i.mean[caption, image], to_image[0], 3e-6)
-            close(t2i.largest[caption, image], to_image[1], 3e-6)
-            close(i2t.mean[image, caption], to_caption[0], 3e-6)
-            close(i2t.largest[image, caption], to_caption[1], 3e-6)
+            close(t2i.mean[caption, image], to_image[0], absolute=3e-6)
+            close(t2i.largest[caption, image], to_image[1], absolute=3e-6)
+            close(i2t.mean[image, caption], to_caption[0], absolute=3e-6)
+            close(i2t.largest[image, caption], to_caption[1], absolute=3e-6)
 
 
 @property_of()
 @given(st.integers(1, 12), st.floats(0, 1), SEEDS)
 def test_a_connection_joins_the_closest_and_whoever_is_as_close(count, threshold, seed):
-    closeness = normal(seed, count, count).round(decimals=1)
+    closeness = normal(count, count, seed=seed).round(decimals=1)
     least = max(math.floor(count * threshold), 1)
     for row, joined in zip(closeness.tolist(), connection(closeness, threshold).tolist()):
         assert joined == [sum(other > value for other in row) < least for value in row]
@@ -312,7 +310,7 @@ def test_a_connection_joins_the_closest_and_whoever_is_as_close(count, threshold
 @property_of()
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 9), SEEDS)
 def test_relevance_falls_with_distance_and_is_one_for_the_same(left, right, dim, seed):
-    x, y = normal(seed, left, dim), normal(seed + 1, right, dim)
+    x, y = normal(left, dim, seed=seed), normal(right, dim, seed=seed + 1)
     close(distance_relevance(x, y), [[math.exp(-math.dist(a, b)) for b in y.tolist()] for a in x.tolist()])
     assert torch.equal(distance_relevance(x, x).diagonal(), torch.ones(left, dtype=torch.float64))
     assert torch.equal(distance_relevance(x, y), distance_relevance(y, x).T)

@@ -1,7 +1,9 @@
 """Connection, relevance and the regulariser against loops over captions, images, pieces and regions."""
 
 import math
+from functools import partial
 
+import helpers
 import pytest
 import torch
 
@@ -36,12 +38,8 @@ BLOCKS = [(128, 64, 2**20), (1, 0, 1), (2, 2, 150), (3, 0, 2**20), (10**6, 10**6
 FLOAT32 = 2e-6  # fragments are matched in float32, whatever comes in
 
 
-def close(found, expected, absolute=1e-10):
-    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=found.dtype), atol=absolute, rtol=0)
-
-
-def normal(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+close = partial(helpers.close, absolute=1e-10)
+normal = partial(helpers.normal, dtype=torch.float64)
 
 
 def unit_rows(count, dim, seed):
@@ -108,8 +106,8 @@ def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(mon
     monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(*limits))
     inputs = fragments(case, seed=len(case))
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
-        close(found.mean, expected[0], FLOAT32)
-        close(found.largest, expected[1], FLOAT32)
+        close(found.mean, expected[0], absolute=FLOAT32)
+        close(found.largest, expected[1], absolute=FLOAT32)
 
 
 @pytest.mark.parametrize("matches, images_at_once", [(2**20, [4]), (24 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])])
@@ -132,8 +130,8 @@ def test_a_piece_or_region_of_zeros_matches_nothing():
     words[1, 2], regions[2, 1] = 0, 0
     inputs = words, lengths, regions, topk
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
-        close(found.mean, expected[0], FLOAT32)
-        close(found.largest, expected[1], FLOAT32)
+        close(found.mean, expected[0], absolute=FLOAT32)
+        close(found.largest, expected[1], absolute=FLOAT32)
 
 
 @pytest.mark.parametrize("case", ["all longer than K", "some shorter than K", "padded beyond the longest"])
@@ -233,7 +231,7 @@ def test_the_cross_modal_relation_adds_the_mean_match_to_an_mlp_of_the_largest(c
     t2i, i2t = fragment_matches(words, lengths, regions, topk)
     for found, (mean, largest), mlp in ((found_t2i, t2i, module.mlp_t2i), (found_i2t, i2t, module.mlp_i2t)):
         hidden = (largest @ mlp[0].weight.T + mlp[0].bias).clamp(min=0)
-        close(found.relevance.detach(), (hidden @ mlp[2].weight[0] + mlp[2].bias + mean).detach(), 1e-5)
+        close(found.relevance.detach(), (hidden @ mlp[2].weight[0] + mlp[2].bias + mean).detach(), absolute=1e-5)
         assert found.is_connected.tolist() == naive_connection(mean, 0.5)
 
 

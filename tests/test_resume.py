@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_programs import same, scalars
+from helpers import PATIENCE, make_data, read, same, scalars
 
 import train
-from lib import checkpoint, demo, engine, files, interrupt, logs
+from lib import checkpoint, engine, files, interrupt, logs
 from lib.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -30,9 +30,7 @@ STEPS = 30  # of a whole run
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 60, "dev": 10, "test": 10})
-    return folder
+    return make_data(tmp_path_factory, train=60, dev=10, test=10)
 
 
 def command(data, folder, *more):
@@ -45,10 +43,6 @@ def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train.main(command(data, folder))
     return folder
-
-
-def read(folder, name):
-    return torch.load(folder / name, weights_only=True)
 
 
 def check_same_run(folder, whole):
@@ -224,7 +218,8 @@ def whole_with_one_thread(data, tmp_path_factory):
     """As `whole`, in a process like those that tests end: the number of threads may change the last bits."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     process = start(data, folder)
-    assert process.wait() == 0, process.stdout.read()
+    printed = process.communicate()[0]
+    assert process.returncode == 0, printed
     return folder
 
 
@@ -235,7 +230,7 @@ def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
     process = start(data, tmp_path / "run", "--workers", workers, start_new_session=True)
     wait_for(process, "epoch 0 step 8")
     os.killpg(process.pid, number)  # to the workers too, as a terminal and a scheduler do
-    printed = process.communicate(timeout=60)[0]
+    printed = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == status, printed
     assert "stopped at step" in printed and "--resume auto goes on" in printed and "Traceback" not in printed
     step = read(tmp_path / "run", checkpoint.LAST)["step"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from damage import OPTIONS
+from helpers import evaluate, read
 
-import eval as evaluation
 import train
 from lib import bert, engine, metrics, report, search
 from lib.dataset import read_lines
@@ -28,10 +28,6 @@ def data(whole):
 @pytest.fixture
 def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def evaluate(*arguments):
-    evaluation.main([str(argument) for argument in arguments])
 
 
 def rows(printed):
@@ -194,7 +190,7 @@ def test_stale_embeddings_are_computed_again(run, data, tmp_path, capsys, encodi
     third = ask(run, capsys, *where)
     assert len(encodings) == 3 and third != second
 
-    content = torch.load(run / "model_best.pth", weights_only=True)
+    content = read(run)
     content["model"]["image_encoder.projection.bias"] += 1
     torch.save(content, run / "model_best.pth")
     assert ask(run, capsys, *where) != third and len(encodings) == 4

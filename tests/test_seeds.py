@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import make_data
 
 import arguments
 import eval as evaluation
 import graph_lib
 import train
-from lib import demo
 from lib.errors import InputError
 
 OPTIONS = "--dataset demo --num_epochs 1 --batch_size 30 --embed_size 16 --nhead 2 --warmup 2 --save_results 0"
@@ -26,9 +26,7 @@ def parse(*argv):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    demo.build(folder / "demo_precomp", sizes={"train": 24, "dev": 10, "test": 20})
-    return folder
+    return make_data(tmp_path_factory, train=24, dev=10, test=20)
 
 
 def fit(data, folder, *more):
