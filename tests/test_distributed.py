@@ -138,7 +138,9 @@ VARIANTS = {
     "no relevance": dict(use_relevance=False),
     "no graph": dict(interaction="none", base_loss="vse"),
 }
-QUICK = [("hinges", 2), ("drawn negatives", 2), ("masked padding", 3)]
+QUICK = [
+    ("hinges", 2), ("drawn negatives", 2), ("masked padding", 3), ("contrastive, standalone, not normalised", 2),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, size", QUICK)
