@@ -20,8 +20,8 @@ EPOCHS, STEPS, LOG_STEP, WARMUP = 3, 6, 4, 5  # steps of an epoch
 RATE, BERT, GRAPH = 0.002, 0.1, 3.0  # the learning rate, and what those of BERT and of the graph are times it
 OPTIONS = (
     f"--dataset coco_mini --num_epochs {EPOCHS} --batch_size 20 --embed_size 16 --nhead 2 --workers 0 "
-    f"--warmup {WARMUP} --log_step {LOG_STEP} --learning_rate {RATE} --lr_schedules 1 2 --decay_rate 0.5 --graph_lr_factor {GRAPH} "
-    "--base_loss vse --gnn_loss trip --vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 --mask_weight 1.5 "
+    f"--warmup {WARMUP} --log_step {LOG_STEP} --learning_rate {RATE} --lr_schedules 1 2 --decay_rate 0.5 "
+    f"--graph_lr_factor {GRAPH} --base_loss vse --gnn_loss trip --vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 --mask_weight 1.5 "
     "--threshold 0.4 --topk 6 --reg_loss_weight 7 --num_layers_enc 2 --mask_repeat 0 --norm_input 0 --cross_loss 1 "
     "--distance l2sq --grad_clip 0.7 --residual_weight 0.6"
 ).split()
@@ -140,6 +140,11 @@ def test_the_options_reach_the_objective(steps):
     assert dropped == {0.3}
     assert {layer.self_attn.dropout for layer in fusion.layers} == {0.3}
     assert {layer.self_attn.num_heads for layer in fusion.layers} == {2}
+
+
+def test_precision_and_hardest_negatives_reach_every_step(data, tmp_path):
+    found = run(data, tmp_path / "run", "--precision", "bf16", "--max_violation", "--num_epochs", "1")
+    assert {(step.settings["precision"], step.settings["hardest"]) for step in found} == {("bf16", True)}
 
 
 def test_terms_join_with_the_graph(steps):
