@@ -1,12 +1,13 @@
 # make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
 # make test-long: what takes minutes: twenty kills, a thousand epochs.
+# make mutants: plants mistakes in a copy of the code, one by one, and names those that no test sees.
 # make ablation: every part of the method changed or left out, on the demo data; resumes where it was stopped.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-long ablation clean
+.PHONY: demo test test-long mutants ablation clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
@@ -17,6 +18,9 @@ test: $(VENV)/.installed-for-tests
 
 test-long: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest -m long -s
+
+mutants: $(VENV)/.installed-for-tests
+	$(RUN) tests/mutants.py
 
 ablation: $(VENV)/.installed
 	$(RUN) -m benchmarks.ablation

@@ -5,7 +5,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
-if not os.environ.get("HREM_TEST_GPU"):  # set by `make test-gpu`
+if not os.environ.get("HREM_TEST_GPU"):  # a test that needs a GPU is run with HREM_TEST_GPU=1
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for GPUs; in the programs that tests start too
 
 import shutil

@@ -21,8 +21,8 @@ RATE, BERT, GRAPH = 0.002, 0.1, 3.0  # the learning rate, and what those of BERT
 OPTIONS = (
     f"--dataset coco_mini --num_epochs {EPOCHS} --batch_size 20 --embed_size 16 --nhead 2 --workers 0 "
     f"--warmup {WARMUP} --log_step {LOG_STEP} --learning_rate {RATE} --lr_schedules 1 2 --decay_rate 0.5 "
-    f"--graph_lr_factor {GRAPH} --base_loss vse --gnn_loss trip --vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 --mask_weight 1.5 "
-    "--threshold 0.4 --topk 6 --reg_loss_weight 7 --num_layers_enc 2 --mask_repeat 0 --norm_input 0 --cross_loss 1 "
+    f"--graph_lr_factor {GRAPH} --base_loss vse --gnn_loss trip --vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 "
+    "--mask_weight 1.5 --threshold 0.4 --topk 6 --reg_loss_weight 7 --num_layers_enc 2 --mask_repeat 0 --norm_input 0 "
     "--distance l2sq --grad_clip 0.7 --residual_weight 0.6"
 ).split()
 
