@@ -5,16 +5,21 @@ up to the first that fails. Exit status 1 where a mistake survives, or its text 
 """
 
 import argparse
+import contextlib
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+PROCESSES = multiprocessing.get_context("forkserver")  # a process for each mistake; what takes long is imported once
+PROCESSES.set_forkserver_preload(["torch", "transformers", "pytest"])
 LEFT_OUT = ".git", ".venv", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", "*_precomp"
 
 
@@ -28,57 +33,66 @@ class Mutant(NamedTuple):
 
 
 WIRING, PARTS = "test_wiring.py", "test_wiring_parts.py"
+KEPT = f"{WIRING}::test_the_first_of_the_best_validations_is_kept_and_reported"
+SETTINGS = f"{WIRING}::test_every_step_has_the_settings_of_its_epoch"
+OBJECTIVE = f"{WIRING}::test_the_options_reach_the_objective"
+ORDER = f"{WIRING}::test_every_epoch_shows_every_pair_once_in_another_order"
+DRAWN = f"{WIRING}::test_every_epoch_drops_other_regions_and_alters_other_words"
+SEED = f"{WIRING}::test_the_seed_decides_all_that_is_random"
+AUGMENT = f"{WIRING}::test_without_size_augment_all_regions_are_shown_and_words_still_altered"
+LOG = f"{WIRING}::test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_have_it"
 MUTANTS = {
     # The run: train.py
     "the last model is reported": Mutant(
-        "train.py", "best = checkpoint.load(self.best_file)", "best = checkpoint.load(self.last_file)", WIRING),
+        "train.py", "best = checkpoint.load(self.best_file)", "best = checkpoint.load(self.last_file)", KEPT),
     "the weights reported are the last": Mutant(
         "train.py", "similarities = engine.similarities(model, self.data.test",
-        "similarities = engine.similarities(self.model, self.data.test", WIRING),
+        "similarities = engine.similarities(self.model, self.data.test", KEPT),
     "of equal validations the last is kept": Mutant(
-        "train.py", "scores.rsum > self.best_rsum", "scores.rsum >= self.best_rsum", WIRING),
-    "the best model is not kept": Mutant("train.py", "self.best_rsum = scores.rsum", "pass", WIRING),
+        "train.py", "scores.rsum > self.best_rsum", "scores.rsum >= self.best_rsum", KEPT),
+    "the best model is not kept": Mutant("train.py", "self.best_rsum = scores.rsum", "pass", KEPT),
     "the best model counts an epoch too few": Mutant(
-        "train.py", "self._write(self.best_file, self.epoch + 1)", "self._write(self.best_file, self.epoch)", WIRING),
+        "train.py", "self._write(self.best_file, self.epoch + 1)", "self._write(self.best_file, self.epoch)", KEPT),
     "validation reads the test split": Mutant(
         "train.py", "engine.similarities(self.model, self.data.validation",
-        "engine.similarities(self.model, self.data.test", WIRING),
-    "the sampling distance is left out": Mutant("train.py", "        longest_distance=", "        # ", WIRING),
-    "the graph's dropout is left out": Mutant("train.py", "        dropout=options.dropout,\n", "", WIRING),
+        "engine.similarities(self.model, self.data.test", KEPT),
+    "the sampling distance is left out": Mutant("train.py", "        longest_distance=", "        # ", OBJECTIVE),
+    "the graph's dropout is left out": Mutant("train.py", "        dropout=options.dropout,\n", "", OBJECTIVE),
     "base_loss and gnn_loss are exchanged": Mutant(
         "train.py", "        base_loss=options.base_loss,\n        gnn_loss=options.gnn_loss,\n",
-        "        base_loss=options.gnn_loss,\n        gnn_loss=options.base_loss,\n", WIRING),
-    "the margin is left out": Mutant("train.py", "        margin=options.margin,\n", "", WIRING),
-    "the graph's layers are left out": Mutant("train.py", "        layers=options.num_layers_enc,\n", "", WIRING),
+        "        base_loss=options.gnn_loss,\n        gnn_loss=options.base_loss,\n", OBJECTIVE),
+    "the margin is left out": Mutant("train.py", "        margin=options.margin,\n", "", OBJECTIVE),
+    "the graph's layers are left out": Mutant("train.py", "        layers=options.num_layers_enc,\n", "", OBJECTIVE),
     "repeated images are always masked": Mutant(
-        "train.py", "        mask_repeat=bool(options.mask_repeat),\n", "", WIRING),
+        "train.py", "        mask_repeat=bool(options.mask_repeat),\n", "", OBJECTIVE),
     "the graph always reads normalised embeddings": Mutant(
-        "train.py", "        norm_input=bool(options.norm_input),\n", "", WIRING),
+        "train.py", "        norm_input=bool(options.norm_input),\n", "", OBJECTIVE),
     "hardest negatives an epoch late": Mutant(
-        "train.py", "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", WIRING),
+        "train.py", "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
     "rates decay an epoch late": Mutant(
-        "train.py", "optim.set_rates(self.optimizer, epoch,", "optim.set_rates(self.optimizer, epoch - 1,", WIRING),
+        "train.py", "optim.set_rates(self.optimizer, epoch,", "optim.set_rates(self.optimizer, epoch - 1,", SETTINGS),
     "the rates never decay": Mutant(
-        "train.py", "        optim.set_rates(self.optimizer, epoch,", "        (epoch,", WIRING),
+        "train.py", "        optim.set_rates(self.optimizer, epoch,", "        (epoch,", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
         "train.py", "self.loader.sampler.epoch, self.loader.sampler.first = epoch,",
-        "self.loader.sampler.epoch, self.loader.sampler.first = 0,", WIRING),
+        "self.loader.sampler.epoch, self.loader.sampler.first = 0,", ORDER),
     "first weights do not depend on the seed": Mutant(
-        "train.py", "torch.manual_seed(options.seed)", "torch.manual_seed(0)", WIRING),
+        "train.py", "torch.manual_seed(options.seed)", "torch.manual_seed(0)", SEED),
     "dropout does not depend on the seed": Mutant(
-        "train.py", "step=self.step, seed=options.seed,", "step=self.step, seed=0,", WIRING),
+        "train.py", "step=self.step, seed=options.seed,", "step=self.step, seed=0,", SEED),
     "order and augmentation do not depend on the seed": Mutant(
-        "train.py", "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", WIRING),
+        "train.py", "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", SEED),
     "--size_augment 0 also stops word alteration": Mutant(
         "train.py", "drop_regions=bool(options.size_augment)",
-        "drop_regions=bool(options.size_augment), alter_words=bool(options.size_augment)", WIRING),
-    "regions are always dropped": Mutant("train.py", ", drop_regions=bool(options.size_augment)", "", WIRING),
-    "the clip is left at its default": Mutant("train.py", "grad_clip=options.grad_clip,", "grad_clip=2.0,", WIRING),
-    "the warm-up starts anew": Mutant("train.py", "warmup=options.warmup,", "warmup=options.warmup + 1,", WIRING),
+        "drop_regions=bool(options.size_augment), alter_words=bool(options.size_augment)", AUGMENT),
+    "regions are always dropped": Mutant("train.py", ", drop_regions=bool(options.size_augment)", "", AUGMENT),
+    "the clip is left at its default": Mutant("train.py", "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS),
+    "the warm-up starts anew": Mutant("train.py", "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS),
     "the graph's rate is left at its default": Mutant(
-        "train.py", "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)", WIRING),
+        "train.py", "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)", SETTINGS),
     "the precision is left at its default": Mutant(
-        "train.py", "precision=options.precision,", 'precision="fp32",', WIRING),
+        "train.py", "precision=options.precision,", 'precision="fp32",',
+        f"{WIRING}::test_precision_and_hardest_negatives_reach_every_step"),
     # A step and an evaluation: lib/engine.py
     "running statistics that are not finite are taken": Mutant(
         "lib/engine.py", "buffer.copy_(torch.where(is_finite, buffer, before))", "pass", PARTS),
@@ -99,7 +113,7 @@ MUTANTS = {
     "unnormalised embeddings are not gathered": Mutant(
         "lib/engine.py", ", unnormalised=distributed.gather(side.unnormalised)", "", PARTS),
     "the seed of a step does not depend on the step": Mutant(
-        "lib/engine.py", "SeedSequence([seed, step])", "SeedSequence([seed, 0])", WIRING),
+        "lib/engine.py", "SeedSequence([seed, step])", "SeedSequence([seed, 0])", SEED),
     "seeds of steps are added": Mutant(
         "lib/engine.py", "SeedSequence([seed, step])", "SeedSequence([seed + step])", "test_optim.py"),
     "training goes on in evaluation mode": Mutant(
@@ -107,33 +121,33 @@ MUTANTS = {
     "the gradient is not clipped": Mutant(
         "lib/engine.py", "clip_grad_norm_(parameters, grad_clip)", "clip_grad_norm_(parameters, 1e9)", "test_optim.py"),
     "the graph is asked for a step late": Mutant(
-        "lib/engine.py", "use_graph=step >= warmup", "use_graph=step > warmup", WIRING),
+        "lib/engine.py", "use_graph=step >= warmup", "use_graph=step > warmup", SETTINGS),
     "captions stay in order of length": Mutant("lib/engine.py", "[np.argsort(order)]", "", "test_optim.py"),
     "skipped steps are never forgotten": Mutant(
         "lib/engine.py", "(skipped + 1) * ~is_finite", "skipped + 1", "test_optim.py test_damaged_files.py"),
     # Data: lib/dataset.py, lib/sampling.py
     "regions and words are those of epoch 0": Mutant(
         "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
-        "default_rng((self.seed, 0, int(caption)))", WIRING),
+        "default_rng((self.seed, 0, int(caption)))", DRAWN),
     "regions and words of seed 1 are those of seed 0 an epoch later": Mutant(
         "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
-        "default_rng((self.seed + epoch, int(caption)))", WIRING),
+        "default_rng((self.seed + epoch, int(caption)))", SEED),
     "regions and words do not depend on the seed": Mutant(
         "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
-        "default_rng((epoch, int(caption)))", WIRING),
-    "words are never altered": Mutant("lib/dataset.py", "generator if self.alter_words else None", "None", WIRING),
+        "default_rng((epoch, int(caption)))", SEED),
+    "words are never altered": Mutant("lib/dataset.py", "generator if self.alter_words else None", "None", DRAWN),
     "fewer regions are kept": Mutant("lib/dataset.py", "REGION_KEPT = 0.8", "REGION_KEPT = 0.7", "test_dataset.py"),
     "an image may lose all regions": Mutant(
         "lib/dataset.py", "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", "test_dataset.py"),
     "every epoch has the order of epoch 0": Mutant(
         "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
-        "order = np.random.default_rng((self.seed, 0))", WIRING),
+        "order = np.random.default_rng((self.seed, 0))", ORDER),
     "the order does not depend on the seed": Mutant(
         "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
-        "order = np.random.default_rng((0, self.epoch))", WIRING),
+        "order = np.random.default_rng((0, self.epoch))", SEED),
     "the order of seed 1 is that of seed 0 an epoch later": Mutant(
         "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
-        "order = np.random.default_rng(self.seed + self.epoch)", WIRING),
+        "order = np.random.default_rng(self.seed + self.epoch)", SEED),
     "neighbours do not depend on the epoch": Mutant(
         "lib/sampling.py", "        generator = np.random.default_rng((self.seed, self.epoch))",
         "        generator = np.random.default_rng(self.seed)", "test_sampling.py"),
@@ -141,14 +155,14 @@ MUTANTS = {
         "lib/sampling.py", "regions.sum(1) / lengths.unsqueeze(1)", "regions.mean(1)", PARTS),
     # The log: lib/logs.py
     "the log's line holds the last step": Mutant(
-        "lib/logs.py", "return float(values.mean()) if len(values)", "return float(values[-1]) if len(values)", WIRING),
+        "lib/logs.py", "return float(values.mean()) if len(values)", "return float(values[-1]) if len(values)", LOG),
     "the log averages steps that were not finite": Mutant(
         "lib/logs.py", "    values = values[is_finite]\n", "", PARTS),
     "graph terms are averaged over steps without the graph": Mutant(
         "lib/logs.py", "_mean(values, is_finite[has_term])",
-        "_mean(values, is_finite[has_term]) * len(values) / count", WIRING),
+        "_mean(values, is_finite[has_term]) * len(values) / count", LOG),
     "the log's line comes a step late": Mutant(
-        "lib/logs.py", "len(self.reports) >= self.log_step", "len(self.reports) > self.log_step", WIRING),
+        "lib/logs.py", "len(self.reports) >= self.log_step", "len(self.reports) > self.log_step", LOG),
     # Several processes: lib/distributed.py
     "a restart reads the store of the processes before": Mutant(
         "lib/distributed.py", '== "1":\n', '== "0":\n', PARTS),
@@ -164,7 +178,9 @@ MUTANTS = {
     "an ensemble is the first model": Mutant(
         "eval.py", "    similarities = metrics.ensemble(models)\n    text,", "    similarities = models[0]\n    text,",
         "test_programs.py"),
-    "testall has no folds": Mutant("lib/report.py", 'if split == "testall" and', 'if split == "none" and', WIRING),
+    "testall has no folds": Mutant(
+        "lib/report.py", 'if split == "testall" and', 'if split == "none" and',
+        f"{WIRING}::test_the_table_is_that_of_the_reported_model"),
     "the median starts from 0": Mutant(
         "lib/metrics.py", "float(np.floor(np.median(ranks_from_0)) + 1)", "float(np.floor(np.median(ranks_from_0)))",
         "test_metrics.py"),
@@ -196,10 +212,10 @@ MUTANTS = {
     "the cross losses are one": Mutant(
         "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", "test_graph.py"),
     # Rates: lib/optim.py
-    "BERT learns at the full rate": Mutant("lib/optim.py", "BERT_RATE = 0.1", "BERT_RATE = 1.0", WIRING),
+    "BERT learns at the full rate": Mutant("lib/optim.py", "BERT_RATE = 0.1", "BERT_RATE = 1.0", SETTINGS),
     "there is no weight decay": Mutant("lib/optim.py", "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", "test_optim.py"),
     "a milestone counts from the epoch after": Mutant(
-        "lib/optim.py", "epoch >= milestone", "epoch > milestone", WIRING),
+        "lib/optim.py", "epoch >= milestone", "epoch > milestone", SETTINGS),
 }  # fmt: skip
 
 
@@ -216,17 +232,26 @@ def plant(folder, mutant):
 def is_seen(folder, mutant):
     """Whether a test of the tree at `folder` fails with the mistake in it. Raises ValueError where none can run."""
     path, text = plant(folder, mutant)
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-p", "no:cacheprovider", "--tb=no"]
+    process = PROCESSES.Process(target=run_tests, args=(folder, mutant.tests.split()))
     try:
-        done = subprocess.run(
-            [*command, *(f"tests/{name}" for name in mutant.tests.split())], cwd=folder, capture_output=True, text=True,
-            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        )  # fmt: skip
+        process.start()
+        process.join()
     finally:
         path.write_text(text, encoding="utf-8")
-    if done.returncode not in (0, 1):
-        raise ValueError(f"pytest ended with status {done.returncode}: {done.stdout[-300:]}")
-    return done.returncode == 1
+    if process.exitcode not in (0, 1):
+        raise ValueError(f"pytest ended with status {process.exitcode}: do {mutant.tests} exist?")
+    return process.exitcode == 1
+
+
+def run_tests(folder, tests):
+    """Run tests of the tree at `folder` up to the first that fails, and exit with pytest's status."""
+    os.chdir(folder)
+    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests") and Path(path) != ROOT]
+    sys.modules.pop("mutants", None)
+    sys.dont_write_bytecode = True  # two files of one size and second would be taken for one another
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        status = pytest.main(["-x", "-p", "no:cacheprovider", "--tb=no", *(f"tests/{name}" for name in tests)])
+    sys.exit(int(status))
 
 
 def main(argv=None):
