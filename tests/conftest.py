@@ -28,10 +28,34 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+SHARED = []  # folders of the whole session
+
+
+def stamps(folder):
+    """Size and time of every file below a folder but the hidden ones, such as captions cut into pieces and locks."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+
+
+@pytest.fixture(autouse=True)
+def shared_folders_stay():
+    """No test changes a folder that others read: its result would hang on the order of the tests."""
+    before = [stamps(folder) for folder in SHARED]
+    yield
+    for folder, found in zip(SHARED, before):
+        assert stamps(folder) == found, f"{folder} is shared by many tests, and this one changed it"
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A data folder that nothing is wrong with; tests leave it as it is."""
-    return make_data(tmp_path_factory, train=40, dev=10, test=10)
+    folder = make_data(tmp_path_factory, train=40, dev=10, test=10)
+    SHARED.append(folder)
+    return folder
 
 
 @pytest.fixture
@@ -45,6 +69,7 @@ def finished(whole, tmp_path_factory):
     """The folder of a finished run; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train.main([*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)])
+    SHARED.append(folder)
     return folder
 
 
