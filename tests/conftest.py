@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 from damage import OPTIONS
-from helpers import make_data
+from helpers import SHARED, make_data, shared
 
 import train
 from lib.errors import command_line
@@ -26,9 +26,6 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-SHARED = []  # folders of the whole session
 
 
 def stamps(folder):
@@ -43,7 +40,7 @@ def stamps(folder):
 
 @pytest.fixture(autouse=True)
 def shared_folders_stay():
-    """No test changes a folder that others read: its result would hang on the order of the tests."""
+    """No test changes a folder that others read: their results would hang on the order of the tests."""
     before = [stamps(folder) for folder in SHARED]
     yield
     for folder, found in zip(SHARED, before):
@@ -53,9 +50,7 @@ def shared_folders_stay():
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """A data folder that nothing is wrong with; tests leave it as it is."""
-    folder = make_data(tmp_path_factory, train=40, dev=10, test=10)
-    SHARED.append(folder)
-    return folder
+    return shared(make_data(tmp_path_factory, train=40, dev=10, test=10))
 
 
 @pytest.fixture
@@ -69,8 +64,7 @@ def finished(whole, tmp_path_factory):
     """The folder of a finished run; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train.main([*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)])
-    SHARED.append(folder)
-    return folder
+    return shared(folder)
 
 
 @pytest.fixture

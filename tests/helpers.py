@@ -7,6 +7,13 @@ import train
 from lib import demo
 
 PATIENCE = 300  # seconds after which a process is said to hang; a busy machine is slow
+SHARED = []  # folders that several tests read
+
+
+def shared(folder):
+    """The same folder, and after every test it must be as it was before: see conftest.py."""
+    SHARED.append(folder)
+    return folder
 
 
 def make_data(tmp_path_factory, train, dev, test):

@@ -9,7 +9,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import events, make_data, read
+from helpers import events, make_data, read, shared
 from test_html_report import read_png
 from test_resume import Stopped, stop_at_step
 
@@ -53,7 +53,7 @@ def run(data, tmp_path_factory, drawn):
             keep[training.step] = similarities[:, :], directly(training)
 
         patched.setattr(train.Training, "_draw", note)
-        return fit(data, tmp_path_factory.mktemp("run") / "run")
+        return shared(fit(data, tmp_path_factory.mktemp("run") / "run"))
 
 
 @torch.no_grad()

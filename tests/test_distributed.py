@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from damage import configure
-from helpers import PATIENCE, events, make_data, read
+from helpers import PATIENCE, events, make_data, read, shared
 from published import golden, small_bert, small_model, small_objective
 from test_golden import golden_batch
 
@@ -187,7 +187,7 @@ def numbers(text):
 def alone(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "alone"
     fit(data, folder)
-    return folder
+    return shared(folder)
 
 
 def check_same_losses(found, expected):
@@ -242,8 +242,9 @@ def test_an_evaluation_of_several_processes_is_that_of_one(data, alone, tmp_path
     assert written[1] == written[size]
 
 
-def test_a_search_of_two_processes_is_answered_by_the_first(data, alone, capfd):
-    command = ["--model_path", str(alone), "--data_path", str(data), "--query", "a red ball", "--topk", "3"]
+def test_a_search_of_two_processes_is_answered_by_the_first(data, alone, tmp_path, capfd):
+    copied = shutil.copytree(alone, tmp_path / "run")
+    command = ["--model_path", str(copied), "--data_path", str(data), "--query", "a red ball", "--topk", "3"]
     assert in_processes(2, partial(evaluation.main, command)) == [None, None]
     assert capfd.readouterr().out.count("best of 30 images") == 1
 

@@ -10,7 +10,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import make_data, read
+from helpers import make_data, read, shared
 
 import arguments
 import eval as evaluation
@@ -48,7 +48,7 @@ def without_bert(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(without_bert, tmp_path_factory):
     """The run folder of a finished training of a BiGRU; tests leave it as it is."""
-    return fit(without_bert, tmp_path_factory.mktemp("run") / "first", *BIGRU, "--min_word_count", 6)
+    return shared(fit(without_bert, tmp_path_factory.mktemp("run") / "first", *BIGRU, "--min_word_count", 6))
 
 
 @pytest.mark.parametrize("more", ["--pooling max --mask_padding 1", "--pooling mean+relation", "--pooling gpo"])

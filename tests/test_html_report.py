@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE
+from helpers import PATIENCE, shared
 
 import eval as evaluation
 import train
@@ -77,7 +77,7 @@ def data(whole):
 def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(folder), "--log_step", "4"])
-    return folder
+    return shared(folder)
 
 
 @pytest.fixture

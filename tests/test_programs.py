@@ -12,7 +12,7 @@ import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import evaluate, make_data, read, same, scalars
+from helpers import evaluate, make_data, read, same, scalars, shared
 from published import SHAPES
 
 from lib import bert, checkpoint, demo, logs, metrics
@@ -36,7 +36,7 @@ fit = partial(helpers.fit, OPTIONS.split())
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     """The run folder of a finished training; tests leave it as it is."""
-    return fit(data, tmp_path_factory.mktemp("run") / "first")
+    return shared(fit(data, tmp_path_factory.mktemp("run") / "first"))
 
 
 @pytest.fixture

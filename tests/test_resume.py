@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, make_data, read, same, scalars
+from helpers import PATIENCE, make_data, read, same, scalars, shared
 
 import train
 from lib import checkpoint, engine, files, interrupt, logs
@@ -42,7 +42,7 @@ def whole(data, tmp_path_factory):
     """A run that nothing disturbed; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     train.main(command(data, folder))
-    return folder
+    return shared(folder)
 
 
 def check_same_run(folder, whole):
@@ -220,7 +220,7 @@ def whole_with_one_thread(data, tmp_path_factory):
     process = start(data, folder)
     printed = process.communicate()[0]
     assert process.returncode == 0, printed
-    return folder
+    return shared(folder)
 
 
 @pytest.mark.parametrize("number, status, workers", [(signal.SIGINT, 130, "0"), (signal.SIGTERM, 143, "1")])

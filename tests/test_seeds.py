@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import make_data
+from helpers import make_data, shared
 
 import arguments
 import eval as evaluation
@@ -37,7 +37,8 @@ def fit(data, folder, *more):
 def trained(data, tmp_path_factory):
     """A folder of three seeds, and what training returned."""
     folder = tmp_path_factory.mktemp("runs") / "name"
-    return folder, fit(data, folder, "--seeds", "0", "10", "2")
+    results = fit(data, folder, "--seeds", "0", "10", "2")
+    return shared(folder), results
 
 
 @pytest.fixture
