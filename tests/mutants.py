@@ -1,7 +1,8 @@
 """Planted mistakes: each must make a test fail. `make mutants`, or python tests/mutants.py [--list] [--only NAME ...]
 
 The tree is copied to a temporary folder. There each mistake is planted by itself, and the tests that could see it run
-up to the first that fails. Exit status 1 where a mistake survives, or its text is no longer found exactly once.
+up to the first that fails; before, they run without a mistake and must pass. Exit status 1 where a mistake survives,
+or its text is no longer found exactly once.
 """
 
 import argparse
@@ -124,7 +125,7 @@ MUTANTS = {
         "lib/engine.py", "use_graph=step >= warmup", "use_graph=step > warmup", SETTINGS),
     "captions stay in order of length": Mutant("lib/engine.py", "[np.argsort(order)]", "", "test_optim.py"),
     "skipped steps are never forgotten": Mutant(
-        "lib/engine.py", "(skipped + 1) * ~is_finite", "skipped + 1", "test_optim.py test_damaged_files.py"),
+        "lib/engine.py", "(skipped + 1) * ~is_finite", "skipped + 1", PARTS),
     # Data: lib/dataset.py, lib/sampling.py
     "regions and words are those of epoch 0": Mutant(
         "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
@@ -232,15 +233,21 @@ def plant(folder, mutant):
 def is_seen(folder, mutant):
     """Whether a test of the tree at `folder` fails with the mistake in it. Raises ValueError where none can run."""
     path, text = plant(folder, mutant)
-    process = PROCESSES.Process(target=run_tests, args=(folder, mutant.tests.split()))
     try:
-        process.start()
-        process.join()
+        status = status_of(folder, mutant.tests.split())
     finally:
         path.write_text(text, encoding="utf-8")
-    if process.exitcode not in (0, 1):
-        raise ValueError(f"pytest ended with status {process.exitcode}: do {mutant.tests} exist?")
-    return process.exitcode == 1
+    if status not in (0, 1):
+        raise ValueError(f"pytest ended with status {status}: do {mutant.tests} exist?")
+    return status == 1
+
+
+def status_of(folder, tests):
+    """pytest's exit status for tests of the tree at `folder`, up to the first that fails."""
+    process = PROCESSES.Process(target=run_tests, args=(folder, tests))
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def run_tests(folder, tests):
@@ -268,6 +275,10 @@ def main(argv=None):
     missed = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = shutil.copytree(ROOT, Path(temporary) / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
+        tests = sorted({test for name in options.only for test in MUTANTS[name].tests.split()})
+        if status := status_of(folder, tests):
+            print(f"pytest ends with status {status} without any mistake planted, expected 0: {' '.join(tests)}")
+            return 1
         for name in options.only:
             started, why = time.monotonic(), ""
             try:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from helpers import make_data
 from test_distributed import in_processes
-from test_optim import batch_of, setting, step
+from test_optim import bad_batch, batch_of, setting, step
 
 from lib import bert, distributed, engine, sampling
 from lib.dataset import RetrievalDataset
@@ -71,6 +71,15 @@ def test_running_statistics_of_a_step_that_was_not_finite_are_not_taken():
     model.text_encoder.projection.bias.register_hook(lambda gradient: gradient * float("inf"))
     assert not step(model, objective, optimizer, batch_of()).is_finite
     assert before and all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_steps_that_were_not_finite_are_counted_in_a_row():
+    parts, skipped = setting(), torch.zeros((), dtype=torch.int32)
+    counts = []
+    for batch in (bad_batch(), bad_batch(), batch_of(), batch_of(1), bad_batch()):
+        step(*parts, batch, skipped=skipped)
+        counts.append(int(skipped))
+    assert counts == [1, 2, 0, 0, 1]
 
 
 # Data
