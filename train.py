@@ -4,6 +4,7 @@ Logs, curves and the best model go into the run folder; the best model's table o
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Training:
         options.img_dim = self.data.train.region_dim
         if content:
             arguments.check_resumed(resumed_file, vars(options), content["options"])
-        torch.use_deterministic_algorithms(bool(options.deterministic))
+        engine.set_determinism(bool(options.deterministic), self.device)
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
@@ -396,6 +397,8 @@ def row(recalls):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
+    if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
+        engine.prepare_determinism()  # before anything else: several processes start CUDA first of all
     with distributed.processes():
         with distributed.together():
             runs = read_command_line(argv)
