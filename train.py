@@ -141,6 +141,8 @@ class Training:
                 f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
                 f"{options.min_word_count} times"
             )
+        elif note := bert.tokeniser(options.bert_path).note:
+            tell(note)
         tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"

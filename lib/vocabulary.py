@@ -30,6 +30,8 @@ class Vocabulary:
     ValueError or TypeError where these are no words.
     """
 
+    note = ""  # as of a tokeniser of `lib.bert`
+
     def __init__(self, words):
         self.words = list(words)
         self.ids = {word: number for number, word in enumerate((*SPECIAL, *self.words))}
