@@ -49,7 +49,8 @@ def training_parser():
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
     data.add_argument("--min_word_count", type=COUNT, default=4,
                       help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
-    data.add_argument("--glove", help="bigru: GloVe text file that word embeddings start from")
+    data.add_argument("--strip_accents", type=SWITCH, default=1, help="bigru: 0: words keep accents and other marks")
+    data.add_argument("--glove", help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from")
     data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")

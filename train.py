@@ -23,7 +23,15 @@ from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
-from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
+from lib.vocabulary import (
+    Vocabulary,
+    describe_merged,
+    describe_vectors,
+    frequent_words,
+    merged_words,
+    read_glove,
+    word_embeddings,
+)
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
@@ -141,7 +149,7 @@ class Training:
                 f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
                 f"{options.min_word_count} times"
             )
-        elif note := bert.tokeniser(options.bert_path).note:
+        if note := (self.vocabulary or bert.tokeniser(options.bert_path)).note:
             tell(note)
         tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
@@ -317,13 +325,14 @@ def read_vocabulary(options):
     if options.text_encoder == "bert":
         return None
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
-    words = frequent_words(read_lines(path), options.min_word_count)
+    texts, strip_accents = read_lines(path), bool(options.strip_accents)
+    words = frequent_words(texts, options.min_word_count, strip_accents)
     if not words:
         raise InputError(
             f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
             "--min_word_count"
         )
-    return Vocabulary(words)
+    return Vocabulary(words, strip_accents, describe_merged(merged_words(texts, words)) if strip_accents else "")
 
 
 def read_embeddings(options, vocabulary):
@@ -331,7 +340,10 @@ def read_embeddings(options, vocabulary):
     embeddings = word_embeddings(vocabulary, options.word_dim)
     if options.glove:
         found = read_glove(options.glove, vocabulary, embeddings)
-        print_line(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+        counted = f"{found.num_found} of {len(vocabulary.words)} words"
+        print_line(f"{options.glove}: vectors of {counted}; the others start at random")
+        if warning := describe_vectors(found, vocabulary):
+            print_line(warning)
     return embeddings
 
 

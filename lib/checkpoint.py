@@ -22,7 +22,7 @@ from lib.vocabulary import Vocabulary
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300,
+    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
 )  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
@@ -160,7 +160,9 @@ def load(path):
         for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
         _check_options(options)
-        vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
+        vocabulary = None
+        if options["text_encoder"] != "bert":
+            vocabulary = Vocabulary(content["vocabulary"], strip_accents=bool(options["strip_accents"]))
         found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
