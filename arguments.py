@@ -63,6 +63,10 @@ def training_parser():
     run.add_argument(
         "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
     )
+    run.add_argument(
+        "--init_from", metavar="CHECKPOINT",
+        help="start from the weights of a trained model: a run folder or a checkpoint file, ours or published",
+    )  # fmt: skip
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
     run.add_argument(
@@ -226,6 +230,7 @@ def check(options):
 
 def check_resumed(path, options, saved):
     """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    saved = {"init_from": None} | saved  # a run from before the option
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
+from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, pretrained, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import atomic_write
@@ -67,7 +67,8 @@ class Training:
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
-        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options))
+        trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
+        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content, trained))
         self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
@@ -76,6 +77,8 @@ class Training:
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
+        if trained:
+            pretrained.load(options.init_from, trained, self.model, options.img_dim)
         if options.compile:
             self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
         self.objective = build_objective(options).to(self.device)
@@ -92,7 +95,7 @@ class Training:
         else:
             self._start()
         self.first_step, self.seconds = self.step, 0.0  # of this process
-        self._announce(resumed_file)
+        self._announce(resumed_file, trained)
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
@@ -133,8 +136,11 @@ class Training:
         else:
             self.best_file.unlink(missing_ok=True)
 
-    def _announce(self, resumed_file):
-        """Say once what runs where; a run that goes on has said so in its log before."""
+    def _announce(self, resumed_file, trained):
+        """Say once what runs where; a run that goes on has said so in its log before.
+
+        trained: the `Checkpoint` whose weights the run starts from, or None.
+        """
         options = self.options
         graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         self.log.parameters(vars(options))
@@ -155,6 +161,8 @@ class Training:
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        if trained:
+            tell(pretrained.describe(options.init_from, trained, vars(options), self.vocabulary))
         if distributed.size() > 1:
             tell(f"{distributed.size()} processes, {options.batch_size // distributed.size()} pairs of a batch in each")
         tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
@@ -178,6 +186,9 @@ class Training:
         """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
         with Interrupt() as self.interrupt:
             self._save()
+            if self.options.init_from and self.step == 0 and self.best_rsum < 0:
+                self._validate()  # what the run starts from: the best model if training makes it worse
+                self._save()
             while self.epoch < self.options.num_epochs:
                 self._train_epoch()
                 self._validate()
@@ -280,7 +291,7 @@ class Training:
             self._draw(similarities)
         if is_best:
             self.best_rsum = scores.rsum
-            self._write(self.best_file, self.epoch + 1)
+            self._write(self.best_file, self.epoch + (self.step > 0))
 
     def _draw(self, similarities):
         """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
@@ -320,10 +331,22 @@ class Training:
         return distributed.from_first(written)
 
 
-def read_vocabulary(options):
-    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+def read_vocabulary(options, resumed_file=None, content=None, trained=None):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place. A
+    run that starts from a `Checkpoint`, `trained`, keeps its words and adds those that are new.
+    """
     if options.text_encoder == "bert":
         return None
+    if content and content.get("vocabulary") is not None:
+        try:
+            return Vocabulary(content["vocabulary"], bool(options.strip_accents))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
+                "words: go on from another file, or start anew with --resume none"
+            ) from error
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
     texts, strip_accents = read_lines(path), bool(options.strip_accents)
     words = frequent_words(texts, options.min_word_count, strip_accents)
@@ -332,7 +355,9 @@ def read_vocabulary(options):
             f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
             "--min_word_count"
         )
-    return Vocabulary(words, strip_accents, describe_merged(merged_words(texts, words)) if strip_accents else "")
+    note = describe_merged(merged_words(texts, words)) if strip_accents else ""
+    found = Vocabulary(words, strip_accents, note)
+    return pretrained.extend(found, trained.vocabulary) if trained else found
 
 
 def read_embeddings(options, vocabulary):

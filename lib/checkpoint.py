@@ -113,8 +113,11 @@ def save(path, model, objective, optimizer, **counted):
             raise
 
 
-def find(path, name=BEST):
-    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
+def find(path, name=BEST, option="--model_path"):
+    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder.
+
+    option: that named it. Raises InputError.
+    """
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
     why = why_unreadable(path)
@@ -129,7 +132,7 @@ def find(path, name=BEST):
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
             f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: train first, or name one "
-            f"with {'--model_path' if name == BEST else '--resume'}"
+            f"with {option}"
         )
     return path
 
@@ -202,7 +205,7 @@ def find_resumed(folder, resume, overwrite):
     if resume == "auto":
         found = last if held == last else None
     else:
-        found = None if resume == "none" else find(resume, LAST)
+        found = None if resume == "none" else find(resume, LAST, "--resume")
     if held and not overwrite and not (found and found.samefile(held)):
         raise InputError(
             f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "

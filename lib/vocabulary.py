@@ -92,10 +92,8 @@ def describe_merged(merged):
         return ""
     shown = "; ".join(f"{word}: {', '.join(forms)}" for word, forms in list(merged.items())[:EXAMPLES])
     more = f" and {len(merged) - EXAMPLES} more" if len(merged) > EXAMPLES else ""
-    return (
-        f"stripping accents merges {sum(map(len, merged.values()))} different words into {len(merged)} of the vocabulary "
-        f"({shown}{more}); --strip_accents 0 keeps them apart"
-    )
+    counted = f"{sum(map(len, merged.values()))} different words into {len(merged)} of the vocabulary"
+    return f"stripping accents merges {counted} ({shown}{more}); --strip_accents 0 keeps them apart"
 
 
 def word_embeddings(vocabulary, dim):
