@@ -230,7 +230,7 @@ def check(options):
 
 def check_resumed(path, options, saved):
     """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
-    saved = {"init_from": None} | saved  # a run from before the option
+    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(

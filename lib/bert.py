@@ -199,7 +199,8 @@ def _treatment(backend):
 
 def _share_changed(words, normaliser):
     """The share of words that a normaliser changes, and so never finds in a caption."""
-    changed = sum(normaliser.normalize_str(word).replace(" ", "") != word for word in words)  # it sets CJK apart
+    others = [word for word in words if not word.isascii() or word != word.lower()]  # no normaliser changes the rest
+    changed = sum(normaliser.normalize_str(word).replace(" ", "") != word for word in others)  # it sets CJK apart
     return changed / max(len(words), 1)
 
 

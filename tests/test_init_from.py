@@ -8,6 +8,7 @@ import torch
 from damage import contents, saved_with
 from test_programs import as_published, same
 
+import arguments
 import train
 from lib import checkpoint, demo, engine, metrics
 from lib.dataset import RetrievalDataset
@@ -263,6 +264,13 @@ def test_a_run_does_not_replace_what_it_starts_from(data, source, tmp_path, refu
         more = ["--init_from", path, "--overwrite", 1]
         refusal(train.main, *command(data, start, *more), expected=["in the folder of this run", "another --logger_"])
     assert contents(start) == before
+
+
+@pytest.mark.parametrize("name, before, other", [("init_from", None, "runs/x"), ("strip_accents", 1, 0)])
+def test_a_run_from_before_these_options_goes_on_with_their_defaults(name, before, other):
+    arguments.check_resumed("last.pth", {name: before}, {})
+    with pytest.raises(InputError, match=f"started with --{name} {before}, found --{name} {other}"):
+        arguments.check_resumed("last.pth", {name: other}, {})
 
 
 @pytest.mark.parametrize("resume", ["auto", "PATH"])
