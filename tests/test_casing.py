@@ -151,3 +151,17 @@ def test_programs_say_once_that_a_bert_is_cased_and_read_a_config_without_model_
     model = load(run)
     assert capsys.readouterr().out == ""
     assert (model.encode_captions(["A DOG"]) == lower).all()
+
+
+def test_files_of_a_hub_name_decide_too(tmp_path, monkeypatch):
+    cache = tmp_path / "models--some--bert"
+    (cache / "snapshots").mkdir(parents=True)
+    folder = folder_of(cache / "snapshots" / "abc", CASED, dict(do_lower_case=False))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = bert.tokeniser("some/bert")
+    assert split_words(TEXT, found) == KEPT
+    assert found.note == "some/bert: capitals are kept, accents kept, as tokenizer_config.json says"
+    (folder / "tokenizer_config.json").unlink()
+    assert "for no file says otherwise" in bert.tokeniser("some/bert").note
