@@ -49,7 +49,8 @@ def training_parser():
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
     data.add_argument("--min_word_count", type=COUNT, default=4,
                       help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
-    data.add_argument("--glove", help="bigru: GloVe text file that word embeddings start from")
+    data.add_argument("--strip_accents", type=SWITCH, default=1, help="bigru: 0: words keep accents and other marks")
+    data.add_argument("--glove", help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from")
     data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
@@ -62,6 +63,10 @@ def training_parser():
     run.add_argument(
         "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
     )
+    run.add_argument(
+        "--init_from", metavar="CHECKPOINT",
+        help="start from the weights of a trained model: a run folder or a checkpoint file, ours or published",
+    )  # fmt: skip
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
     run.add_argument(
@@ -225,6 +230,7 @@ def check(options):
 
 def check_resumed(path, options, saved):
     """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(

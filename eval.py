@@ -26,7 +26,7 @@ from lib import (
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
 from lib.logs import print_line
-from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
+from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
 
 UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
@@ -112,6 +112,7 @@ def open_run(path, options, device):
     bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
+    tell_casing(tokeniser_of(trained, bert_path))
     return Run(path, trained, load_model(path, trained, bert_path, data.region_dim, device), bert_path, dataset, data)
 
 

@@ -4,6 +4,7 @@ Logs, curves and the best model go into the run folder; the best model's table o
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
+from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, pretrained, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import atomic_write
@@ -22,7 +23,15 @@ from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
-from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
+from lib.vocabulary import (
+    Vocabulary,
+    describe_merged,
+    describe_vectors,
+    frequent_words,
+    merged_words,
+    read_glove,
+    word_embeddings,
+)
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
@@ -58,15 +67,18 @@ class Training:
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
-        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options))
+        trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
+        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content, trained))
         self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
             arguments.check_resumed(resumed_file, vars(options), content["options"])
-        torch.use_deterministic_algorithms(bool(options.deterministic))
+        engine.set_determinism(bool(options.deterministic), self.device)
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
+        if trained:
+            pretrained.load(options.init_from, trained, self.model, options.img_dim)
         if options.compile:
             self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
         self.objective = build_objective(options).to(self.device)
@@ -83,7 +95,7 @@ class Training:
         else:
             self._start()
         self.first_step, self.seconds = self.step, 0.0  # of this process
-        self._announce(resumed_file)
+        self._announce(resumed_file, trained)
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
@@ -124,8 +136,11 @@ class Training:
         else:
             self.best_file.unlink(missing_ok=True)
 
-    def _announce(self, resumed_file):
-        """Say once what runs where; a run that goes on has said so in its log before."""
+    def _announce(self, resumed_file, trained):
+        """Say once what runs where; a run that goes on has said so in its log before.
+
+        trained: the `Checkpoint` whose weights the run starts from, or None.
+        """
         options = self.options
         graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         self.log.parameters(vars(options))
@@ -140,10 +155,14 @@ class Training:
                 f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
                 f"{options.min_word_count} times"
             )
+        if note := (self.vocabulary or bert.tokeniser(options.bert_path)).note:
+            tell(note)
         tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        if trained:
+            tell(pretrained.describe(options.init_from, trained, vars(options), self.vocabulary))
         if distributed.size() > 1:
             tell(f"{distributed.size()} processes, {options.batch_size // distributed.size()} pairs of a batch in each")
         tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
@@ -167,6 +186,9 @@ class Training:
         """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
         with Interrupt() as self.interrupt:
             self._save()
+            if self.options.init_from and self.step == 0 and self.best_rsum < 0:
+                self._validate()  # what the run starts from: the best model if training makes it worse
+                self._save()
             while self.epoch < self.options.num_epochs:
                 self._train_epoch()
                 self._validate()
@@ -269,7 +291,7 @@ class Training:
             self._draw(similarities)
         if is_best:
             self.best_rsum = scores.rsum
-            self._write(self.best_file, self.epoch + 1)
+            self._write(self.best_file, self.epoch + (self.step > 0))
 
     def _draw(self, similarities):
         """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
@@ -309,18 +331,33 @@ class Training:
         return distributed.from_first(written)
 
 
-def read_vocabulary(options):
-    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+def read_vocabulary(options, resumed_file=None, content=None, trained=None):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place. A
+    run that starts from a `Checkpoint`, `trained`, keeps its words and adds those that are new.
+    """
     if options.text_encoder == "bert":
         return None
+    if content and content.get("vocabulary") is not None:
+        try:
+            return Vocabulary(content["vocabulary"], bool(options.strip_accents))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
+                "words: go on from another file, or start anew with --resume none"
+            ) from error
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
-    words = frequent_words(read_lines(path), options.min_word_count)
+    texts, strip_accents = read_lines(path), bool(options.strip_accents)
+    words = frequent_words(texts, options.min_word_count, strip_accents)
     if not words:
         raise InputError(
             f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
             "--min_word_count"
         )
-    return Vocabulary(words)
+    note = describe_merged(merged_words(texts, words)) if strip_accents else ""
+    found = Vocabulary(words, strip_accents, note)
+    return pretrained.extend(found, trained.vocabulary) if trained else found
 
 
 def read_embeddings(options, vocabulary):
@@ -328,7 +365,10 @@ def read_embeddings(options, vocabulary):
     embeddings = word_embeddings(vocabulary, options.word_dim)
     if options.glove:
         found = read_glove(options.glove, vocabulary, embeddings)
-        print_line(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+        counted = f"{found.num_found} of {len(vocabulary.words)} words"
+        print_line(f"{options.glove}: vectors of {counted}; the others start at random")
+        if warning := describe_vectors(found, vocabulary):
+            print_line(warning)
     return embeddings
 
 
@@ -396,6 +436,8 @@ def row(recalls):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
+    if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
+        engine.prepare_determinism()  # before anything else: several processes start CUDA first of all
     with distributed.processes():
         with distributed.together():
             runs = read_command_line(argv)

@@ -67,7 +67,10 @@ class Captions(NamedTuple):
 
 
 def split_words(text, tokeniser):
-    """Words of BERT's uncased basic tokeniser: cleaned, lower case, no accents, punctuation and CJK split off."""
+    """Words of BERT's basic tokeniser: cleaned, lower case, no accents, punctuation and CJK split off.
+
+    A tokeniser of a cased BERT, or one that is asked to, keeps capitals or accents.
+    """
     backend = tokeniser.backend_tokenizer
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
 

@@ -22,7 +22,7 @@ from lib.vocabulary import Vocabulary
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300,
+    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
 )  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
@@ -113,8 +113,11 @@ def save(path, model, objective, optimizer, **counted):
             raise
 
 
-def find(path, name=BEST):
-    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
+def find(path, name=BEST, option="--model_path"):
+    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder.
+
+    option: that named it. Raises InputError.
+    """
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
     why = why_unreadable(path)
@@ -129,7 +132,7 @@ def find(path, name=BEST):
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
             f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: train first, or name one "
-            f"with {'--model_path' if name == BEST else '--resume'}"
+            f"with {option}"
         )
     return path
 
@@ -160,7 +163,9 @@ def load(path):
         for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
         _check_options(options)
-        vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
+        vocabulary = None
+        if options["text_encoder"] != "bert":
+            vocabulary = Vocabulary(content["vocabulary"], strip_accents=bool(options["strip_accents"]))
         found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -200,7 +205,7 @@ def find_resumed(folder, resume, overwrite):
     if resume == "auto":
         found = last if held == last else None
     else:
-        found = None if resume == "none" else find(resume, LAST)
+        found = None if resume == "none" else find(resume, LAST, "--resume")
     if held and not overwrite and not (found and found.samefile(held)):
         raise InputError(
             f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "

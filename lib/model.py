@@ -19,6 +19,7 @@ from lib.captions import Captions, tokenise
 from lib.dataset import pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.errors import InputError
+from lib.logs import print_line
 from lib.pooling import length_mask
 from lib.vocabulary import word_embeddings
 
@@ -82,6 +83,12 @@ def tokeniser_of(trained, bert_path):
     return trained.vocabulary or bert.tokeniser(bert_path)
 
 
+def tell_casing(tokeniser):
+    """Print what a tokeniser has to say of capitals and accents, if anything."""
+    if tokeniser.note:
+        print_line(tokeniser.note)
+
+
 def bert_of(trained, bert_path=None):
     """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with; published ones do not say."""
     return bert_path or (PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT))
@@ -96,7 +103,9 @@ def load(path, device="auto", bert_path=None):
     trained = checkpoint.load(path)
     bert_path = bert_of(trained, bert_path)
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
-    return Trained(model, tokeniser_of(trained, bert_path), device)
+    tokeniser = tokeniser_of(trained, bert_path)
+    tell_casing(tokeniser)
+    return Trained(model, tokeniser, device)
 
 
 class Trained:
