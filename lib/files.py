@@ -62,7 +62,7 @@ def atomic_write(path):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             created = False
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     finally:
         if created:
             temporary.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _acquire(path, wait):
     return descriptor
 
 
-def _flush_folder(folder):
+def flush_folder(folder):
     """Make a rename last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
