@@ -235,6 +235,9 @@ def finish_switch(out):
                     f"or in {out / WORK}; remove {out} and convert again"
                 )
         clear(out / WORK)
+        for path, name in find_temporaries(out).items():
+            if name == SWITCH:  # of a process that was killed in `commit`
+                path.unlink()
         flush_folder(out)
         (out / SWITCH).unlink()
     return content["asked"]
