@@ -287,6 +287,21 @@ def test_a_file_that_changes_while_it_is_read_ends_the_conversion(folder, monkey
     assert not list((folder / "mine_precomp").glob("*.npy"))
 
 
+def test_a_file_that_grows_during_the_first_reading_ends_the_conversion(folder, monkeypatch, capsys):
+    write_tsv(folder)
+    read_index = tsv.read_index
+
+    def grow(paths):
+        found = read_index(paths)
+        with open(folder / "split.json", "a") as file:
+            file.write(" ")
+        return found
+
+    monkeypatch.setattr(tsv, "read_index", grow)
+    assert convert_there(folder) == 2
+    assert "split.json: changed while it was read" in capsys.readouterr().err and not (folder / "mine_precomp").exists()
+
+
 def test_a_line_without_an_end_is_refused(folder, monkeypatch, capsys):
     write_tsv(folder)
     monkeypatch.setattr(tsv, "LONGEST_LINE", 1000)
