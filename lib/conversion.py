@@ -204,6 +204,7 @@ def _write_rows(path, rows):
 
 def commit(out, asked, splits):
     """Decide that the files of the work folder replace those of `splits` in `out`. They move in `finish_switch`."""
+    flush_folder(out / WORK)
     moving = {name: _stamp(out / WORK / name) for name in names_of(splits)}
     _write_json(out / SWITCH, {"format": FORMAT, "asked": asked, "files": moving})
 

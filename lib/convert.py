@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import conversion, karpathy, tsv
-from lib.console import write_line
+from lib.console import one_line, write_line
 from lib.element_type import DTYPES, find_dtype
 from lib.errors import InputError
 from lib.files import lock, why_unreadable
@@ -82,6 +82,7 @@ def convert(
         _begin(out / WORK, asked, sizes, shape, _texts(splits, matched.field))
         _fill(out / WORK, matched.lines, shape, index.row_bytes, dtype)
         _refuse_changed(asked, tsv_paths, json_path)
+        _say_how_matched(matched, index)
         _summarise(given, splits, matched, shape, dtype, index)
         _name_other_splits(out, splits)
         conversion.commit(out, asked, splits)
@@ -194,18 +195,23 @@ def _fill(work, lines, shape, row_bytes, dtype):
             conversion.store(work, found)
 
 
-def _summarise(given, splits, matched, shape, dtype, index):
-    """Print what became of the inputs. given: the splits with all their captions."""
+def _say_how_matched(matched, index):
+    example = one_line(matched.lines[0][0].name)
     write_line(
-        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{matched.lines[0][0].name}' (images "
-        f"of the JSON that each field finds: {karpathy.in_words(matched.counts)})"
+        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' (images of the JSON that "
+        f"each field finds: {karpathy.in_words(matched.counts)})"
     )
     names = [line.name for line in index.lines.values()]
-    if matched.field != "imgid" and (names[0] in "01" and names == [str(int(names[0]) + n) for n in range(len(names))]):
+    is_counted = names[0] in ("0", "1") and names == [str(int(names[0]) + n) for n in range(len(names))]
+    if is_counted and matched.field != "imgid":
         write_line(
             f"warning: the names in the TSV files count from {names[0]}, line by line; if that is not how the pictures "
             f"are named ({matched.field}), every image has another's features: extract them under their file names"
         )
+
+
+def _summarise(given, splits, matched, shape, dtype, index):
+    """Print what became of the inputs. given: the splits with all their captions."""
     for split, images in splits.items():
         counts = {len(image.captions) for image in images}
         several = f", {min(counts)} to {max(counts)} an image" if len(counts) > 1 else ""

@@ -5,6 +5,7 @@ another way: it is used only when it is asked for.
 """
 
 import json
+import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ def _flaw_of_names(entry):
     for field, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             return f"{field} is {_kind(value)}, expected a string or a whole number"
-        if _is_unwritable(str(value)) or not stem(value).isprintable():
+        if _is_unwritable(str(value)) or any(unicodedata.category(letter) == "Cc" for letter in stem(value)):
             return f"{field} '{one_line(value)}' holds characters that no line of text can, expected a file's name"
     return None if given else f"found none of {', '.join(FIELDS)}, expected the name that a TSV has for it"
 

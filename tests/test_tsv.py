@@ -81,6 +81,7 @@ LAYOUTS = {
     "bytes literals": dict(change=lambda cell: repr(cell.encode())),
     "other boxes": dict(box_dtype=np.float64),
     "windows names": dict(name=lambda picture: f"C:\\pictures\\{picture}.JPG"),
+    "names with a tail": dict(name=lambda picture: f"{picture}.JPEG.NPY"),
     "names of arrays": dict(name=lambda picture: f"features/{picture:06d}.jpg.npz"),
 }
 
@@ -90,7 +91,7 @@ def test_layouts_of_the_same_values_are_read_alike(folder, layout, capsys):
     write_tsv(folder, **layout)
     assert convert_there(folder) == 0
     check_values(folder, rtol=0)
-    assert "matched by filename: 30 images, such as line '" in (text := capsys.readouterr().out)
+    assert (text := capsys.readouterr().out).count("matched by filename: 30 images, such as line '") == 1
     assert "each field finds: filename: 30, imgid: 0)" in text and f"{DIM} features (float32)" in text
 
 
@@ -201,6 +202,16 @@ def test_what_cannot_be_told_is_refused_before_anything_is_written(folder, write
     for part in expected:
         assert part in error, error
     assert not (folder / "mine_precomp").exists()
+
+
+def test_names_of_all_letters_are_matched_and_written(folder):
+    tail = " caf\u00e9\u202f\U0001f600"
+    write_json(folder, filename=lambda picture: f"{picture}{tail}.jpg")
+    write_tsv(folder, name=lambda picture: repr(f"{picture}{tail.replace(chr(0xe9), 'e' + chr(0x301))}.jpg".encode()))
+    assert convert_there(folder) == 0
+    check_values(folder, rtol=0)
+    written = (folder / "mine_precomp" / "test_ids.txt").read_text(encoding="utf-8")
+    assert written == "".join(f"{picture}{tail}\n" for picture in PLACES["test"])
 
 
 def test_a_running_number_is_used_when_it_is_asked_for(folder, capsys):
