@@ -9,6 +9,7 @@ conversions are never used together. A process that is killed at any moment can 
 # N images of a split, R regions, D region feature size, n true regions of an image
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import numpy as np
 
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, find_temporaries, flush_folder, report_write_errors, why_unreadable
-from lib.layout import SPLITS, SWITCH, WORK
+from lib.layout import DAMAGED, SPLITS, SWITCH, WORK
 
 FORMAT = "hrem-conversion-1"
 REGIONS, COUNTS, CAPTIONS, IDS, MAP = "ims.npy", "num_regions.npy", "caps.txt", "ids.txt", "caps_images.txt"
@@ -68,10 +69,10 @@ def why_not_to_go_on(work, asked, sizes, shape, texts):
     if not work.exists():
         return ""
     try:
-        state = _read_json(work / STATE)
+        state = _read_record(work / STATE)
     except ValueError as error:
         return f"{STATE} in it is not whole ({error})" if os.path.lexists(work / STATE) else "it had just been begun"
-    if state != {"format": FORMAT, "asked": asked}:
+    if state.get("asked") != asked:
         return "it is of other inputs or options"
     for name, content in texts.items():
         if why_unreadable(work / name) or (work / name).is_symlink() or (work / name).read_bytes() != content:
@@ -93,7 +94,7 @@ def _flaw_of_array(path, dtype, shape, num_regions):
         return "a link"
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except DAMAGED as error:
         return first_sentence(error)
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
         return "another array"
@@ -102,18 +103,31 @@ def _flaw_of_array(path, dtype, shape, num_regions):
     return None
 
 
-def _read_json(path):
-    """The dict in a JSON file. Raises ValueError that says what it is instead."""
+def _read_record(path):
+    """The dict that `_write_record` wrote. Raises ValueError that says what is wrong with the file."""
     why = "a link" if path.is_symlink() else why_unreadable(path)
     if why:
         raise ValueError(why)
     try:
-        content = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(content, dict):
-        raise ValueError("no object")
+    content = found.get("content") if isinstance(found, dict) else None
+    if not isinstance(content, dict) or found.get("sha256") != _digest(content):
+        raise ValueError("other contents than convert wrote")
+    if content.get("format") != FORMAT:
+        raise ValueError("the record of another version")
     return content
+
+
+def _write_record(path, **content):
+    content = {"format": FORMAT} | content
+    with atomic_write(path) as file:
+        file.write(json.dumps({"content": content, "sha256": _digest(content)}).encode())
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def prepare(work, asked, sizes, shape, texts):
@@ -128,15 +142,10 @@ def prepare(work, asked, sizes, shape, texts):
         for name, content in texts.items():
             with atomic_write(work / name) as file:
                 file.write(content)
-        _write_json(work / STATE, {"format": FORMAT, "asked": asked})
+        _write_record(work / STATE, asked=asked)
     except InputError:
         clear(work)  # half a disk of zeros helps nobody
         raise
-
-
-def _write_json(path, content):
-    with atomic_write(path) as file:
-        file.write(json.dumps(content).encode())
 
 
 def _new_array(path, dtype, shape):
@@ -206,7 +215,7 @@ def commit(out, asked, splits):
     """Decide that the files of the work folder replace those of `splits` in `out`. They move in `finish_switch`."""
     flush_folder(out / WORK)
     moving = {name: _stamp(out / WORK / name) for name in names_of(splits)}
-    _write_json(out / SWITCH, {"format": FORMAT, "asked": asked, "files": moving})
+    _write_record(out / SWITCH, asked=asked, files=moving)
 
 
 def _stamp(path):
@@ -247,13 +256,10 @@ def finish_switch(out):
 def _read_switch(out):
     path = out / SWITCH
     try:
-        content = _read_json(path)
+        content = _read_record(path)
         files = content.get("files")
-        if content.get("format") != FORMAT or not isinstance(files, dict) or "asked" not in content:
-            raise ValueError("no record of a conversion")
-        strange = next((name for name in files if name not in NAMES), None)
-        if strange is not None:
-            raise ValueError(f"the name {strange!r}, which convert never writes")
+        if not isinstance(files, dict) or not NAMES.issuperset(files) or "asked" not in content:
+            raise ValueError("names that convert never writes")
     except ValueError as error:
         raise InputError(
             f"{path}: cannot be used (found {first_sentence(error)}), expected the record of convert's last step; the "

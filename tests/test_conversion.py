@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import edit
 from kills import Programs
 from test_check import run
 from test_convert import DIM, entry, features, tsv_line, write_json
@@ -189,19 +190,31 @@ def test_the_switch_ends_without_the_inputs(inputs, out, tmp_path, kill_in_the_s
 
 def switch_to(change):
     def damage(out):
-        state = json.loads((out / layout.SWITCH).read_text())
-        change(state)
-        (out / layout.SWITCH).write_text(json.dumps(state))
+        content = json.loads((out / layout.SWITCH).read_text())["content"]
+        change(content)
+        conversion._write_record(out / layout.SWITCH, **content)
+
+    return damage
+
+
+def switch_with(left, right):
+    def damage(out):
+        text = (out / layout.SWITCH).read_text()
+        assert left in text
+        (out / layout.SWITCH).write_text(text.replace(left, right, 1))
 
     return damage
 
 
 DAMAGED_SWITCHES = {
     "not JSON": (lambda out: (out / layout.SWITCH).write_text("{"), "cannot be used (found Expecting"),
-    "a list": (lambda out: (out / layout.SWITCH).write_text("[]"), "cannot be used (found no object)"),
-    "a number for files": (switch_to(lambda state: state.update(files=7)), "found no record of a conversion"),
-    "no format": (switch_to(lambda state: state.pop("format")), "found no record of a conversion"),
-    "a strange name": (switch_to(lambda state: state["files"].update({"../precious": None})), "the name '../precious'"),
+    "a list": (lambda out: (out / layout.SWITCH).write_text("[]"), "found other contents than convert wrote"),
+    "a name that is lost": (switch_with('"train_caps_images.txt": null', '"x": null'), "found other contents"),
+    "another format": (switch_to(lambda content: content.update(format="x")), "found the record of another version"),
+    "a number for files": (switch_to(lambda content: content.update(files=7)), "found names that convert never"),
+    "a strange name": (
+        switch_to(lambda content: content["files"].update({"../precious": None})), "found names that convert never"
+    ),
     "a link": (
         lambda out: [(out / layout.SWITCH).rename(out / "away"), (out / layout.SWITCH).symlink_to("away")],
         "found a link",
@@ -239,16 +252,20 @@ def state(value):
 
 DAMAGED_WORK = {
     "not JSON": (state("{"), "inputs.json in it is not whole (Expecting"),
-    "a list": (state([1]), "inputs.json in it is not whole (no object)"),
+    "a list": (state([1]), "inputs.json in it is not whole (other contents than convert wrote)"),
     "deep": (state("[" * 100_000), "inputs.json in it is not whole (nested too deeply)"),
     "not text": (lambda work: (work / "inputs.json").write_bytes(b"\xff\xfe"), "inputs.json in it is not whole ("),
-    "other contents": (state({"inputs": 3}), "it is of other inputs or options"),
+    "other contents": (state({"content": {"asked": 3}}), "is not whole (other contents than convert wrote)"),
+    "other inputs": (
+        lambda work: conversion._write_record(work / "inputs.json", asked=3), "it is of other inputs or options"
+    ),
     "a pipe": (lambda work: [(work / "inputs.json").unlink(), os.mkfifo(work / "inputs.json")], "a pipe, socket"),
     "nothing": (lambda work: (work / "inputs.json").unlink(), "it had just been begun"),
     "a half array": (lambda work: os.truncate(work / "train_ims.npy", 300), "train_ims.npy in it is damaged ("),
     "another array": (
         lambda work: np.save(work / "train_ims.npy", np.zeros((3, 5, DIM), np.float32)), "damaged (another array)"
     ),
+    "an open bracket": (edit("train_ims.npy", lambda found: found.replace(b"  \n", b" [\n")), "train_ims.npy in it is"),
     "no array": (lambda work: (work / "train_ims.npy").write_bytes(b"x" * 600), "train_ims.npy in it is damaged"),
     "absurd counts": (
         lambda work: np.save(work / "test_num_regions.npy", np.array([9, 1], np.int32)), "(counts out of range)"
