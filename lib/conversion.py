@@ -242,7 +242,7 @@ def finish_switch(out):
             elif _stamp(out / name) != stamp:
                 raise InputError(
                     f"{out / name}: is not the file that convert was moving (found another, or none), expected it here "
-                    f"or in {out / WORK}; remove {out} and convert again"
+                    f"or in {out / WORK}; name another --out, or remove {out} and convert again"
                 )
         clear(out / WORK)
         for path, name in find_temporaries(out).items():
@@ -263,6 +263,6 @@ def _read_switch(out):
     except ValueError as error:
         raise InputError(
             f"{path}: cannot be used (found {first_sentence(error)}), expected the record of convert's last step; the "
-            f"files here may be of two conversions: remove {out} and convert again, or name another --out"
+            f"files here may be of two conversions: name another --out, or remove {out} and convert again"
         ) from error
     return content

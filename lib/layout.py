@@ -57,7 +57,7 @@ def refuse_unfinished_switch(folder):
     if unfinished_switch(folder):
         raise InputError(
             f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), expected the files of "
-            f"one conversion; run the same convert command again, or remove {folder} and convert anew"
+            "one conversion; run the same convert command again, it finishes the move"
         )
 
 
