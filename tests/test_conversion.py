@@ -421,3 +421,22 @@ def test_the_arrays_are_those_that_numpy_writes(tmp_path):
         conversion._new_array(tmp_path / f"{len(shape)}.npy", dtype, shape)
         np.save(tmp_path / "expected.npy", np.zeros(shape, dtype))
         assert (tmp_path / f"{len(shape)}.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("../precious", path)])
+def test_something_else_in_place_of_the_lock_is_one_line(inputs, out, tmp_path, make, capsys):
+    (tmp_path / "precious").write_text("mine")
+    out.mkdir()
+    make(out / convert.LOCK)
+    assert run(*arguments(inputs, out)) == 2
+    error = capsys.readouterr().err
+    assert str(out / convert.LOCK) in error and error.count("\n") == 1
+    assert (tmp_path / "precious").read_text() == "mine" and os.listdir(out) == [convert.LOCK]
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "split.json"])
+def test_a_pipe_in_place_of_an_input_is_not_waited_for(inputs, out, name, capsys):
+    (inputs / name).unlink()
+    os.mkfifo(inputs / name)
+    assert run(*arguments(inputs, out)) == 2
+    assert f"{name}: a pipe, socket or device, not a file" in capsys.readouterr().err and not out.exists()
