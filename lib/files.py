@@ -62,7 +62,7 @@ def atomic_write(path):
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             created = False
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     finally:
         if created:
             temporary.unlink(missing_ok=True)
@@ -105,21 +105,22 @@ def _acquire(path, wait):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     except OSError as error:
-        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) or "another process"
+        is_held = error.errno in (errno.EACCES, errno.EAGAIN)
+        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) if is_held else ""
         os.close(descriptor)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if not is_held:
             raise InputError(
-                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file system with locks; name "
-                "a folder on another disk"
+                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file on a file system with "
+                "locks; remove what is there, or name a folder on another disk"
             ) from error
         raise InputError(
-            f"{path.parent}: in use by {holder}, expected no other process to write there; wait for it, end it, or "
-            "name another folder"
+            f"{path.parent}: in use by {holder or 'another process'}, expected no other process to write there; wait "
+            "for it, end it, or name another folder"
         ) from error
     return descriptor
 
 
-def _flush_folder(folder):
+def flush_folder(folder):
     """Make a rename last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
