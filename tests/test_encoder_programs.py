@@ -130,11 +130,11 @@ def test_accents_are_stripped_and_told_or_kept_in_training_and_after_it(without_
     for strip in (1, 0):
         folder = fit(data, tmp_path / f"run{strip}", *BIGRU, "--strip_accents", strip)
         assert (told in (folder / "train.txt").read_text()) is bool(strip)
-        assert {"schon", "schön"} & set(weights(folder)["vocabulary"]) == ({"schon"} if strip else {"schon", "schön"})
+        assert {"schon", "schön"} & set(read(folder)["vocabulary"]) == ({"schon"} if strip else {"schon", "schön"})
         check_evaluation_repeats(folder)
         plain, accented = load(folder).encode_captions(["ein schon ball", "ein schön ball"])
         assert np.array_equal(plain, accented) is bool(strip)
-    content = weights(tmp_path / "run1")
+    content = read(tmp_path / "run1")
     del content["options"]["strip_accents"]  # as of a run from before the option
     torch.save(content, tmp_path / "run1" / "model_best.pth")
     check_evaluation_repeats(tmp_path / "run1")
@@ -142,7 +142,7 @@ def test_accents_are_stripped_and_told_or_kept_in_training_and_after_it(without_
 
 def test_vectors_in_capitals_are_warned_about(without_bert, tmp_path, capsys):
     glove = tmp_path / "vectors.vec"
-    words = weights(fit(without_bert, tmp_path / "run", *BIGRU))["vocabulary"]
+    words = read(fit(without_bert, tmp_path / "run", *BIGRU))["vocabulary"]
     values = " ".join(["0.5"] * 12)
     glove.write_text(f"{len(words)} 12\n" + "".join(f"{word.upper()} {values}\n" for word in words))
     capsys.readouterr()
