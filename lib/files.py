@@ -57,10 +57,11 @@ def atomic_write(path):
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
             created = True
             with open(descriptor, "wb") as file:
+                _mark_in_use(descriptor)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)  # still marked
             created = False
             _flush_folder(path.parent)
     finally:
@@ -69,12 +70,36 @@ def atomic_write(path):
 
 
 def find_temporaries(folder):
-    """What killed processes left of `atomic_write` in a folder: {path: name of the file that was to be written}.
-
-    Only a process that holds the lock of the folder may remove them: others may still be writing.
-    """
+    """What `atomic_write` has left in a folder, or is writing: {path: name of the file that was to be written}."""
     found = {path: TEMPORARY.fullmatch(path.name) for path in Path(folder).glob(".*.part")}
     return {path: match["name"] for path, match in found.items() if match and not path.is_symlink()}
+
+
+def remove_temporaries(folder, names):
+    """Remove what killed processes left of files of these names; what a living process still writes stays."""
+    for path, name in find_temporaries(folder).items():
+        if name in names and not _is_in_use(path):
+            path.unlink(missing_ok=True)
+
+
+def _mark_in_use(descriptor):
+    """Lock a file that is being written; a file system without locks is no reason not to write."""
+    with contextlib.suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_in_use(path):
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return True  # gone meanwhile, or not ours to remove
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

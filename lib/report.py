@@ -153,15 +153,6 @@ def _entries(path):
     return entries
 
 
-def remove(folder):
-    """Remove what evaluations of an earlier run left in its folder: tables, numbers, arrays, the page."""
-    folder = Path(folder)
-    tables = [f"{name}.md" for name in _entries(folder / METRICS)]
-    for pattern in (*tables, METRICS, "results_*.npy", "embeddings_*.npz", "report*.html"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
 def save(folder, name, text, scores_by_label, facts):
     """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
 

@@ -15,6 +15,7 @@ ORDER = (
     "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
     "lib.convert", "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report",
+    "lib.proof", "lib.run_start",
     "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
     "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
     "train",
