@@ -48,25 +48,36 @@ def atomic_write(path):
     """Open a new binary file beside `path` and rename it to `path` once it is written and flushed to disk.
 
     The new file has a random name and is created by this call alone, so no link is followed; a link at `path` is
-    replaced, not followed. Raises InputError where the disk is full or `path` may not be written.
+    replaced, not followed. What killed processes have left of such files is removed. Raises InputError where the disk
+    is full or `path` may not be written.
     """
-    path, created = Path(path), False
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    path, temporary = Path(path), None
     try:
         with report_write_errors(path):
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-            created = True
+            remove_temporaries(path.parent, {path.name})
+            temporary, descriptor = _create_temporary(path)
             with open(descriptor, "wb") as file:
-                _mark_in_use(descriptor)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, path)  # still marked
-            created = False
+                os.replace(temporary, path)  # still locked, so nobody takes it for a killed process's
+            temporary = None
             _flush_folder(path.parent)
     finally:
-        if created:
+        if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def _create_temporary(path):
+    """A new file beside `path`, locked for as long as it is open. Returns its path and a descriptor."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks is no reason not to write
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # 0: `remove_temporaries` met it before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
 
 
 def find_temporaries(folder):
@@ -76,28 +87,18 @@ def find_temporaries(folder):
 
 
 def remove_temporaries(folder, names):
-    """Remove what killed processes left of files of these names; what a living process still writes stays."""
+    """Remove what killed processes have left of files of these names; what a living process still writes stays."""
     for path, name in find_temporaries(folder).items():
-        if name in names and not _is_in_use(path):
-            path.unlink(missing_ok=True)
+        if name in names:
+            with contextlib.suppress(OSError):  # in use, gone meanwhile, or not to be removed by us
+                _remove_unused(path)
 
 
-def _mark_in_use(descriptor):
-    """Lock a file that is being written; a file system without locks is no reason not to write."""
-    with contextlib.suppress(OSError):
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _is_in_use(path):
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return True  # gone meanwhile, or not ours to remove
+def _remove_unused(path):
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
+        path.unlink()
     finally:
         os.close(descriptor)
 

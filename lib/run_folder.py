@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from lib.errors import InputError, first_sentence
-from lib.files import atomic_write, lock, remove_temporaries, why_unreadable
+from lib.files import atomic_write, lock, why_unreadable
 
 MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"
@@ -146,7 +146,6 @@ class RunFolder:
     def atomic_write(self, name):
         """`lib.files.atomic_write` of a file of this folder, which is claimed first."""
         self.claim(name)
-        remove_temporaries(self.path, {name})
         with atomic_write(self.path / name) as file:
             yield file
 
