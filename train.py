@@ -322,7 +322,6 @@ class Training:
         def written():
             text, scores, facts = summarise(similarities, options.dataset, split, [best])
             self.log.evaluation("\n" + text)
-            self.folders.logs.claim(*self._tables())
             report.save(options.logger_name, split, text, scores, facts)
             if options.save_results:
                 report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
