@@ -17,12 +17,11 @@ from eval import load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
-from lib.files import why_unreadable
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
-from lib.run_start import RunFolders
+from lib.run_start import RunFolders, find_best_rsum
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
@@ -93,40 +92,16 @@ class Training:
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
-        self.step, self.best_rsum = content["step"], content["best_rsum"]
-        if not self._find_best_model(path):
-            self._forget_best_model(path.with_name(checkpoint.BEST))
-
-    def _find_best_model(self, path):
-        """The best model so far of the run that this one goes on from, or None: then the next one is the best."""
-        best = path.with_name(checkpoint.BEST)
-        why = why_unreadable(best)
-        if why not in (None, "no such file"):
-            raise InputError(f"{best}: {why}, expected the best model of the run, or none: move it away")
-        return None if why else best
-
-    def _forget_best_model(self, missing):
-        """Without its model the best score so far counts for nothing: the next model validated is the best."""
-        if self.epoch >= self.options.num_epochs:
-            raise InputError(
-                f"{missing}: no such file, expected the best model of this finished run: put it back, or train on with "
-                "a larger --num_epochs"
-            )
-        if self.best_rsum >= 0:
-            print_line(f"{missing}: no such file: the next model that is validated becomes the best")
-        self.best_rsum = -1.0
+        self.step = content["step"]
+        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
 
     def _start(self, resumed_file, content):
-        """Begin the run in its folders, all checks passed, or go on there; `content`: what was restored, or None."""
+        """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
         options, position = self.options, content and content["position"]
-        asked = resumed_file, self._tables(), options.resume, options.overwrite
         sizes = None
         if distributed.is_first():
-            if self.folders.is_own(resumed_file):
-                sizes = position["log_sizes"] if self.folders.go_on(*asked) else None
-            else:
-                self.folders.begin(*asked)
-                self._take_best_model(resumed_file)
+            has_log = self.folders.start(resumed_file, self._tables(), options.resume, options.overwrite)
+            sizes = position["log_sizes"] if has_log else None
         self.log = RunLog(options.logger_name, sizes) if distributed.is_first() else NoLog()
         self.step_log = StepLog(self.log, options.log_step, position and position["step_log"])
 
@@ -134,13 +109,6 @@ class Training:
         """Names of the files that the report of this run writes into the folder of its logs."""
         results = [f"results_{self.options.dataset}.npy"] if self.options.save_results else []
         return [f"{self.data.test.split}.md", report.METRICS, *results]
-
-    def _take_best_model(self, resumed_file):
-        """Copy the best model so far of the run of another folder that this one goes on from."""
-        best = resumed_file and self._find_best_model(resumed_file)
-        if best:
-            with self.folders.models.atomic_write(checkpoint.BEST) as file:
-                file.write(best.read_bytes())
 
     def _announce(self, resumed_file):
         """Say once what runs where; a run that goes on has said so in its log before."""

@@ -125,9 +125,10 @@ class RunFolder:
     def _refuse_foreign(self, name):
         path = self.path / name
         if os.path.lexists(path):
+            kind = "folder" if path.is_dir() else "file"
             raise InputError(
-                f"{path}: found a file that {MANIFEST} does not name, expected none: this program replaces only what "
-                "it wrote; move the file away, or name another folder"
+                f"{path}: found a {kind} that {MANIFEST} does not name, expected none: this program replaces only "
+                f"what it wrote; move the {kind} away, or name another folder"
             )
 
     def check_writable(self, names, own):

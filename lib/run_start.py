@@ -17,18 +17,45 @@ from pathlib import Path
 from lib import checkpoint, proof
 from lib.checkpoint import BEST, LAST
 from lib.errors import InputError
-from lib.files import lock, remove_temporaries, report_write_errors
-from lib.logs import EVAL, PARAMETERS, TRAIN
+from lib.files import lock, remove_temporaries, report_write_errors, why_unreadable
+from lib.logs import EVAL, PARAMETERS, TRAIN, print_line
 from lib.run_folder import MANIFEST, RunFolder, is_plain_file
 
 LOCK = ".lock"
 ANOTHER_LOG = "give another --logger_name, or replace what is there with --overwrite 1"
 
 
+def find_best(resumed_file):
+    """The best model so far of the run that `resumed_file` is of, or None. Raises InputError."""
+    path = Path(resumed_file).with_name(BEST)
+    why = why_unreadable(path)
+    if why not in (None, "no such file"):
+        raise InputError(f"{path}: {why}, expected the best model of the run, or none: move it away")
+    return None if why else path
+
+
+def find_best_rsum(resumed_file, content, num_epochs):
+    """The best score so far of a run that goes on: without its model it counts for nothing. Raises InputError.
+
+    content: what `resumed_file` holds.
+    """
+    if find_best(resumed_file):
+        return content["best_rsum"]
+    missing = Path(resumed_file).with_name(BEST)
+    if content["epoch"] >= num_epochs:
+        raise InputError(
+            f"{missing}: no such file, expected the best model of this finished run: put it back, or train on with a "
+            "larger --num_epochs"
+        )
+    if content["best_rsum"] >= 0:
+        print_line(f"{missing}: no such file: the next model that is validated becomes the best")
+    return -1.0
+
+
 class RunFolders:
     """The folder of a run's checkpoints and that of its logs and tables, often one, and the locks on them.
 
-    The locks end with the `with` block. Several processes of one run: the first one alone locks, begins and goes on.
+    The locks end with the `with` block. Several processes of one run: the first one alone locks and starts.
     """
 
     def __init__(self, models, logs):
@@ -132,13 +159,30 @@ class RunFolders:
             own |= proof.own_files(folder.path, last)
         return {name for name in own if is_plain_file(folder.path / name)}
 
-    def begin(self, resumed_file, tables, resume, overwrite):
-        """Begin a run in place of what is there; resumed_file: of another folder, or None. Raises InputError.
+    def start(self, resumed_file, tables, resume, overwrite):
+        """Go on with the run in these folders or begin one, all other checks passed. Raises InputError.
 
-        tables: names of what the run will write beside its logs. resume, overwrite: as given to `find_resumed`, which
-        is asked again under the locks.
+        resumed_file: of `find_resumed`, which is asked again under the locks, with `resume` and `overwrite`; tables:
+        names of what the run will write beside its logs. Returns whether the logs that are there are the run's own.
         """
         own = self._prepare(tables, resumed_file, resume, overwrite)
+        if self.is_own(resumed_file):
+            return self._go_on(own)
+        self._begin(resumed_file, own)
+        best = resumed_file and find_best(resumed_file)
+        if best:  # so far, of the run that this one goes on from
+            with self.models.atomic_write(BEST) as file:
+                file.write(best.read_bytes())
+        return False
+
+    def _begin(self, resumed_file, own):
+        """Begin a run in place of what is there; resumed_file: of another folder, or None; own: names by folder."""
+        for folder in self.all:
+            if resumed_file and any((folder.path / name).samefile(resumed_file) for name in own[folder]):
+                raise InputError(
+                    f"{resumed_file}: found in a folder whose files this run would replace, expected it elsewhere; "
+                    "give another --logger_name and --model_name"
+                )
         there = self.logs.read()["log"]
         run = dict(
             id=secrets.token_hex(8), saved=False, resumed_from=resumed_file and str(Path(resumed_file).resolve()),
@@ -152,12 +196,11 @@ class RunFolders:
                 content["log"] = run["log"] if folder is self.logs else None
         self._finish()
 
-    def go_on(self, resumed_file, tables, resume, overwrite):
-        """Go on with the run whose last.pth is `resumed_file`. Returns whether the logs that are there are its own.
+    def _go_on(self, own):
+        """Go on with the run that has its last.pth here. Returns whether the logs that are there are its own.
 
-        Files of a run from before there were manifests are entered into one. Raises InputError.
+        own: names of our files by folder. Those from before there were manifests are entered into one.
         """
-        own = self._prepare(tables, resumed_file, resume, overwrite)
         run, there = self.models.read()["run"], self.logs.read()["log"]
         is_before_manifests = run is None
         if is_before_manifests:

@@ -198,6 +198,13 @@ def test_a_run_that_has_only_begun_goes_on_from_the_file_it_was_given(whole, cop
         assert "epoch 0 step" not in (folder / "eval.txt").read_text()
 
 
+def test_a_run_does_not_go_on_from_a_file_that_it_would_delete(whole, copied, tmp_path, refusal):
+    before = visible(copied)
+    more = ["--model_name", tmp_path / "models", "--overwrite", "1", "--resume", copied, "--num_epochs", "2"]
+    refusal(train.main, *command(whole, copied, *more), expected=[copied / "last.pth", "give another --logger_name"])
+    assert visible(copied) == before and not visible(tmp_path / "models")
+
+
 def test_best_of_the_run_before_does_not_count_where_its_model_is_missing(whole, copied, tmp_path, capsys):
     """The old best score would keep every later model from being kept."""
     saved_with(copied / "last.pth", best_rsum=599.0)
