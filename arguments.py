@@ -12,6 +12,7 @@ from lib import checkpoint, distributed, export
 from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
+from lib.run_folder import check_name
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
@@ -224,6 +225,8 @@ def check(options):
         )
     if processes > 1 and ":" in options.device:
         raise InputError(f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs")
+    for option in ("dataset", "val_split"):
+        check_name(f"--{option}", getattr(options, option))
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
 
@@ -291,6 +294,9 @@ def parse_evaluation(argv=None):
     """Parse and check eval.py's command line. Raises InputError."""
     options = evaluation_parser().parse_intermixed_args(argv)
     options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    for option in ("dataset", "split"):
+        if getattr(options, option) is not None:
+            check_name(f"--{option}", getattr(options, option))
     _check_search(options)
     for option in ("query", "query_image", "export", "report"):
         if len(options.model_path) > 1 and is_given(options, option):

@@ -28,6 +28,7 @@ from lib.errors import InputError, command_line
 from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
+from lib.run_folder import check_name
 
 UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
 
@@ -37,8 +38,7 @@ def open_folder(data_path, dataset):
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
         print_line(f"building the demo data in {demo_folder}")
-        demo_folder.parent.mkdir(parents=True, exist_ok=True)
-        demo.build(demo_folder)
+        demo.build_once(demo_folder)
     return folder_of(data_path, dataset)
 
 
@@ -108,6 +108,7 @@ def open_run(path, options, device):
     trained = checkpoint.load(path)
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
+    check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
     split = options.split or test_split(dataset)
     bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")

@@ -18,11 +18,11 @@ from eval import load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, pretrained, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
-from lib.files import atomic_write
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
+from lib.run_start import RunFolders, find_best_rsum
 from lib.vocabulary import (
     Vocabulary,
     describe_merged,
@@ -54,17 +54,19 @@ class Result(NamedTuple):
 class Training:
     """One run: everything that is trained or counted, and the loop over epochs."""
 
-    def __init__(self, options):
+    def __init__(self, options, folders):
+        """options: of the command line; folders: the `RunFolders` of the run."""
         with distributed.together():
-            self._open(options)
+            self._open(options, folders)
         self.replicas = distributed.replicate(engine.BatchLoss(self.model, self.objective))
 
-    def _open(self, options):
+    def _open(self, options, folders):
         """Open the data, build what is trained, and start the run or go on with it."""
-        self.options = options
-        folder = Path(options.model_name)
-        self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
-        resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
+        self.options, self.folders = options, folders
+        self.best_file, self.last_file = folders.best_file, folders.last_file
+        if distributed.is_first():
+            folders.lock_existing()
+        resumed_file = folders.find_resumed(options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
         trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
@@ -92,49 +94,33 @@ class Training:
         self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
         if content:
             self._restore(resumed_file, content)
-        else:
-            self._start()
+        self._start(resumed_file, content)
         self.first_step, self.seconds = self.step, 0.0  # of this process
         self._announce(resumed_file, trained)
 
-    def _start(self):
-        """Begin a run in a folder without an earlier one, or in place of it."""
-        self._open_log()
-        if not distributed.is_first():
-            return
-        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
-        report.remove(self.options.logger_name)
-        self.best_file.unlink(missing_ok=True)
-
-    def _open_log(self, sizes=None, state=None):
-        """The log, from the moment at which it had these `sizes`, and what of it was not written, its `state`."""
-        self.log = RunLog(self.options.logger_name, sizes) if distributed.is_first() else NoLog()
-        self.step_log = StepLog(self.log, self.options.log_step, state)
-
     def _restore(self, path, content):
-        """Go on from what `_save` wrote, in its own folder or in another one."""
+        """Take over what `_save` wrote of this run or another. Changes no file."""
         checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
-        self.step, self.best_rsum = content["step"], content["best_rsum"]
-        is_own = self.last_file.exists() and path.samefile(self.last_file)
-        self._open_log(position["log_sizes"] if is_own else None, position["step_log"])
-        if not is_own:
-            self._take_best_model(path.with_name(checkpoint.BEST))
+        self.step = content["step"]
+        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
 
-    def _take_best_model(self, path):
-        """Copy the best model so far of the run that this one goes on from; without it the next one is the best."""
-        if not path.exists():
-            self.best_rsum = -1.0
-        if not distributed.is_first():
-            return
-        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with atomic_write(self.best_file) as file:
-                file.write(path.read_bytes())
-        else:
-            self.best_file.unlink(missing_ok=True)
+    def _start(self, resumed_file, content):
+        """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
+        options, position = self.options, content and content["position"]
+        sizes = None
+        if distributed.is_first():
+            has_log = self.folders.start(resumed_file, self._tables(), options.resume, options.overwrite)
+            sizes = position["log_sizes"] if has_log else None
+        self.log = RunLog(options.logger_name, sizes) if distributed.is_first() else NoLog()
+        self.step_log = StepLog(self.log, options.log_step, position and position["step_log"])
+
+    def _tables(self):
+        """Names of the files that the report of this run writes into the folder of its logs."""
+        results = [f"results_{self.options.dataset}.npy"] if self.options.save_results else []
+        return [f"{self.data.test.split}.md", report.METRICS, *results]
 
     def _announce(self, resumed_file, trained):
         """Say once what runs where; a run that goes on has said so in its log before.
@@ -243,11 +229,14 @@ class Training:
     def _write(self, path, epoch, **more):
         with distributed.together():
             if distributed.is_first():
+                self.folders.models.claim(path.name)
                 checkpoint.save(
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
                     vocabulary=self.vocabulary and self.vocabulary.words, **more,
                 )  # fmt: skip
+                if path == self.last_file:
+                    self.folders.saved()
 
     def _stop_if(self, status):
         """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
@@ -450,20 +439,26 @@ def read_command_line(argv):
     graph_lib.add_options(parser)
     runs = arguments.runs(arguments.parse_training(parser, argv))
     for options in runs:  # all of them before the first is trained
-        checkpoint.find_resumed(options.model_name, options.resume, options.overwrite)
+        RunFolders(options.model_name, options.logger_name).find_resumed(options.resume, options.overwrite)
     return runs
 
 
 def train(runs):
     """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
     try:
-        return [Training(options).run() for options in runs]
+        return [train_one(options) for options in runs]
     except torch.OutOfMemoryError as error:
         size = runs[0].batch_size
         raise InputError(
             f"out of memory at --batch_size {size} ({first_sentence(error)}), expected it to fit: try --batch_size "
             f"{max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
         ) from error
+
+
+def train_one(options):
+    """One run, with its folders locked meanwhile. Raises InputError. Returns `Result`."""
+    with RunFolders(options.model_name, options.logger_name) as folders:
+        return Training(options, folders).run()
 
 
 if __name__ == "__main__":

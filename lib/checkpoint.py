@@ -17,6 +17,7 @@ import torch
 
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
+from lib.run_folder import RunFolder
 from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
@@ -120,7 +121,8 @@ def find(path, name=BEST, option="--model_path"):
     """
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
-    why = why_unreadable(path)
+    is_discarded = path.name in RunFolder(path.parent).read()["discarded"]
+    why = "no such file" if is_discarded else why_unreadable(path)
     inside = sorted(str(file.parent) for file in folder.glob(f"*/{name}")) if why == "no such file" else []
     if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
@@ -192,26 +194,6 @@ def _check_options(options):
     for name in ("dropout", "residual_weight"):
         if not (isinstance(options[name], (int, float)) and 0 <= options[name] <= 1):
             raise ValueError(f"{name} {options[name]!r}")
-
-
-def find_resumed(folder, resume, overwrite):
-    """The file that a run into `folder` goes on from, or None where it starts anew (--resume, --overwrite).
-
-    Raises InputError where it would start over what the folder holds.
-    """
-    folder = Path(folder)
-    last = folder / LAST
-    held = next((file for file in (last, folder / BEST) if file.exists()), None)
-    if resume == "auto":
-        found = last if held == last else None
-    else:
-        found = None if resume == "none" else find(resume, LAST, "--resume")
-    if held and not overwrite and not (found and found.samefile(held)):
-        raise InputError(
-            f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "
-            "--overwrite 1, or give another --logger_name"
-        )
-    return found
 
 
 def load_run(path):

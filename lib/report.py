@@ -15,6 +15,7 @@ from lib import metrics
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
 from lib.logs import EVAL
+from lib.run_folder import RunFolder
 
 FOLDS = 5
 METRICS = "metrics.json"
@@ -153,15 +154,6 @@ def _entries(path):
     return entries
 
 
-def remove(folder):
-    """Remove what evaluations of an earlier run left in its folder: tables, numbers, arrays, the page."""
-    folder = Path(folder)
-    tables = [f"{name}.md" for name in _entries(folder / METRICS)]
-    for pattern in (*tables, METRICS, "results_*.npy", "embeddings_*.npz", "report*.html"):
-        for path in folder.glob(pattern):
-            path.unlink()
-
-
 def save(folder, name, text, scores_by_label, facts):
     """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
 
@@ -177,6 +169,7 @@ def save(folder, name, text, scores_by_label, facts):
             for label, scores in scores_by_label.items()
         },
     )
+    RunFolder(folder).claim(f"{name}.md", METRICS)
     with atomic_write(folder / f"{name}.md") as file:
         file.write((text + "\n").encode())
     with atomic_write(path) as file:
@@ -187,7 +180,7 @@ def save_similarities(path, similarities):
     """Write `npts` (images) and `sims` (N, C) as one plain .npy record, read back by np.load(path)["sims"]."""
     record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, similarities.shape)])
     record["npts"], record["sims"] = similarities.shape[0], similarities[:, :]
-    with atomic_write(path) as file:
+    with RunFolder(path.parent).atomic_write(path.name) as file:
         np.save(file, record, allow_pickle=False)
 
 

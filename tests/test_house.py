@@ -16,6 +16,7 @@ ORDER = (
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
     "lib.element_type", "lib.tsv_columns", "lib.tsv", "lib.karpathy", "lib.conversion", "lib.convert",
     "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report", "lib.pretrained",
+    "lib.proof", "lib.run_start",
     "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
     "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
     "train",

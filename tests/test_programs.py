@@ -16,6 +16,7 @@ from helpers import evaluate, make_data, read, same, scalars, shared
 from published import SHAPES
 
 from lib import bert, checkpoint, demo, logs, metrics
+from lib.run_folder import RunFolder
 
 SIZES = {"train": 60, "dev": 20, "test": 20}
 OPTIONS = (
@@ -48,7 +49,7 @@ def test_a_run_leaves_its_files(run):
     names = {re.sub(r"tfevents\..*", "tfevents", path.name) for path in run.iterdir()}
     assert names == {
         "Parameters.txt", "train.txt", "eval.txt", "events.out.tfevents", "model_best.pth", "last.pth", "test.md",
-        "metrics.json", "results_demo.npy",
+        "metrics.json", "results_demo.npy", "run_manifest.json", ".run_manifest.lock", ".lock",
     }  # fmt: skip
 
 
@@ -242,13 +243,20 @@ def test_a_finished_run_is_replaced_only_when_asked(copied, data, capsys):
     with pytest.raises(ValueError, match="--overwrite 1"):
         fit(data, copied)
     assert (copied / "model_best.pth").read_bytes() == before
-    evaluate("--model_path", copied, "--split", "dev")
-    for name in ("report.html", "embeddings_model_best_demo_test.npz", "notes.md"):
+    RunFolder(copied).claim("dev.md", "report.html", "embeddings_model_best_demo_test.npz")  # as evaluations do
+    for name in ("dev.md", "report.html", "embeddings_model_best_demo_test.npz"):
         (copied / name).touch()
+    others = {"notes.md", "report_mine.html", "results_mine.npy", "embeddings_mine.npz", "events.out.tfevents.1.mine"}
+    for name in others:
+        (copied / name).write_text("mine")
     fit(data, copied, "--overwrite", "1", "--num_epochs", "1", "--save_results", "0")
-    left = {path.name for path in copied.iterdir() if "tfevents" not in path.name}
+    for name in others:
+        assert (copied / name).read_text() == "mine"
+        (copied / name).unlink()
+    left = {path.name for path in copied.iterdir() if "tfevents" not in path.name and path.name[0] != "."}
     assert left == {
-        "Parameters.txt", "train.txt", "eval.txt", "model_best.pth", "last.pth", "test.md", "metrics.json", "notes.md"
+        "Parameters.txt", "train.txt", "eval.txt", "model_best.pth", "last.pth", "test.md", "metrics.json",
+        "run_manifest.json",
     }  # fmt: skip
     assert (copied / "metrics.json").read_text().count('"versions"') == 1  # of the test split alone
     assert len(list(copied.glob("events*"))) == 1 and [step for step, _ in scalars(copied)["rsum"]] == [10]
