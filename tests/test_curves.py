@@ -116,7 +116,7 @@ def test_pictures_hold_the_relations(run, drawn):
 def naive_pairs(similarities):
     """True pairs and hardest negatives by loops."""
     images, captions = similarities.shape
-    true = [[similarities[image, 5 * image + which] for which in range(5)] for image in range(images)]
+    true = [similarities[caption // 5, caption] for caption in range(captions)]
     of_images = [max(similarities[i, c] for c in range(captions) if c // 5 != i) for i in range(images)]
     of_captions = [max(similarities[i, c] for i in range(images) if i != c // 5) for c in range(captions)]
     return true, of_images, of_captions
@@ -206,6 +206,7 @@ def test_drawing_draws_no_random_number(data, run, monkeypatch):
     graph_lib.add_options(parser)
     argv = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run)]
     (options,) = arguments.runs(arguments.parse_training(parser, argv))
+    train.choose_conventions(options, {})
     split, objective = train.open_data(options).validation, train.build_objective(options)
     model = train.load_model(
         run / checkpoint.BEST, checkpoint.load(run / checkpoint.BEST), options.bert_path, 128, "cpu"
