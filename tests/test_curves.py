@@ -134,7 +134,7 @@ def test_pairs_and_hardest_negatives_by_loops(monkeypatch, num_images, tile):
 
 def test_one_image_has_no_negatives(tmp_path):
     found = metrics.pair_similarities(np.arange(5, dtype=np.float32)[None])
-    np.testing.assert_array_equal(found.true, np.arange(5)[None])
+    np.testing.assert_array_equal(found.true, np.arange(5))
     assert np.isneginf(found.hardest_captions).all() and np.isneginf(found.hardest_images).all()
     logs.RunLog(tmp_path).histograms(found._asdict(), 3)
     assert events(tmp_path).Tags()["histograms"] == ["true"]
