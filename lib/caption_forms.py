@@ -22,7 +22,7 @@ FORMS = (  # pattern of the beginning of a line, description, shell filter that 
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|\s*\d+\s*\|", "columns separated by |", "cut -d '|' -f 3-"),
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|", "columns separated by |", "cut -d '|' -f 2-"),
     (r"[\d\s.,;+-]+$", "numbers and nothing else", None),
-    (rf"[^,\s\"]*(?:{PICTURE}|\d{{3}})(?:#\d+)?,\s*[^\d\s]|\d+,\s*[^\d\s]", "`id,text`", "cut -d , -f 2-"),
+    (rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]', "`id,text`", "cut -d , -f 2-"),
     (rf"\S+(?:#\d+|{PICTURE})\s", "a file name and a text", "sed -E 's/^[^ ]+ +//'"),
     (r"\d{3,}\s+[^\d\s]", "a number and a text", "sed -E 's/^[^ ]+ +//'"),
 )

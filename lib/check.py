@@ -250,7 +250,10 @@ def _check_ids(report, path, ids, pairing):
         report.lines.append("  ids       none (optional)")
         return []
     num_lines = len(ids)
-    ids = ids_of_images(ids, pairing) if pairing else ids
+    if pairing:
+        ids = report.attempt(ids_of_images, path, ids, pairing)
+        if ids is None:
+            return []
     repeated = [text for text, count in Counter(ids).items() if count > 1]
     report.lines.append(
         f"  ids       {len(ids)}, {f'{len(repeated)} of them repeated' if repeated else 'all different'}"

@@ -68,13 +68,26 @@ def without_blank_end(lines, fits):
     return lines[:count] if count and fits(count) else lines
 
 
-def ids_of_images(ids, pairing):
-    """An id of each stored image, from a line an image or a line a caption; another number of lines as they are."""
+def ids_of_images(path, ids, pairing):
+    """An id of each stored image, from a line an image or a line a caption; another number of lines as they are.
+
+    path, ids: the file and its lines. Raises InputError where ids of images, a line a caption, contradict the pairing.
+    """
     num_images, num_captions = pairing.num_images, len(pairing.caption_images)
     ids = without_blank_end(ids, lambda count: count in (num_images, num_captions))
-    if len(ids) != num_captions:
+    if len(ids) != num_captions or num_captions == num_images:
         return ids
-    return [ids[caption] for caption in np.unique(pairing.caption_images, return_index=True)[1]]
+    found = [ids[caption] for caption in np.unique(pairing.caption_images, return_index=True)[1]]
+    if len(set(ids)) == num_images:  # otherwise these are ids of captions
+        for line, (identity, image) in enumerate(zip(ids, pairing.caption_images.tolist()), 1):
+            if identity != found[image]:
+                raise InputError(
+                    f"{path}: line {line} is {identity}, expected {found[image]} as of the other captions of image "
+                    f"{image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
+                    f"another order; write the row of each caption's image, from 0, into "
+                    f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line"
+                )
+    return found
 
 
 def find_pairing(folder, split, regions, num_captions):

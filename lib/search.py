@@ -72,7 +72,7 @@ def names(data):
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()
-    ids = ids_of_images(read_lines(path), data.pairing) if has_ids else list(map(str, range(data.pairing.num_images)))
+    ids = ids_of_images(path, read_lines(path), data.pairing) if has_ids else _numbers(data.pairing.num_images)
     if len(ids) != data.pairing.num_images:
         raise InputError(
             f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id an image, or one a "
@@ -80,6 +80,10 @@ def names(data):
         )
     ids = [ids[image] for image in data.stored_images]
     return Names(captions[: data.num_captions], ids, has_ids, data.caption_images)
+
+
+def _numbers(count):
+    return list(map(str, range(count)))
 
 
 def best(scores, count):
