@@ -94,12 +94,12 @@ def conventions(folder, dataset):
     note = None
     if has_testall and not is_named:
         note = (
-            f"{folder}: holds testall, as COCO does, though its name does not begin with coco: results are reported on "
-            f"testall, whole and as the mean of five folds, and --longest_distance is {longest_distance}; to change "
-            f"this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py --split test"
+            f"{folder}: holds testall, as COCO does, though its name does not begin with coco: by default results are "
+            f"reported on testall, whole and as the mean of five folds, and --longest_distance is {longest_distance}; "
+            f"to change this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py --split test"
         )
     elif is_named and has_test and not has_testall:
-        note = f"{folder}: holds no testall, on which results of COCO are usual: they are reported on test"
+        note = f"{folder}: holds no testall, which results of COCO are usually of: by default they are reported on test"
     return Conventions(test_split, longest_distance, note)
 
 
