@@ -96,7 +96,8 @@ def conventions(folder, dataset):
         note = (
             f"{folder}: holds testall, as COCO does, though its name does not begin with coco: by default results are "
             f"reported on testall, whole and as the mean of five folds, and --longest_distance is {longest_distance}; "
-            f"to change this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py --split test"
+            f"to change this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py "
+            "--split test"
         )
     elif is_named and has_test and not has_testall:
         note = f"{folder}: holds no testall, which results of COCO are usually of: by default they are reported on test"

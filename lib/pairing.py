@@ -50,12 +50,19 @@ def drop_blank_end(folder, split, texts, num_rows):
     """The captions of a split, and a note or None: blank lines at the end that are no captions are dropped.
 
     texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where the number of
-    captions needs it. Raises InputError where a map of the captions cannot be read.
+    captions needs it. Raises InputError where both numbers, with and without blank lines, would do, and where a map of
+    the captions cannot be read.
     """
     path = map_path(folder, split)
     wanted = len(_read_numbers(path)) if os.path.lexists(path) else None
     captions = without_blank_end(texts, lambda count: count % num_rows == 0 if wanted is None else count == wanted)
-    num_dropped = len(texts) - len(captions)
+    num_dropped, num_true = len(texts) - len(captions), sum(map(bool, captions))
+    if wanted is None and 0 < num_true < len(captions) and not num_true % num_rows and not len(captions) % num_rows:
+        raise InputError(
+            f"{folder / split}_caps.txt: found {len(captions)} captions, {len(captions) - num_true} of them blank, for "
+            f"{num_rows} rows of features; expected {num_true} captions or a text in every line: remove the blank "
+            "lines, or write captions there"
+        )
     lines = f"{num_dropped} blank line{'s' * (num_dropped > 1)} at the end ignored"
     return captions, f"{folder / split}_caps.txt: {lines}" if num_dropped else None
 
@@ -100,7 +107,7 @@ def find_pairing(folder, split, regions, num_captions):
     if not num_captions or num_captions % num_rows:
         raise InputError(
             f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of {split}_ims.npy, "
-            f"expected equally many captions of every row, such as {5 * num_rows}: copy both files again if they are "
+            f"expected equally many captions of every row, such as {5 * num_rows}: copy both again if they are "
             f"not of one split; if images have different numbers of captions, write the row of each caption's image, "
             f"from 0, into {path.name}, one a line"
         )

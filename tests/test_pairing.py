@@ -300,6 +300,16 @@ def test_blank_lines_at_the_end_are_ignored_and_told_of(opened, tmp_path, blank)
     assert [f"test_caps.txt: {blank} blank line" in note for note in found.notes] == [True]
 
 
+def test_blank_lines_that_could_be_captions_or_not_are_refused(opened, tmp_path):
+    opened(captions=slice(36))
+    texts = (tmp_path / "test_caps.txt").read_text().splitlines()
+    doubled = [line for text in texts for line in (text, "")]
+    with pytest.raises(InputError, match="found 72 captions, 36 of them blank, for 12 rows .*expected 36 captions"):
+        opened(caps=doubled)
+    assert opened(caps=["", *texts[1:]]).blank_lines == [1]
+    assert opened(caps=doubled, images=[n // 6 for n in range(72)]).num_captions == 72
+
+
 def test_an_id_of_every_caption_gives_ids_of_images(opened, tmp_path):
     images = [0, 1, 0, 2, 1]
     found = Pairing(np.array(images), 3, 1, "test_caps_images.txt", [])
