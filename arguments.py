@@ -29,7 +29,7 @@ DEMO = dict(
 
 MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "test_split",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
 }  # fmt: skip
 # What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
 METHODS = {

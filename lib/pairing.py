@@ -214,7 +214,7 @@ class _Rows:
     """Rows of region features, compared bit by bit in a few of their regions, each read once."""
 
     def __init__(self, regions):
-        self.regions, self.read = regions, {}
+        self.regions, self.read = np.asarray(regions), {}  # a memmap takes time for every slice
         self.which = np.unique(np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64))
 
     def same(self, left, right):
@@ -223,7 +223,7 @@ class _Rows:
 
     def _content(self, row):
         if row not in self.read:
-            self.read[row] = np.asarray(self.regions[row])[self.which].tobytes()
+            self.read[row] = self.regions[row, self.which].tobytes()
         return self.read[row]
 
     def find_runs(self):

@@ -171,6 +171,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(made, tmp_path, refusal):
     assert list(found.scores) == ["5"]
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["options"]["longest_distance"] == 1.5
     refusal(train.main, *options, *again, "--longest_distance", "1.9", expected=["--longest_distance 1.5"])
+    refusal(train.main, *options, *again, "--test_split", "testall", expected=["started with --test_split test"])
 
 
 def test_runs_from_before_the_options_go_by_their_name(made):
