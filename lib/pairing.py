@@ -50,21 +50,28 @@ def drop_blank_end(folder, split, texts, num_rows):
     """The captions of a split, and a note or None: blank lines at the end that are no captions are dropped.
 
     texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where the number of
-    captions needs it. Raises InputError where both numbers, with and without blank lines, would do, and where a map of
-    the captions cannot be read.
+    captions needs it. Raises InputError where blank lines separate captions, and where a map of the captions cannot be
+    read.
     """
     path = map_path(folder, split)
     wanted = len(_read_numbers(path)) if os.path.lexists(path) else None
     captions = without_blank_end(texts, lambda count: count % num_rows == 0 if wanted is None else count == wanted)
-    num_dropped, num_true = len(texts) - len(captions), sum(map(bool, captions))
-    if wanted is None and 0 < num_true < len(captions) and not num_true % num_rows and not len(captions) % num_rows:
+    blank = np.flatnonzero([not text for text in captions])
+    num_dropped, num_true = len(texts) - len(captions), len(captions) - len(blank)
+    if wanted is None and num_true and not num_true % num_rows and _are_separators(blank, len(captions)):
         raise InputError(
-            f"{folder / split}_caps.txt: found {len(captions)} captions, {len(captions) - num_true} of them blank, for "
-            f"{num_rows} rows of features; expected {num_true} captions or a text in every line: remove the blank "
+            f"{folder / split}_caps.txt: found {len(captions)} captions for {num_rows} rows of features, the last of "
+            f"every {blank[0] + 1} blank; expected {num_true} captions, or a text in every line: remove the blank "
             "lines, or write captions there"
         )
     lines = f"{num_dropped} blank line{'s' * (num_dropped > 1)} at the end ignored"
     return captions, f"{folder / split}_caps.txt: {lines}" if num_dropped else None
+
+
+def _are_separators(blank, num_lines):
+    """Whether the blank lines are every k-th line of a file, and three at least. blank: their numbers, from 0."""
+    every, rest = divmod(num_lines, len(blank) or 1)
+    return len(blank) > 2 and not rest and np.array_equal(blank, np.arange(every - 1, num_lines, every))
 
 
 def without_blank_end(lines, fits):
@@ -168,7 +175,7 @@ def find_repeats(path, regions, map_file):
         f"caption's image, from 0, into {map_file.name}, one a line"
     )
     for start, length in long:
-        if length > LONGEST_RUN or length == num_rows:
+        if length > LONGEST_RUN or length == num_rows != CAPTIONS_PER_IMAGE:
             raise InputError(
                 f"{path}: as many rows as captions, but rows {start} to {start + length - 1} (from 0) are all the "
                 f"same, expected different images; extract the features again, or {remedy}"

@@ -229,7 +229,7 @@ class Named:
     name = "x_caps_images.txt"
 
 
-SHAPES = [(1, 1), (12, 1), (500, 1), (12, 2), (12, 3), (100, 5), (5000, 5), (2, 7)]
+SHAPES = [(1, 1), (1, 5), (12, 1), (500, 1), (12, 2), (12, 3), (100, 5), (5000, 5), (2, 7)]
 
 
 @pytest.mark.parametrize("num_images, times", SHAPES)
@@ -304,8 +304,11 @@ def test_blank_lines_that_could_be_captions_or_not_are_refused(opened, tmp_path)
     opened(captions=slice(36))
     texts = (tmp_path / "test_caps.txt").read_text().splitlines()
     doubled = [line for text in texts for line in (text, "")]
-    with pytest.raises(InputError, match="found 72 captions, 36 of them blank, for 12 rows .*expected 36 captions"):
+    with pytest.raises(InputError, match="found 72 .* the last of every 2 blank; expected 36 captions"):
         opened(caps=doubled)
+    apart = [line for start in range(0, 36, 3) for line in (*texts[start : start + 3], "")]  # a blank line an image
+    with pytest.raises(InputError, match="found 48 .* the last of every 4 blank; expected 36 captions"):
+        opened(caps=apart)
     assert opened(caps=["", *texts[1:]]).blank_lines == [1]
     assert opened(caps=doubled, images=[n // 6 for n in range(72)]).num_captions == 72
 
