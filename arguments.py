@@ -56,6 +56,8 @@ def training_parser():
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
     data.add_argument("--val_split", default="dev", help="split that selects the epoch; the published: test, testall")
+    data.add_argument("--test_split", help="split of the table at the end, or none for no table (default: testall "
+                      "where the folder has it, or test)")  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
@@ -264,7 +266,7 @@ def evaluation_parser():
     add_data_options(data)
     parser.set_defaults(data_path=None, dataset=None)  # those of training, as the checkpoint has them
     data.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
-    data.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
+    data.add_argument("--split", help="split to evaluate (default: the --test_split of the training)")
 
     table = parser.add_argument_group("table (lib/SPEC.md, section 7)")
     table.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")

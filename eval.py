@@ -23,7 +23,7 @@ from lib import (
     report,
     search,
 )
-from lib.dataset import RetrievalDataset, folder_of, test_split
+from lib.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
 from lib.errors import InputError, command_line
 from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
@@ -48,6 +48,8 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
     tokeniser = vocabulary or bert.tokeniser(bert_path)
     found = RetrievalDataset(folder, split, tokeniser, longest)
+    for note in found.notes:
+        print_line(note)
     if found.blank_lines:
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
@@ -93,7 +95,10 @@ def _plain(options):
 
 
 class Run(NamedTuple):
-    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split."""
+    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split.
+
+    test_split: the split that results of this run are reported on.
+    """
 
     path: Path
     trained: checkpoint.Checkpoint
@@ -101,6 +106,7 @@ class Run(NamedTuple):
     bert_path: str
     dataset: str
     data: RetrievalDataset
+    test_split: str
 
 
 def open_run(path, options, device):
@@ -109,20 +115,41 @@ def open_run(path, options, device):
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
-    split = options.split or test_split(dataset)
     bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")
+    test_split = choose_test_split(ours, data_path, dataset, options.split)
+    split = options.split or test_split
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
     tell_casing(tokeniser_of(trained, bert_path))
-    return Run(path, trained, load_model(path, trained, bert_path, data.region_dim, device), bert_path, dataset, data)
+    model = load_model(path, trained, bert_path, data.region_dim, device)
+    return Run(path, trained, model, bert_path, dataset, data, test_split)
+
+
+def choose_test_split(trained, data_path, dataset, split):
+    """The split that a run is reported on: the one of its options `trained` or, for other data, as these say.
+
+    split: the one to evaluate, or None for the test split. Raises InputError where there is none to evaluate.
+    """
+    folder, recorded = open_folder(data_path, dataset), trained.get("test_split", NO_SPLIT)
+    if recorded != NO_SPLIT and dataset == trained.get("dataset"):
+        return recorded
+    found = conventions(folder, dataset)
+    if split is None and found.test_split == NO_SPLIT:
+        raise InputError(f"{folder}: found no test split, expected test or testall; name another: --split dev")
+    if split is None and found.note:
+        print_line(found.note)
+    return found.test_split
 
 
 def open_runs(paths, options, device):
     """`open_run` of each of an ensemble. Raises InputError where they are of different data sets."""
     runs = [open_run(path, options, device) for path in paths]
-    if len({(run.dataset, run.data.num_images) for run in runs}) > 1:
-        found = ", ".join(run.dataset for run in runs)
-        raise InputError(f"--model_path: an ensemble of {found}; expected models of one data set")
+    if len({(run.dataset, run.data.split, run.data.num_images) for run in runs}) > 1:
+        found, splits = (", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs)))
+        raise InputError(
+            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data set and split: give "
+            "--dataset and --split"
+        )
     return runs
 
 
@@ -150,7 +177,7 @@ def print_search(run, options, device):
 def write_report(run, scores, facts, similarities, options):
     """Write the report of a split into the run folder, with the pictures of --images, or the demo's scenes."""
     known, split = search.names(run.data), run.data.split
-    path = run.path.parent / ("report.html" if split == test_split(run.dataset) else f"report_{split}.html")
+    path = run.path.parent / ("report.html" if split == run.test_split else f"report_{split}.html")
     scenes = demo_scenes(run.data, known.captions) if run.dataset == "demo" and not options.images else None
     pictures = Pictures(known, options.images, scenes)
     shown = html_report.Evaluation(scores, facts, similarities, known, pictures)
@@ -219,7 +246,7 @@ def evaluate_seeds(folder, seeds, options, device):
     by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     print_line(text)
-    name = "seeds" if split == test_split(dataset) else f"seeds_{split}"
+    name = "seeds" if split == runs[0].test_split else f"seeds_{split}"
     report.save(folder, name, text, report.label_seeds(by_seed, ensemble), facts)
     if options.save_results:
         report.save_similarities(folder / f"results_{dataset}.npy", similarities)

@@ -16,7 +16,7 @@ import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, pretrained, report
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
+from lib.dataset import NO_SPLIT, RetrievalDataset, TrainingPairs, batches, conventions, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
@@ -37,11 +37,11 @@ MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
 
 class Data(NamedTuple):
-    """The three splits of a run; test may be the same object as validation."""
+    """The three splits of a run; test may be the same object as validation, or None: no test table is written."""
 
     train: RetrievalDataset
     validation: RetrievalDataset
-    test: RetrievalDataset
+    test: RetrievalDataset | None
 
 
 class Result(NamedTuple):
@@ -70,6 +70,7 @@ class Training:
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
         trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
+        distributed.in_turn(lambda: choose_conventions(options, content["options"] if content else {}))
         self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content, trained))
         self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
@@ -119,6 +120,8 @@ class Training:
 
     def _tables(self):
         """Names of the files that the report of this run writes into the folder of its logs."""
+        if self.data.test is None:
+            return []
         results = [f"results_{self.options.dataset}.npy"] if self.options.save_results else []
         return [f"{self.data.test.split}.md", report.METRICS, *results]
 
@@ -132,6 +135,9 @@ class Training:
         self.log.parameters(vars(options))
         tell = print_line if resumed_file else self.log.train
         for name, split in self.data._asdict().items():
+            if split is None:
+                tell(f"{name}: no such split, so no test table is written; the best model is kept in {self.best_file}")
+                continue
             tell(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
                 f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
@@ -300,12 +306,15 @@ class Training:
             self.log.scalars(ends, self.step)
 
     def _report(self):
-        options, split = self.options, self.data.test.split
+        options = self.options
         validations = report.read_validations(options.logger_name)
         if validations:
             title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations"
             self.log.evaluation(f"\n{title}; * marks the best by rsum\n\n{report.markdown_of_validations(validations)}")
-        best = checkpoint.load(self.best_file)
+        if self.data.test is None:
+            self.log.evaluation(f"\nno test split, so no test table; the best model is in {self.best_file}")
+            return {}
+        split, best = self.data.test.split, checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)
 
@@ -349,6 +358,21 @@ def read_vocabulary(options, resumed_file=None, content=None, trained=None):
     return pretrained.extend(found, trained.vocabulary) if trained else found
 
 
+def choose_conventions(options, begun):
+    """Fill in --test_split and --longest_distance where they are not given: as the run began, or as the data say.
+
+    begun: the options of the run that goes on, or none. Raises InputError where there is no such data set.
+    """
+    found = conventions(open_folder(options.data_path, options.dataset), options.dataset)
+    if begun:  # before there was this option, the name alone decided
+        found = found._replace(longest_distance=graph_lib.longest_distance(options.dataset))
+    unknown = [name for name in ("test_split", "longest_distance") if getattr(options, name) is None]
+    for name in unknown:
+        setattr(options, name, begun.get(name, getattr(found, name)))
+    if found.note and unknown and not begun:
+        print_line(found.note)
+
+
 def read_embeddings(options, vocabulary):
     """The word embeddings that training starts from, random or of --glove. Raises InputError."""
     embeddings = word_embeddings(vocabulary, options.word_dim)
@@ -365,11 +389,12 @@ def open_data(options, vocabulary=None):
     """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
     splits = {
         split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
-        for split in dict.fromkeys(("train", options.val_split, test_split(options.dataset)))
+        for split in dict.fromkeys(("train", options.val_split, options.test_split))
+        if split != NO_SPLIT
     }
-    data = Data(splits["train"], splits[options.val_split], splits[test_split(options.dataset)])
+    data = Data(splits["train"], splits[options.val_split], splits.get(options.test_split))
     wanted = getattr(options, "img_dim", data.train.region_dim)
-    for split in data:
+    for split in splits.values():
         if split.region_dim != wanted:
             raise InputError(
                 f"{split.regions_path}: found regions of {split.region_dim} features, expected {wanted} as in "
@@ -391,7 +416,7 @@ def build_objective(options):
         base_loss=options.base_loss,
         gnn_loss=options.gnn_loss,
         margin=options.margin,
-        longest_distance=graph_lib.longest_distance(options.dataset),
+        longest_distance=options.longest_distance or graph_lib.longest_distance(options.dataset),
         mask_repeat=bool(options.mask_repeat),
         norm_input=bool(options.norm_input),
         cross_loss=bool(options.cross_loss),

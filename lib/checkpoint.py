@@ -26,7 +26,9 @@ ADDED_OPTIONS = dict(  # what the published models, and ours before these option
     pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
 )  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
-OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
+OPTION_KINDS = dict(  # read where they are there
+    dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, seed=int,
+)  # fmt: skip
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
     zipfile.BadZipFile,

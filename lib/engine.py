@@ -213,4 +213,4 @@ def similarities(model, dataset, device):
             f"{dataset.folder}: the model makes NaN or Inf of the {dataset.split} split, expected finite embeddings: "
             "it has diverged; train with a smaller --learning_rate, or take another checkpoint"
         )
-    return Similarity(images, captions)
+    return Similarity(images, captions, dataset.caption_images)

@@ -13,7 +13,6 @@ import numpy as np
 
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
-from lib.metrics import CAPTIONS_PER_IMAGE
 
 SPLITS = ("train", "dev", "test", "testall")
 WORK, SWITCH = ".conversion", ".converted"  # of lib/conversion.py, in a data folder: still to fill, files still to move
@@ -152,17 +151,3 @@ def read_lines(path, what="a caption"):
         )
     lines = text.split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
-
-
-def find_rows_per_image(num_rows, regions_path, num_captions, captions_path):
-    """1, or 5 where each image is repeated for its captions. Raises InputError on any other ratio."""
-    if num_captions and num_captions % CAPTIONS_PER_IMAGE == 0:
-        if num_captions == CAPTIONS_PER_IMAGE * num_rows:
-            return 1
-        if num_captions == num_rows:
-            return CAPTIONS_PER_IMAGE
-    raise InputError(
-        f"{captions_path}: found {num_captions} captions for the {num_rows} rows of {regions_path.name}, "
-        f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
-        "where each image is repeated five times; the two files are not of one split: copy both again"
-    )

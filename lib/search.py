@@ -20,7 +20,8 @@ from lib.captions import split_words
 from lib.dataset import read_lines
 from lib.errors import InputError
 from lib.files import atomic_write
-from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
+from lib.metrics import Similarity, map_of
+from lib.pairing import ids_of_images
 
 
 class Found(NamedTuple):
@@ -32,11 +33,19 @@ class Found(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids."""
+    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids.
+
+    caption_images: (C,) image of every caption.
+    """
 
     captions: list
     ids: list
     has_ids: bool
+    caption_images: np.ndarray
+
+    def first_caption(self, image):
+        """The first caption of an image, a string."""
+        return self.captions[np.argmax(self.caption_images == image)]
 
     def label(self, image):
         """What an image of this number is called: "id 188 (image 16)", or "image 16" where that is its id too."""
@@ -62,14 +71,19 @@ def names(data):
     """The `Names` of a `lib.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
-    has_ids, images = path.exists(), len(captions) // CAPTIONS_PER_IMAGE
-    ids = read_lines(path) if has_ids else list(map(str, range(images)))
-    if len(ids) not in (images, len(captions)):
+    has_ids = path.exists()
+    ids = ids_of_images(path, read_lines(path), data.pairing) if has_ids else _numbers(data.pairing.num_images)
+    if len(ids) != data.pairing.num_images:
         raise InputError(
-            f"{path}: found {len(ids)} ids for {images} images, expected an id an image, or one a caption; "
-            "copy the file again, or remove it"
+            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id an image, or one a "
+            "caption; copy the file again, or remove it"
         )
-    return Names(captions[: data.num_captions], ids[:: len(ids) // images][: data.num_images], has_ids)
+    ids = [ids[image] for image in data.stored_images]
+    return Names(captions[: data.num_captions], ids, has_ids, data.caption_images)
+
+
+def _numbers(count):
+    return list(map(str, range(count)))
 
 
 def best(scores, count):
@@ -79,8 +93,8 @@ def best(scores, count):
 
 def best_captions(similarity, image, count):
     """The captions most similar to an image of the split: a list of `Found`."""
-    scores = similarity[image : image + 1, :][0]
-    return [Found(int(n), float(scores[n]), n // CAPTIONS_PER_IMAGE == image) for n in best(scores, count)]
+    scores, caption_images = similarity[image : image + 1, :][0], map_of(similarity)
+    return [Found(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in best(scores, count)]
 
 
 def best_images(scores, count, true_image=None):
@@ -102,8 +116,8 @@ def images_as_text(found, data, known):
     """
     with_rows = data.rows_per_image > 1
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} |{f' {one.number * data.rows_per_image} |' * with_rows} "
-        f"{known.ids[one.number]} | {known.captions[CAPTIONS_PER_IMAGE * one.number]} |"
+        f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
+        f"{known.ids[one.number]} | {known.first_caption(one.number)} |"
         for rank, one in enumerate(found, 1)
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
@@ -113,7 +127,7 @@ def images_as_text(found, data, known):
 def captions_as_text(found, known):
     """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {known.ids[one.number // CAPTIONS_PER_IMAGE]} | "
+        f"| {rank} | {one.score:.4f} | {one.number} | {known.ids[known.caption_images[one.number]]} | "
         f"{'hit' if one.is_hit else ''} | {known.captions[one.number]} |"
         for rank, one in enumerate(found, 1)
     ]
@@ -135,8 +149,9 @@ def fingerprint(model_file, data):
     """A hash of what embeddings depend on: size and time of model and features, and every piece of the captions."""
     files = [Path(file).stat() for file in (model_file, data.regions_path)]
     facts = [(file.st_size, file.st_mtime_ns) for file in files], data.regions.shape, str(data.regions.dtype)
-    digest = hashlib.sha256(repr((facts, data.num_images, data.rows_per_image)).encode())
-    for array in (data.captions.pieces, data.captions.word_starts, data.captions.caption_starts):
+    digest = hashlib.sha256(repr((facts, data.rows_per_image)).encode())
+    captions = data.captions
+    for array in (data.stored_images, captions.pieces, captions.word_starts, captions.caption_starts):
         digest.update(array.tobytes())
     return digest.hexdigest()
 
@@ -155,4 +170,4 @@ def _read(path, key, data):
         return None
     if not np.isfinite(images).all() or not np.isfinite(captions).all():
         return None
-    return Similarity(torch.from_numpy(images), torch.from_numpy(captions))
+    return Similarity(torch.from_numpy(images), torch.from_numpy(captions), data.caption_images)

@@ -374,7 +374,7 @@ def test_photographs_are_put_in_byte_for_byte(run, data, photographs):
 
 def test_photographs_that_are_missing_large_or_too_many_leave_a_frame(data, photographs, monkeypatch):
     ids = read_lines(data / "demo_precomp" / "test_ids.txt")
-    known = search.Names(["caption"] * 50, ids, True)
+    known = search.Names(["caption"] * 50, ids, True, np.arange(50) // 5)
     (photographs / f"{ids[0]}.jpg").unlink()
     (photographs / f"{ids[3]}.png").write_text("<svg onload='alert(1)'>")
     (photographs / f"{ids[4]}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(3_000_000))
@@ -407,7 +407,7 @@ def test_a_name_of_letters_means_no_number():
 def test_an_id_leads_to_no_other_folder(photographs, tmp_path):
     (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xff")
     for identity in ("../secret", str(tmp_path / "secret"), "..", "", "²"):
-        shown = pictures.Pictures(search.Names(["caption"] * 5, [identity], True), photographs)
+        shown = pictures.Pictures(search.Names(["caption"] * 5, [identity], True, np.zeros(5, int)), photographs)
         assert "<img" not in shown.of(0)
 
 
@@ -440,7 +440,8 @@ def test_a_published_checkpoint_of_coco_folds_is_reported(finished, tmp_path):
     similarity = metrics.Similarity(torch.eye(10), torch.eye(10).repeat_interleave(5, dim=0))
     scores = report.tables(similarity, "testall")
     facts = dict(dataset="coco", split="testall", selected_on=["test"], title="a <title>", options=[{"x": "<y>"}])
-    known = search.Names([f"caption {number}" for number in range(50)], list(map(str, range(10))), False)
+    captions, ids = [f"caption {number}" for number in range(50)], list(map(str, range(10)))
+    known = search.Names(captions, ids, False, np.arange(50) // 5)
     shown = html_report.Evaluation(scores, facts, similarity, known, pictures.Pictures(known))
     html_report.write(tmp_path / "report.html", shown)
     text = (tmp_path / "report.html").read_text()

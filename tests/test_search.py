@@ -61,7 +61,7 @@ def test_an_image_is_named_by_its_id_too(run, data, capsys):
 
 
 def test_an_image_has_one_name_where_number_and_id_are_the_same():
-    known = search.Names(["caption"] * 15, ["0", "a", "1"], True)
+    known = search.Names(["caption"] * 15, ["0", "a", "1"], True, np.arange(15) // 5)
     assert [known.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
     assert [known.find(which) for which in ("1", "id:1", "id:a")] == [1, 2, 1]
 
