@@ -29,7 +29,7 @@ DEMO = dict(
 
 MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
 }  # fmt: skip
 # What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
 METHODS = {
@@ -62,6 +62,10 @@ def training_parser():
     run.add_argument(
         "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
     )
+    run.add_argument(
+        "--allow_changed_data", type=SWITCH, default=0,
+        help="1: --resume goes on although data or BERT are others than those that the run began with",
+    )  # fmt: skip
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
     run.add_argument(

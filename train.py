@@ -14,7 +14,7 @@ from tqdm import tqdm
 import arguments
 import graph_lib
 from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
+from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.files import atomic_write
@@ -58,7 +58,7 @@ class Training:
         resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
-        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options))
+        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content))
         self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
@@ -66,6 +66,9 @@ class Training:
         torch.use_deterministic_algorithms(bool(options.deterministic))
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
+        if content:
+            self._check_data(resumed_file, content["position"].get("data"))
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if options.compile:
             self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
@@ -84,6 +87,15 @@ class Training:
             self._start()
         self.first_step, self.seconds = self.step, 0.0  # of this process
         self._announce(resumed_file)
+
+    def _check_data(self, path, saved):
+        """Compare data and BERT with those that the run began with, `saved`. Raises InputError where they differ."""
+        options = self.options
+        lines = fingerprint.check_resumed(
+            path, saved, self.fingerprint, self.data.train.folder, options.bert_path, options.allow_changed_data
+        )
+        for line in lines:
+            print_line(line)
 
     def _start(self):
         """Begin a run in a folder without an earlier one, or in place of it."""
@@ -214,7 +226,7 @@ class Training:
         """Write all that the run needs to go on, bit for bit, as if it had never stopped."""
         position = dict(
             step_in_epoch=self.step_in_epoch, skipped=int(self.skipped), log_sizes=self.log.sizes(),
-            step_log=self.step_log.state(),
+            step_log=self.step_log.state(), data=self.fingerprint,
         )  # fmt: skip
         self._write(self.last_file, self.epoch, position=position)
 
@@ -309,10 +321,21 @@ class Training:
         return distributed.from_first(written)
 
 
-def read_vocabulary(options):
-    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+def read_vocabulary(options, resumed_file=None, content=None):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place.
+    """
     if options.text_encoder == "bert":
         return None
+    if content and content.get("vocabulary") is not None:
+        try:
+            return Vocabulary(content["vocabulary"])
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
+                "words: go on from another file, or start anew with --resume none"
+            ) from error
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
     words = frequent_words(read_lines(path), options.min_word_count)
     if not words:

@@ -22,8 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lib import check, convert, distributed
+from lib.cache import digest
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
+from lib.fingerprint import file_version
 from lib.interrupt import leave_to_parent
 from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
 from lib.metrics import CAPTIONS_PER_IMAGE
@@ -92,6 +94,7 @@ class RetrievalDataset:
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
         captions_path = self.folder / f"{split}_caps.txt"
+        self.regions_version = file_version(self.regions_path)  # before it is opened: a later file has another one
         self.regions = open_regions(self.regions_path)
         texts = read_lines(captions_path)
         rows, num_regions = self.regions.shape[:2]
@@ -100,6 +103,7 @@ class RetrievalDataset:
         if split == "dev":
             texts = texts[:DEV_CAPTIONS]
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
+        self.caption_digest = digest(texts)
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def __getstate__(self):

@@ -11,8 +11,8 @@ import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.run_folder", "lib.interrupt",
-    "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.captions",
+    "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.cache", "lib.run_folder", "lib.interrupt",
+    "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.fingerprint", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
     "lib.convert", "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report",
     "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
