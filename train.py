@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import load_split, open_folder, summarise
+from eval import find_facts, load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
 from lib.errors import InputError, command_line, first_sentence
@@ -22,6 +22,7 @@ from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
+from lib.result_names import ResultName
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
@@ -301,7 +302,7 @@ class Training:
             self.log.scalars(ends, self.step)
 
     def _report(self):
-        options, split = self.options, self.data.test.split
+        options = self.options
         validations = report.read_validations(options.logger_name)
         if validations:
             title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations"
@@ -311,11 +312,14 @@ class Training:
         similarities = engine.similarities(model, self.data.test, self.device)
 
         def written():
-            text, scores, facts = summarise(similarities, options.dataset, split, [best])
+            folder, split = Path(options.logger_name), self.data.test.split
+            name = ResultName(options.dataset, options.dataset, split, test_split=split)
+            facts = find_facts(options.dataset, self.data.test, [(self.best_file, best)], folder)
+            text, scores = summarise(similarities, facts)
             self.log.evaluation("\n" + text)
-            report.save(options.logger_name, split, text, scores, facts)
+            report.save(folder, name.table(), text, scores, facts)
             if options.save_results:
-                report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+                report.save_similarities(folder / name.results(), similarities, options.save_results)
             return scores
 
         return distributed.from_first(written)

@@ -57,7 +57,8 @@ OBJECTIVE_NAMES = {
 class Checkpoint(NamedTuple):
     """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces.
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; is_last: a LAST
+    file, whose epoch no validation has selected.
     """
 
     model: dict
@@ -66,6 +67,7 @@ class Checkpoint(NamedTuple):
     best_rsum: float
     is_published: bool
     vocabulary: Vocabulary | None = None
+    is_last: bool = False
 
 
 def rename(state, names):
@@ -91,6 +93,11 @@ def from_published(image_state, text_state):
     image = {"image_encoder." + name: value for name, value in rename(image_state, IMAGE_NAMES).items()}
     text = {"text_encoder." + name: value for name, value in rename(text_state, TEXT_NAMES).items()}
     return image | text
+
+
+def model_options(options):
+    """Those of a checkpoint's options that its embeddings depend on, a dict."""
+    return {name: options[name] for name in (*MODEL_OPTIONS, *ADDED_OPTIONS)}
 
 
 def save(path, model, objective, optimizer, **counted):
@@ -161,7 +168,8 @@ def load(path):
             options[name]  # a KeyError names what is missing
         _check_options(options)
         vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
-        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
+        counted = int(content["epoch"]), float(content["best_rsum"])
+        found = Checkpoint(state, options, *counted, is_published, vocabulary, is_last="position" in content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "

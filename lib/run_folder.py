@@ -24,11 +24,12 @@ OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest
 class RunFolder:
     """A run folder and its manifest. Nothing is written before a file is claimed.
 
-    Raises InputError where the manifest is damaged or not ours.
+    is_ours: tells of a file that the manifest does not name whether its contents prove that this project wrote it:
+    folders from before manifests hold such files. Raises InputError where the manifest is damaged or not ours.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, is_ours=lambda path: False):
+        self.path, self._is_ours = Path(path), is_ours
 
     def read(self):
         """The manifest, a dict; {"format": ..., "files": []} where there is none. Raises InputError."""
@@ -59,10 +60,14 @@ class RunFolder:
         """Whether the manifest says that a run or an evaluation wrote this file, and it is no link."""
         return name in self.read()["files"] and not (self.path / name).is_symlink()
 
+    def locked(self):
+        """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""
+        return lock(self.path / MANIFEST_LOCK, wait=True)
+
     @contextlib.contextmanager
     def update(self):
         """Change the manifest, a dict that is written when the block ends; other processes wait meanwhile."""
-        with lock(self.path / MANIFEST_LOCK, wait=True):
+        with self.locked():
             content = self.read()
             before = json.dumps(content)
             yield content
@@ -81,9 +86,16 @@ class RunFolder:
                     self._refuse_foreign(name)
                     content["files"] = sorted({*content["files"], name})
 
+    def check(self, *names):
+        """What `claim` would refuse, before there is anything to write. Raises InputError."""
+        own = self.read()["files"]
+        for name in names:
+            if name not in own:
+                self._refuse_foreign(name)
+
     def _refuse_foreign(self, name):
         path = self.path / name
-        if os.path.lexists(path):
+        if os.path.lexists(path) and (why_unreadable(path) or path.is_symlink() or not self._is_ours(path)):
             raise InputError(
                 f"{path}: found a file that {MANIFEST} does not name, expected none: this program replaces only what "
                 "it wrote; move the file away, or name another folder"

@@ -14,10 +14,10 @@ ORDER = (
     "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.cache", "lib.run_folder", "lib.interrupt",
     "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.fingerprint", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
-    "lib.convert", "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report",
-    "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
-    "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
-    "train",
+    "lib.convert", "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.result_names", "lib.charts", "lib.logs",
+    "lib.report", "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine",
+    "lib.model", "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib",
+    "arguments", "eval", "train",
 )  # fmt: skip
 
 
