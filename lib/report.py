@@ -256,7 +256,7 @@ def save_similarities(path, similarities, form=1):
 def _write_published(file, npts, sims):
     """What np.save makes of the published dict, as NumPy 1 writes it, which every version reads."""
     protocol = 3 if sims.nbytes < 2**32 else 4  # 3 holds no more
-    content = pickle.dumps(dict(npts=npts, sims=np.ascontiguousarray(sims)), protocol)
+    content = pickle.dumps(np.array(dict(npts=npts, sims=np.ascontiguousarray(sims)), dtype=object), protocol)
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     file.write(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
 
