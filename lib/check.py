@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lib.console import write_line
 from lib.errors import InputError
 from lib.layout import (
     find_rows_per_image,
@@ -46,7 +47,7 @@ def add_command(commands):
 def run(options):
     """Print the report; exit status 1 if there is something to mend."""
     report = check(options.folder, options.sample)
-    print(report)
+    write_line(report)
     if report.mends:
         sys.exit(1)
 
