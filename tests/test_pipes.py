@@ -14,12 +14,13 @@ ROOT = Path(__file__).parent.parent
 
 def into_closed_pipe(*argv, both=False):
     """Run a program whose standard output nobody reads; both: nor its errors. Gives (exit status, errors)."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
         found = subprocess.run(
             [sys.executable, *map(str, argv)], cwd=ROOT, stdout=pipe, stderr=pipe if both else subprocess.PIPE,
-            stdin=subprocess.DEVNULL, timeout=300, text=True,
+            stdin=subprocess.DEVNULL, timeout=300, text=True, env=buffered,
         )  # fmt: skip
     return found.returncode, found.stderr
 
