@@ -202,8 +202,9 @@ def save(options, folder, result, table, similarities, write_page=None):
             f"{error}; the table is printed, but not all is saved in {folder}: where that cannot be changed, copy the "
             "checkpoint into a folder of your own and evaluate it there"
         ) from error
-    if named.data:
-        print_line(f"{folder / result.table()}.md is of other data; this table: {folder / named.table()}.md")
+    if "+" in named.table():
+        why = f" ({result.table()}.md is of other data)" if named.data else ""
+        print_line(f"saved as {folder / named.table()}.md{why}")
 
 
 def write_report(path, run, scores, facts, similarities, options):
@@ -243,6 +244,8 @@ def evaluate_runs(runs, options, device):
     first, split = runs[0], runs[0].data.split
     folder, pairs = first.path.parent, [(run.path, run.trained) for run in runs]
     result = name_of(runs, ensemble_id([run.path for run in runs], folder) if len(runs) > 1 else "")
+    extras = [name for name in ("bootstrap", "extended") if arguments.is_given(options, name)]
+    result = result._replace(extras="-".join(extras))
     facts = find_facts(first.dataset, first.data, pairs, folder)
     distributed.from_first(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.names(first.data)) if options.extended else None

@@ -71,7 +71,7 @@ def of_model(model, options):
 
 def of_run(splits, bert=None):
     """What `check_resumed` compares: {name of a split: of_split(...)}, and under "bert" what training starts from."""
-    found = {data.split: of_split(data) for data in splits}
+    found = {data.split: of_split(data) for data in splits if data is not None}
     return found | ({"bert": of_bert(bert)} if bert is not None else {})
 
 

@@ -18,7 +18,8 @@ class ResultName(NamedTuple):
     """What is evaluated. own_dataset: of the training; test_split: that results of this data set are reported on.
 
     checkpoint: name of the file of a single model; models: "" for a single model, `ensemble_id` or SEEDS otherwise;
-    data: the beginning of a hash where other data have the name already.
+    extras: what stands beside the table, such as "bootstrap"; data: the beginning of a hash where other data have the
+    name already.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class ResultName(NamedTuple):
     test_split: str
     checkpoint: str = BEST
     models: str = ""
+    extras: str = ""
     data: str = ""
 
     def table(self):
@@ -35,16 +37,17 @@ class ResultName(NamedTuple):
             base = SEEDS if self._is_test else f"{SEEDS}_{escape(self.split)}"
         else:
             base = f"ensemble_{escape(self.split)}" if self.models else escape(self.split)
-        return base + self._suffix(dataset=self._other_dataset, models=self._hash)
+        return base + self._suffix({"dataset": self._other_dataset, "models": self._hash, "with": self.extras})
 
     def results(self):
         """The file of the similarities."""
-        return f"results_{escape(self.dataset)}{self._suffix(split=self._other_split, models=self.models)}.npy"
+        return f"results_{escape(self.dataset)}{self._suffix(dict(split=self._other_split, models=self.models))}.npy"
 
     def report(self):
         """The file of the page."""
         base = "report" if self._is_test else f"report_{escape(self.split)}"
-        return base + self._suffix(dataset=self._other_dataset, models=self.models) + ".html"
+        parts = {"dataset": self._other_dataset, "models": self.models, "with": self.extras}
+        return f"{base}{self._suffix(parts)}.html"
 
     def embeddings(self):
         """The file of the embeddings that searches keep; a key inside says what they are of."""
@@ -67,9 +70,9 @@ class ResultName(NamedTuple):
     def _hash(self):
         return "" if self.models == SEEDS else self.models
 
-    def _suffix(self, **parts):
+    def _suffix(self, parts):
         other = "" if self.models or self.checkpoint == BEST else self.checkpoint
-        parts |= dict(checkpoint=other, data=self.data)
+        parts = parts | dict(checkpoint=other, data=self.data)
         return "".join(f"+{name}={escape(value)}" for name, value in parts.items() if value)
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickletools
+import re
 import shutil
 from functools import partial
 
@@ -29,6 +30,8 @@ OTHERS = {
     "all seeds": dict(models=SEEDS),
     "all seeds, of another split": dict(models=SEEDS, split="dev"),
     "other data": dict(data="01234567"),
+    "with intervals": dict(extras="bootstrap"),
+    "with intervals and more": dict(extras="bootstrap-extended"),
     "a split called as an ensemble": dict(split="ensemble_test"),
     "a split with a border": dict(split="test+dataset=mine"),
     "a split with a blank": dict(split="a b"),
@@ -58,7 +61,8 @@ def test_the_usual_case_has_the_short_names():
 
 @pytest.mark.parametrize("kind", ["table", "results", "report"])
 def test_no_two_things_have_the_same_name(kind):
-    names = [getattr(USUAL._replace(**changes), kind)() for changes in ({}, *OTHERS.values())]
+    others = [changes for changes in OTHERS.values() if kind != "results" or "extras" not in changes]
+    names = [getattr(USUAL._replace(**changes), kind)() for changes in ({}, *others)]
     assert len(set(names)) == len(names)
     for name in names:  # names that the manifest takes
         assert run_folder.OWN_NAMES.fullmatch(name if kind != "table" else f"{name}.md"), name
@@ -112,6 +116,14 @@ def test_what_is_evaluated_beside_the_usual_leaves_it_as_it_was(run, data, tmp_p
     assert found["test"]["checkpoints"] == ["model_best.pth"]
 
 
+def test_intervals_are_kept_when_the_table_is_made_again(run):
+    evaluate(run, "--bootstrap", 20, "--report")
+    before = (run / "test+with=bootstrap.md").read_bytes(), (run / "report+with=bootstrap.html").read_bytes()
+    evaluate(run, "--report")
+    assert before == ((run / "test+with=bootstrap.md").read_bytes(), (run / "report+with=bootstrap.html").read_bytes())
+    assert "bootstrap" in entries(run)["test+with=bootstrap"] and "bootstrap" not in entries(run)["test"]
+
+
 def test_the_same_data_elsewhere_replace_the_entry_and_name_their_folder(run, data):
     evaluate(run, "--data_path", data)
     assert set(entries(run)) == {"test"} and entries(run)["test"]["data"]["folder"] == str(data / "demo_precomp")
@@ -122,7 +134,8 @@ def test_other_data_are_told_and_found_again(run, data, capsys):
     np.save(path, np.load(path)[::-1])
     for _ in range(2):
         evaluate(run, "--data_path", data)
-        assert "test.md is of other data; this table: " in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert re.search(r"\nsaved as .*/test\+data=[0-9a-f]{8}.md \(test.md is of other data\)\n", printed)
     assert len(entries(run)) == 2
 
 
