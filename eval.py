@@ -129,7 +129,9 @@ def open_run(path, options, device):
     bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
-    return Run(path, trained, load_model(path, trained, bert_path, data.region_dim, device), bert_path, dataset, data)
+    model = load_model(path, trained, bert_path, data.region_dim, device)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
+    return Run(path, trained, model, bert_path, dataset, data)
 
 
 def open_runs(paths, options, device):

@@ -68,6 +68,10 @@ class Training:
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
         self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
+        self.reader = None
+        if not self.vocabulary:
+            settings, tokeniser = self.fingerprint["bert"]["settings"], self.data.train.tokeniser_digest
+            self.reader = dict(settings=settings, tokeniser=tokeniser)
         if content:
             self._check_data(resumed_file, content["position"].get("data"))
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
@@ -237,7 +241,7 @@ class Training:
                 checkpoint.save(
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
-                    vocabulary=self.vocabulary and self.vocabulary.words, **more,
+                    vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader, **more,
                 )  # fmt: skip
 
     def _stop_if(self, status):

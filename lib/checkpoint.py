@@ -57,8 +57,8 @@ OBJECTIVE_NAMES = {
 class Checkpoint(NamedTuple):
     """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; is_last: a LAST
-    file, whose epoch no validation has selected.
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; reader: what that
+    BERT is known by, see `lib.fingerprint.check_reader`; is_last: a LAST file, whose epoch no validation has selected.
     """
 
     model: dict
@@ -67,6 +67,7 @@ class Checkpoint(NamedTuple):
     best_rsum: float
     is_published: bool
     vocabulary: Vocabulary | None = None
+    reader: dict | None = None
     is_last: bool = False
 
 
@@ -104,8 +105,8 @@ def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), vocabulary (a list of
-    words, or None), and in LAST what else a run needs to go on: tensors and plain values. Raises InputError where the
-    disk is full.
+    words, or None), reader (see `Checkpoint`), and in LAST what else a run needs to go on: tensors and plain values.
+    Raises InputError where the disk is full.
     """
     content = dict(
         format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
@@ -169,7 +170,8 @@ def load(path):
         _check_options(options)
         vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
         counted = int(content["epoch"]), float(content["best_rsum"])
-        found = Checkpoint(state, options, *counted, is_published, vocabulary, is_last="position" in content)
+        reader = dict(content.get("reader") or {})
+        found = Checkpoint(state, options, *counted, is_published, vocabulary, reader, "position" in content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "

@@ -25,7 +25,7 @@ from lib import check, convert, distributed
 from lib.cache import digest
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
-from lib.fingerprint import file_version
+from lib.fingerprint import file_version, of_tokeniser
 from lib.interrupt import leave_to_parent
 from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
 from lib.metrics import CAPTIONS_PER_IMAGE
@@ -103,7 +103,7 @@ class RetrievalDataset:
         if split == "dev":
             texts = texts[:DEV_CAPTIONS]
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
-        self.caption_digest = digest(texts)
+        self.caption_digest, self.tokeniser_digest = digest(texts), of_tokeniser(tokeniser)
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def __getstate__(self):

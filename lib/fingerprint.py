@@ -16,6 +16,7 @@ from lib.errors import InputError
 from lib.metrics import CAPTIONS_PER_IMAGE
 
 SAMPLED_IMAGES = 32  # of a split, evenly spaced
+PROBE = "A man's café: x-ray, 3,000 DOGS 狗 naïve"  # shows how a tokeniser cuts
 SAMPLED_VALUES = 256  # of each weight of BERT
 FILES = dict(  # what a difference is found in; pieces come last: they differ wherever captions do
     images="{split}_ims.npy", region_counts="{split}_num_regions.npy", features="{split}_ims.npy",
@@ -51,22 +52,47 @@ def of_split(data):
     )
 
 
+def of_tokeniser(tokeniser):
+    """A hash of the words or pieces of a tokeniser and of how it cuts a text, whatever the version of its library."""
+    backend = tokeniser.backend_tokenizer
+    words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(PROBE))
+    return digest(sorted(backend.get_vocab().items()), words)
+
+
+def bert_settings(bert):
+    """What of the configuration of a transformers BertModel changes its output, as text."""
+    return ", ".join(f"{name} {getattr(bert.config, name)}" for name in BERT_SETTINGS)
+
+
+def check_reader(path, recorded, bert_path, found):
+    """Refuse a BERT that is not the one that a model was trained with, although its sizes fit.
+
+    recorded: the settings and the tokeniser that the checkpoint at `path` names, a dict, or None where it does not;
+    found: those at `bert_path`. Raises InputError.
+    """
+    for name in found:
+        if recorded and recorded.get(name, found[name]) != found[name]:
+            raise InputError(
+                f"--bert_path {bert_path}: other {name} than the BERT that {path} was trained with (found "
+                f"{_short(found[name])}, expected {_short(recorded[name])}); give that BERT"
+            )
+
+
 def of_bert(bert):
     """Settings of a transformers BertModel and a hash of values of each of its weights: a dict."""
     weights = []
     for name, weight in sorted(bert.state_dict().items()):
         values = weight.detach().cpu().flatten()
         weights += [name, tuple(weight.shape), values[:: max(len(values) // SAMPLED_VALUES, 1)].numpy()]
-    settings = ", ".join(f"{name} {getattr(bert.config, name)}" for name in BERT_SETTINGS)
-    return dict(settings=settings, weights=digest(*weights))
+    return dict(settings=bert_settings(bert), weights=digest(*weights))
 
 
 def of_model(model, options):
     """A hash of the weights of a `lib.model.HREM` as they are in memory, and of the options that it was built with."""
     weights = [part for name, weight in model.state_dict().items() for part in (name, weight.detach().cpu().numpy())]
     bert = getattr(model.text_encoder, "bert", None)
-    settings = [str(getattr(bert.config, name)) for name in BERT_SETTINGS] if bert is not None else []
-    return digest(sorted((name, str(value)) for name, value in options.items()), settings, *weights)
+    settings = sorted((name, str(value)) for name, value in options.items())
+    return digest(settings, bert and bert_settings(bert), *weights)
 
 
 def of_run(splits, bert=None):

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from damage import OPTIONS, saved_with
+from damage import OPTIONS, contents, saved_with
 
+import eval as evaluation
 import train
 from lib import bert, cache, checkpoint, fingerprint
 from lib.dataset import RetrievalDataset
 from lib.errors import InputError
+from lib.model import load
 
 
 def command(data, folder, *more):
@@ -138,6 +140,37 @@ def test_fingerprints_hold_nothing_but_text(finished):
     assert set(found) == {"train", "dev", "test", "bert"}
     assert all(isinstance(value, str) for part in found.values() for value in part.values())
     assert set(found["train"]) == set(fingerprint.FILES)
+
+
+@pytest.mark.parametrize("change, expected", [
+    (swap_words, "other tokeniser"), (configure(hidden_act="relu"), "other settings"),
+    (configure(num_attention_heads=1), "other settings"),
+], ids=["vocabulary", "activation", "heads"])  # fmt: skip
+def test_a_model_is_not_evaluated_with_another_bert_of_the_same_shape(finished, data, refusal, change, expected):
+    change(data / "demo_precomp")
+    before = contents(finished)
+    path = data / "demo_precomp" / "bert"
+    refusal(evaluation.main, finished, "--bert_path", path, expected=[path, expected, finished / "model_best.pth"])
+    assert contents(finished) == before
+    with pytest.raises(InputError, match=expected):
+        load(finished, bert_path=path)
+
+
+def test_a_model_is_evaluated_with_its_bert_elsewhere_and_one_of_other_weights(finished, data, tmp_path):
+    """The weights come from the checkpoint: the folder brings vocabulary and settings alone."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    other_weights(data / "demo_precomp")
+    evaluation.main([str(run), "--bert_path", str(data / "demo_precomp" / "bert")])
+    assert (run / "test.md").read_bytes() == (finished / "test.md").read_bytes()
+
+
+def test_a_checkpoint_that_does_not_tell_its_bert_is_evaluated(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for reader in ("missing", None, {}):
+        content = torch.load(run / "model_best.pth", weights_only=True)
+        content.pop("reader", None)
+        torch.save(content if reader == "missing" else content | {"reader": reader}, run / "model_best.pth")
+        evaluation.main([str(run)])
 
 
 def test_a_resumed_bigru_keeps_the_vocabulary_of_its_checkpoint(bigru, data, tmp_path):

@@ -163,6 +163,10 @@ def test_existing_scripts_read_the_published_form(run, finished):
     assert npts == 10 and (sims == expected).all()
     with pytest.raises(InputError, match="allow_pickle=True"):
         report.load_similarities(path)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        np.load(path)
+    with pytest.raises(IndexError):
+        np.load(path, allow_pickle=True)["sims"]  # the array holds the dict
 
 
 def test_the_published_form_names_no_module_that_older_versions_of_numpy_lack(run):
