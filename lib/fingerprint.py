@@ -112,23 +112,24 @@ def check_resumed(path, saved, found, folder, bert_path, is_allowed):
         return [f"{path}: does not say which data the run began with: whether these are the same is not checked"]
     if not isinstance(saved, dict) or not all(isinstance(part, dict) for part in saved.values()):
         raise InputError(f"{path}: damaged: its fingerprints of the data are no table; expected those train.py wrote")
+    missing = [f"{part} {name}" for part in found for name in found[part] if name not in saved.get(part, ())]
     differences = [
         f"{_place(part, name, folder, bert_path)}: other {name.replace('_', ' ')} than when the run began (found "
-        f"{_short(found[part][name])}, expected {_short(saved[part].get(name))})"
+        f"{_short(found[part][name])}, expected {_short(saved[part][name])})"
         for part in found
-        if part in saved
-        for name in _differing(saved[part], found[part])
+        for name in _differing(saved.get(part, {}), found[part])
     ]
     if differences and not is_allowed:
         raise InputError(
             f"{differences[0]}. Give --data_path and --bert_path of the data that {path} was trained on, or "
             "--allow_changed_data 1 to go on with these"
         )
-    return [f"warning: {difference}" for difference in differences]
+    told = [f"{path}: does not say these of the data, so they are not checked: {', '.join(missing)}"] * bool(missing)
+    return told + [f"warning: {difference}" for difference in differences]
 
 
 def _differing(saved, found):
-    names = [name for name in found if saved.get(name) != found[name]]
+    names = [name for name in found if name in saved and saved[name] != found[name]]
     return [name for name in names if name != "pieces" or "captions" not in names]
 
 

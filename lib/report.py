@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from lib import metrics
+from lib.cache import DAMAGED
 from lib.console import printable
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
@@ -21,7 +22,7 @@ from lib.run_folder import RunFolder
 
 FOLDS = 5
 METRICS = "metrics.json"
-RESULTS = ("npts", "sims")  # of a file of similarities
+RESULTS, EMBEDDINGS = ("npts", "sims"), {"key", "images", "captions"}  # what files of similarities and embeddings hold
 PAGE = b"<title>HREM: "  # of a report, near its beginning
 HEADER = (
     "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |\n"
@@ -182,13 +183,21 @@ def _is_ours(path):
         entry = _entries(path.with_name(METRICS)).get(path.stem)
         text = path.read_text(encoding="utf-8", errors="replace")
         return entry is not None and HEADER in text and text.startswith(f"{entry.get('title')}\n")
-    if path.suffix == ".npy":
-        try:
-            return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names == RESULTS
-        except (ValueError, EOFError, OSError):
-            return False
+    if path.suffix in (".npy", ".npz"):
+        return _holds_ours(path)
     with open(path, "rb") as file:
         return path.suffix == ".html" and PAGE in file.read(1000)
+
+
+def _holds_ours(path):
+    """Whether a .npy file is a record of similarities, or a .npz file holds kept embeddings, by their fields."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names == RESULTS
+        with np.load(path, allow_pickle=False) as file:
+            return set(file.files) - {"checksum"} == EMBEDDINGS
+    except (*DAMAGED, AttributeError):  # a file of the other kind
+        return False
 
 
 def find_name(folder, result, facts):

@@ -127,6 +127,15 @@ def test_a_file_from_before_fingerprints_goes_on_and_says_so(finished, whole, tm
     assert capsys.readouterr().out.count("does not say which data the run began with") == 1
 
 
+def test_what_a_file_does_not_say_is_not_checked_and_told(finished, whole, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    position = torch.load(run / "last.pth", weights_only=True)["position"]
+    del position["data"]["train"]["caption_images"], position["data"]["dev"]
+    saved_with(run / "last.pth", position=position)
+    resume(run, whole)
+    assert "so they are not checked: train caption_images, dev images, dev region_counts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("found", [5, [], {"train": 1}], ids=str)
 def test_damaged_fingerprints_are_refused(finished, whole, tmp_path, refusal, found):
     run = shutil.copytree(finished, tmp_path / "run")

@@ -264,6 +264,12 @@ def test_embeddings_of_somebody_else_are_left_alone(run, capsys, encodings):
     assert ask(run, capsys) == first and len(encodings) == 2 and (run / KEPT).read_bytes() == b"mine"
 
 
+def test_embeddings_from_before_manifests_are_replaced(run, capsys, encodings):
+    np.savez(run / KEPT, key="0", images=np.zeros((10, 16), np.float32), captions=np.zeros((50, 16), np.float32))
+    first = ask(run, capsys)
+    assert ask(run, capsys) == first and len(encodings) == 1 and run_folder.RunFolder(run).is_own(KEPT)
+
+
 HOSTILE = "\x1b[31mred\x07 | a\tb \u202edog\x9b"
 
 
