@@ -140,6 +140,8 @@ def open_runs(paths, options, device):
     if len({(run.dataset, run.data.num_images) for run in runs}) > 1:
         found = ", ".join(run.dataset for run in runs)
         raise InputError(f"--model_path: an ensemble of {found}; expected models of one data set")
+    for run in runs[1:]:
+        fingerprint.check_same(runs[0].data, run.data)
     return runs
 
 

@@ -87,6 +87,19 @@ def of_bert(bert):
     return dict(settings=bert_settings(bert), weights=digest(*weights))
 
 
+def check_same(first, other):
+    """Refuse two splits that are not the same, whatever cuts their captions. Raises InputError naming a file."""
+    ours, theirs = of_split(first), of_split(other)
+    name = next((name for name in ours if name != "pieces" and ours[name] != theirs[name]), None)
+    if name:
+        file = FILES[name].format(split=other.split)
+        raise InputError(
+            f"{other.folder / file}: other {name.replace('_', ' ')} than in {first.folder} (found "
+            f"{_short(theirs[name])}, expected {_short(ours[name])}): models of an ensemble are evaluated on the same "
+            "data; give --data_path"
+        )
+
+
 def of_model(model, options):
     """A hash of the weights of a `lib.model.HREM` as they are in memory, and of the options that it was built with."""
     weights = [part for name, weight in model.state_dict().items() for part in (name, weight.detach().cpu().numpy())]

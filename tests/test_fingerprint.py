@@ -173,6 +173,16 @@ def test_a_model_is_evaluated_with_its_bert_elsewhere_and_one_of_other_weights(f
     assert (run / "test.md").read_bytes() == (finished / "test.md").read_bytes()
 
 
+def test_an_ensemble_of_models_with_different_data_of_their_own_is_refused(finished, data, tmp_path, refusal):
+    """Each is evaluated on the data that it was trained with, unless --data_path is given."""
+    array("test_ims.npy", lambda found: found[::-1].copy())(data / "demo_precomp")
+    train.main(command(data, tmp_path / "other"))
+    expected = [data / "demo_precomp" / "test_ims.npy", "other features", "give --data_path"]
+    refusal(evaluation.main, finished, tmp_path / "other", expected=expected)
+    other = shutil.copytree(finished, tmp_path / "run")
+    evaluation.main([str(other), str(tmp_path / "other"), "--data_path", str(data)])
+
+
 def test_a_checkpoint_that_does_not_tell_its_bert_is_evaluated(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     for reader in ("missing", None, {}):

@@ -11,9 +11,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from damage import contents
+from damage import OPTIONS, contents
 
 import eval as evaluation
+import train
 from lib import report, run_folder
 from lib.errors import InputError
 from lib.result_names import SEEDS, ResultName, ensemble_id, escape
@@ -167,6 +168,13 @@ def test_existing_scripts_read_the_published_form(run, finished):
         np.load(path)
     with pytest.raises(IndexError):
         np.load(path, allow_pickle=True)["sims"]  # the array holds the dict
+
+
+def test_training_saves_the_published_form_too(whole, finished, tmp_path):
+    argv = [*OPTIONS, "--data_path", str(whole), "--logger_name", str(tmp_path / "run"), "--save_results", "published"]
+    train.main(argv)
+    found = np.load(tmp_path / "run" / "results_demo.npy", allow_pickle=True).item()
+    np.testing.assert_array_equal(found["sims"], np.load(finished / "results_demo.npy")["sims"])
 
 
 def test_the_published_form_names_no_module_that_older_versions_of_numpy_lack(run):

@@ -171,7 +171,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(data, whole, tmp_path, mon
     with pytest.raises(Stopped):
         train.main(command(data, folder, "--overwrite", "1"))
     assert {re.sub(r"tfevents\..*", "tfevents", path.name) for path in folder.iterdir()} == {
-        "last.pth", "train.txt", "Parameters.txt", "events.out.tfevents"
+        "last.pth", "train.txt", "Parameters.txt", "events.out.tfevents", "run_manifest.json", ".run_manifest.lock"
     }  # fmt: skip
     assert read(folder, checkpoint.LAST)["step"] == 0
 
