@@ -231,6 +231,7 @@ def save(folder, name, text, scores_by_label, facts):
     """
     folder = run_folder(folder)
     with folder.locked():
+        folder.claim(f"{name}.md", METRICS)
         entries = _entries(folder.path / METRICS)
         entries[name] = facts | dict(
             versions=versions(),
@@ -239,7 +240,6 @@ def save(folder, name, text, scores_by_label, facts):
                 for label, scores in scores_by_label.items()
             },
         )
-        folder.claim(f"{name}.md", METRICS)
         with folder.atomic_write(f"{name}.md") as file:
             file.write((printable(text) + "\n").encode())
         with folder.atomic_write(METRICS) as file:

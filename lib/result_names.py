@@ -82,5 +82,5 @@ def ensemble_id(paths, folder):
 
 
 def escape(text):
-    """`text` as part of a file name: other characters than letters, digits, _, - and . become their bytes, =20."""
-    return re.sub(r"[^\w.-]", lambda found: "=" + found[0].encode("utf-8", "surrogatepass").hex("="), text)
+    """`text` as part of a file name: what is no letter, digit, space, _, - or . becomes its bytes, =2f."""
+    return re.sub(r"[^\w. -]", lambda found: "=" + found[0].encode("utf-8", "surrogatepass").hex("="), text)

@@ -17,7 +17,7 @@ MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"
 OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest with other names is not ours
     r"(train|eval|Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth|events\.out\.tfevents\..+"
-    r"|[\w.=+-]+\.md|results_[\w.=+-]+\.npy|embeddings_[\w.=+-]+\.npz|report[\w.=+-]*\.html"
+    r"|[\w.=+ -]+\.md|results_[\w.=+ -]+\.npy|embeddings_[\w.=+ -]+\.npz|report[\w.=+ -]*\.html"
 )
 
 
