@@ -30,7 +30,7 @@ DEMO = dict(
 
 MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
 }  # fmt: skip
 # What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
 METHODS = {
@@ -40,6 +40,7 @@ METHODS = {
     "gpo": dict(interaction="none", pooling="gpo", base_loss="vse", vse_mean_warmup_epochs=1),
 }
 SAMPLING = ("random", "neighbour")
+RESULTS_FORMS = "1: save npts and sims as results_DATASET.npy; published: as a pickled dict, for existing scripts"
 
 
 def training_parser():
@@ -69,6 +70,10 @@ def training_parser():
     run.add_argument(
         "--init_from", metavar="CHECKPOINT",
         help="start from the weights of a trained model: a run folder or a checkpoint file, ours or published",
+    )
+    run.add_argument(
+        "--allow_changed_data", type=SWITCH, default=0,
+        help="1: --resume goes on although data or BERT are others than those that the run began with",
     )  # fmt: skip
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
@@ -78,7 +83,7 @@ def training_parser():
     )  # fmt: skip
     run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
-    run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
+    run.add_argument("--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}")
     add_device_options(run)
     run.add_argument(
         "--precision", choices=PRECISIONS, default="fp32",
@@ -136,6 +141,11 @@ def number_of_pairs(text):
     if value < 2:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 2")
     return value
+
+
+def results_form(text):
+    """An argparse type: 0, 1, or "published", the form in which similarities are saved."""
+    return text if text == "published" else SWITCH(text)
 
 
 def image_name(text):
@@ -269,7 +279,7 @@ def evaluation_parser():
     data.add_argument("--split", help="split to evaluate (default: the --test_split of the training)")
 
     table = parser.add_argument_group("table (lib/SPEC.md, section 7)")
-    table.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
+    table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
     table.add_argument("--bootstrap", type=COUNT_OR_NONE, default=0,
                        help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip
     table.add_argument("--extended", action="store_true",

@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, pretrained, report
+from eval import find_facts, load_split, open_folder, summarise
+from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, pretrained, report
 from lib.dataset import NO_SPLIT, RetrievalDataset, TrainingPairs, batches, conventions, training_loader
 from lib.errors import InputError, command_line, first_sentence
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
+from lib.result_names import ResultName
 from lib.run_start import RunFolders, find_best_rsum
 from lib.vocabulary import (
     Vocabulary,
@@ -79,6 +80,13 @@ class Training:
         engine.set_determinism(bool(options.deterministic), self.device)
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
+        self.reader = None
+        if not self.vocabulary:
+            settings, tokeniser = self.fingerprint["bert"]["settings"], self.data.train.tokeniser_digest
+            self.reader = dict(settings=settings, tokeniser=tokeniser)
+        if content:
+            self._check_data(resumed_file, content["position"].get("data"))
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
@@ -98,6 +106,15 @@ class Training:
         self._start(resumed_file, content)
         self.first_step, self.seconds = self.step, 0.0  # of this process
         self._announce(resumed_file, trained)
+
+    def _check_data(self, path, saved):
+        """Compare data and BERT with those that the run began with, `saved`. Raises InputError where they differ."""
+        options = self.options
+        lines = fingerprint.check_resumed(
+            path, saved, self.fingerprint, self.data.train.folder, options.bert_path, options.allow_changed_data
+        )
+        for line in lines:
+            print_line(line)
 
     def _restore(self, path, content):
         """Take over what `_save` wrote of this run or another. Changes no file."""
@@ -122,8 +139,12 @@ class Training:
         """Names of the files that the report of this run writes into the folder of its logs."""
         if self.data.test is None:
             return []
-        results = [f"results_{self.options.dataset}.npy"] if self.options.save_results else []
-        return [f"{self.data.test.split}.md", report.METRICS, *results]
+        name = self._result_name()
+        return [f"{name.table()}.md", report.METRICS, *[name.results()] * bool(self.options.save_results)]
+
+    def _result_name(self):
+        dataset, split = self.options.dataset, self.data.test.split
+        return ResultName(dataset, dataset, split, test_split=split)
 
     def _announce(self, resumed_file, trained):
         """Say once what runs where; a run that goes on has said so in its log before.
@@ -228,7 +249,7 @@ class Training:
         """Write all that the run needs to go on, bit for bit, as if it had never stopped."""
         position = dict(
             step_in_epoch=self.step_in_epoch, skipped=int(self.skipped), log_sizes=self.log.sizes(),
-            step_log=self.step_log.state(),
+            step_log=self.step_log.state(), data=self.fingerprint,
         )  # fmt: skip
         self._write(self.last_file, self.epoch, position=position)
 
@@ -239,7 +260,7 @@ class Training:
                 checkpoint.save(
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
-                    vocabulary=self.vocabulary and self.vocabulary.words, **more,
+                    vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader, **more,
                 )  # fmt: skip
                 if path == self.last_file:
                     self.folders.saved()
@@ -314,16 +335,18 @@ class Training:
         if self.data.test is None:
             self.log.evaluation(f"\nno test split, so no test table; the best model is in {self.best_file}")
             return {}
-        split, best = self.data.test.split, checkpoint.load(self.best_file)
+        best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)
 
         def written():
-            text, scores, facts = summarise(similarities, options.dataset, split, [best])
+            folder, name = Path(options.logger_name), self._result_name()
+            facts = find_facts(options.dataset, self.data.test, [(self.best_file, best)], folder)
+            text, scores = summarise(similarities, facts)
             self.log.evaluation("\n" + text)
-            report.save(options.logger_name, split, text, scores, facts)
+            report.save(folder, name.table(), text, scores, facts)
             if options.save_results:
-                report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+                report.save_similarities(folder / name.results(), similarities, options.save_results)
             return scores
 
         return distributed.from_first(written)

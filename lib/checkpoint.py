@@ -60,7 +60,8 @@ OBJECTIVE_NAMES = {
 class Checkpoint(NamedTuple):
     """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces.
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; reader: what that
+    BERT is known by, see `lib.fingerprint.check_reader`; is_last: a LAST file, whose epoch no validation has selected.
     """
 
     model: dict
@@ -69,6 +70,8 @@ class Checkpoint(NamedTuple):
     best_rsum: float
     is_published: bool
     vocabulary: Vocabulary | None = None
+    reader: dict | None = None
+    is_last: bool = False
 
 
 def rename(state, names):
@@ -96,12 +99,17 @@ def from_published(image_state, text_state):
     return image | text
 
 
+def model_options(options):
+    """Those of a checkpoint's options that its embeddings depend on, a dict."""
+    return {name: options[name] for name in (*MODEL_OPTIONS, *ADDED_OPTIONS)}
+
+
 def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), vocabulary (a list of
-    words, or None), and in LAST what else a run needs to go on: tensors and plain values. Raises InputError where the
-    disk is full.
+    words, or None), reader (see `Checkpoint`), and in LAST what else a run needs to go on: tensors and plain values.
+    Raises InputError where the disk is full.
     """
     content = dict(
         format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
@@ -170,7 +178,9 @@ def load(path):
         vocabulary = None
         if options["text_encoder"] != "bert":
             vocabulary = Vocabulary(content["vocabulary"], strip_accents=bool(options["strip_accents"]))
-        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
+        counted = int(content["epoch"]), float(content["best_rsum"])
+        reader = dict(content.get("reader") or {})
+        found = Checkpoint(state, options, *counted, is_published, vocabulary, reader, "position" in content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "

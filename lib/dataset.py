@@ -22,8 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lib import caption_forms, check, convert, distributed
+from lib.cache import digest
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
+from lib.fingerprint import file_version, of_tokeniser
 from lib.interrupt import leave_to_parent
 from lib.layout import open_regions, read_lines, read_num_regions
 from lib.options import Parser
@@ -122,6 +124,7 @@ class RetrievalDataset:
     def __init__(self, folder, split, tokeniser, longest_caption=512):
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
+        self.regions_version = file_version(self.regions_path)  # before it is opened: a later file has another one
         self.regions = open_regions(self.regions_path)
         captions_path = self.folder / f"{split}_caps.txt"
         texts, note = drop_blank_end(self.folder, split, read_lines(captions_path), len(self.regions))
@@ -134,6 +137,7 @@ class RetrievalDataset:
             texts = texts[:DEV_CAPTIONS]
             self._cut()
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
+        self.caption_digest, self.tokeniser_digest = digest(texts), of_tokeniser(tokeniser)
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def __getstate__(self):

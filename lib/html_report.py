@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lib import bootstrap, charts, metrics, report, search
-from lib.files import atomic_write
 from lib.logs import EVAL, TRAIN
 from lib.metrics import Similarity, map_of
 from lib.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
@@ -138,8 +137,8 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
         f'</h1>{about}<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
     )
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    with report.run_folder(Path(path).parent).atomic_write(Path(path).name) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))
 
 
 def _of_what(folder, options):
@@ -156,7 +155,7 @@ def _results(evaluation):
     dataset, facts = evaluation.facts["dataset"], evaluation.facts
     published = next((rows for start, rows in PUBLISHED.items() if dataset.startswith(start)), {})
     rows = "".join(
-        _row(label, scores, " and ".join(facts["selected_on"])) for label, scores in evaluation.scores.items()
+        _row(label, scores, " and ".join(facts["selected_on"]) or "–") for label, scores in evaluation.scores.items()
     )
     for label, (i1, i5, t1, t5) in published.items():
         cells = [i1, i5, None, None, None, t1, t5, None, None, None, None]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import bert, checkpoint, engine
+from lib import bert, checkpoint, engine, fingerprint
 from lib.captions import Captions, tokenise
 from lib.dataset import pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
@@ -75,6 +75,8 @@ def load_model(path, trained, bert_path, region_dim, device):
         reader = bert.model(bert_path, pretrained=False)
     model = build_model(trained.options, reader, region_dim)
     checkpoint.load_into(model, trained, path)
+    if not trained.vocabulary:
+        fingerprint.check_reader(path, trained.reader, bert_path, {"settings": fingerprint.bert_settings(reader)})
     return model.to(device).eval()
 
 
@@ -105,6 +107,7 @@ def load(path, device="auto", bert_path=None):
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
     tokeniser = tokeniser_of(trained, bert_path)
     tell_casing(tokeniser)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)})
     return Trained(model, tokeniser, device)
 
 

@@ -1,17 +1,16 @@
 """Which files of a folder without a manifest earlier versions of this program wrote there, as their contents prove."""
 
-import json
 import re
 from pathlib import Path
 
-import numpy as np
-
-from lib import checkpoint
+from lib import checkpoint, report
 from lib.checkpoint import BEST, LAST
 from lib.errors import InputError
 from lib.logs import EVAL, LOG_NAMES, PARAMETERS
-from lib.report import METRICS, VALIDATION
+from lib.report import VALIDATION
 from lib.run_folder import OWN_NAMES, is_plain_file
+
+RESULTS = (".md", ".json", ".npy", ".npz", ".html")
 
 
 def last_of(folder):
@@ -28,7 +27,7 @@ def own_files(folder, last):
     last: what the last.pth of their run holds, which may lie in another folder, or None.
     """
     folder = Path(folder)
-    found = _tables(folder) | {path.name for path in folder.glob("results_*.npy") if _is_results(path)}
+    found = {path.name for path in folder.glob("*") if is_plain_file(path) and _is_result(path)}
     if last:
         found |= {LAST} | _logs(folder, last)
         found |= {PARAMETERS} if _option_names(folder / PARAMETERS) == sorted(last["options"]) else set()
@@ -51,15 +50,9 @@ def _logs(folder, last):
     }  # fmt: skip
 
 
-def _tables(folder):
-    """metrics.json with entries of ours, and the tables that begin with the title of their entry."""
-    try:
-        entries = json.loads(_text(folder / METRICS))
-        titles = {f"{name}.md": entry["title"] for name, entry in entries.items() if entry["versions"]}
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        return set()
-    tables = {name for name in titles if OWN_NAMES.fullmatch(name)}
-    return {METRICS} | {name for name in tables if _text(folder / name).startswith(f"{titles[name]}\n")}
+def _is_result(path):
+    """Whether an evaluation of ours wrote a file: a table, metrics.json, similarities, kept embeddings or a page."""
+    return OWN_NAMES.fullmatch(path.name) is not None and path.suffix in RESULTS and report.is_ours(path)
 
 
 def _option_names(path):
@@ -68,14 +61,6 @@ def _option_names(path):
 
 def _text(path):
     return path.read_text(encoding="utf-8", errors="replace") if is_plain_file(path) else ""
-
-
-def _is_results(path):
-    """Whether a file is an array of npts and sims, the record that evaluations save."""
-    try:
-        return is_plain_file(path) and np.load(path, mmap_mode="r", allow_pickle=False).dtype.names == ("npts", "sims")
-    except (ValueError, OSError, EOFError):
-        return False
 
 
 def _is_our_checkpoint(path):

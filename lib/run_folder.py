@@ -48,11 +48,12 @@ def is_plain_file(path):
 class RunFolder:
     """A run folder and its manifest. Nothing is written before a file is claimed.
 
-    Raises InputError where the manifest is damaged or not ours.
+    is_ours: tells of a file that the manifest does not name whether its contents prove that this project wrote it:
+    folders from before manifests hold such files. Raises InputError where the manifest is damaged or not ours.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, is_ours=lambda path: False):
+        self.path, self._is_ours = Path(path), is_ours
 
     def read(self):
         """The manifest, a dict; one without files where there is none. Raises InputError.
@@ -87,13 +88,17 @@ class RunFolder:
         """Whether nothing is in the folder, or it is not there. Hidden files do not count."""
         return not self.path.is_dir() or all(name.startswith(".") for name in os.listdir(self.path))
 
+    def locked(self):
+        """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""
+        return lock(self.path / MANIFEST_LOCK, wait=True)
+
     @contextlib.contextmanager
     def update(self):
         """Change the manifest, a dict that is written when the block ends; other processes wait meanwhile.
 
         What is still there of the discarded files is deleted first.
         """
-        with lock(self.path / MANIFEST_LOCK, wait=True):
+        with self.locked():
             content = self.read()
             before = json.dumps(content)
             self._unlink(content, content["discarded"])
@@ -122,9 +127,16 @@ class RunFolder:
                     self._refuse_foreign(name)
                     content["files"] = sorted({*content["files"], name})
 
+    def check(self, *names):
+        """What `claim` would refuse, before there is anything to write. Raises InputError."""
+        own = self.read()["files"]
+        for name in names:
+            if name not in own:
+                self._refuse_foreign(name)
+
     def _refuse_foreign(self, name):
         path = self.path / name
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not (is_plain_file(path) and not why_unreadable(path) and self._is_ours(path)):
             kind = "folder" if path.is_dir() else "file"
             raise InputError(
                 f"{path}: found a {kind} that {MANIFEST} does not name, expected none: this program replaces only "

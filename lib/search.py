@@ -1,25 +1,22 @@
 """Search in a split: the best images of a caption, the best captions of an image; embeddings kept between searches.
 
-Embeddings are kept in the run folder under a hash of what they depend on: model file, features, captions. A file of
-another hash, or one that does not read back whole, is computed again and replaced.
+Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the model, features,
+region counts, captions. A file of another hash, or one that does not read back whole, is computed again and replaced.
 """
 
 # N images, C captions, E embedding
 
 import contextlib
-import hashlib
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lib import engine
+from lib import cache, engine, fingerprint
 from lib.captions import split_words
+from lib.console import markdown_cell
 from lib.dataset import read_lines
 from lib.errors import InputError
-from lib.files import atomic_write
 from lib.metrics import Similarity, map_of
 from lib.pairing import ids_of_images
 
@@ -117,7 +114,7 @@ def images_as_text(found, data, known):
     with_rows = data.rows_per_image > 1
     rows = [
         f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
-        f"{known.ids[one.number]} | {known.first_caption(one.number)} |"
+        f"{markdown_cell(known.ids[one.number])} | {markdown_cell(known.first_caption(one.number))} |"
         for rank, one in enumerate(found, 1)
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
@@ -127,44 +124,36 @@ def images_as_text(found, data, known):
 def captions_as_text(found, known):
     """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {known.ids[known.caption_images[one.number]]} | "
-        f"{'hit' if one.is_hit else ''} | {known.captions[one.number]} |"
+        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(known.ids[known.caption_images[one.number]])} | "
+        f"{'hit' if one.is_hit else ''} | {markdown_cell(known.captions[one.number])} |"
         for rank, one in enumerate(found, 1)
     ]
     return "\n".join(["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows])
 
 
-def kept_similarity(path, model, model_file, data, device):
-    """The `Similarity` of a split, from the embeddings kept at `path` if they are of this model and these data."""
-    key = fingerprint(model_file, data)
-    kept = _read(path, key, data)
+def kept_similarity(folder, name, model, model_options, data, device):
+    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this model and these data.
+
+    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder that cannot be
+    written, or a file of somebody else there, costs time alone.
+    """
+    hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
+    key = cache.digest(*hashes, data.regions_version)  # of the file that was opened, whatever has its name by now
+    kept = _read(folder.path / name, key, data)
     if kept is None:
         kept = engine.similarities(model, data, device)
-        with contextlib.suppress(OSError), atomic_write(path) as file:  # a folder that is read-only costs time alone
-            np.savez(file, key=key, images=kept.images.numpy(), captions=kept.captions.numpy())
+        with contextlib.suppress(OSError, InputError), folder.atomic_write(name) as file:
+            cache.write(file, key, images=kept.images.numpy(), captions=kept.captions.numpy())
     return kept
-
-
-def fingerprint(model_file, data):
-    """A hash of what embeddings depend on: size and time of model and features, and every piece of the captions."""
-    files = [Path(file).stat() for file in (model_file, data.regions_path)]
-    facts = [(file.st_size, file.st_mtime_ns) for file in files], data.regions.shape, str(data.regions.dtype)
-    digest = hashlib.sha256(repr((facts, data.rows_per_image)).encode())
-    captions = data.captions
-    for array in (data.stored_images, captions.pieces, captions.word_starts, captions.caption_starts):
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _read(path, key, data):
     """The kept `Similarity`, or None if it is not there, damaged, or of something else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            is_ours = str(file["key"]) == key
-            images, captions = file["images"], file["captions"]
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+    found = cache.read(path, key, ("images", "captions"))
+    if found is None:
         return None
-    fits = is_ours and images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
+    images, captions = found.values()
+    fits = images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
     fits = fits and (len(images), len(captions)) == (data.num_images, data.num_captions)
     if not fits or not images.dtype == captions.dtype == np.float32:
         return None

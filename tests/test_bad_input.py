@@ -220,6 +220,7 @@ REFUSED = {
         "workers seed seeds val_step save_step gpu_id vse_mean_warmup_epochs lr_schedules warmup": BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic compile save_results multi_gpu mask_repeat": BELOW_ZERO + ABOVE_ONE,
         "norm_input cross_loss connection relevance mask_padding strip_accents": BELOW_ZERO + ABOVE_ONE,
+        "allow_changed_data": BELOW_ZERO + ABOVE_ONE,
         "learning_rate grad_clip longest_distance": BELOW_ZERO + ZERO,
         "margin graph_lr_factor mask_weight reg_loss_weight": BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,

@@ -581,12 +581,14 @@ def test_a_folder_in_the_way_of_a_log_is_named(whole, tmp_path, refusal, name):
     assert (tmp_path / "run" / name / "kept").is_dir()
 
 
-@pytest.mark.parametrize("name", ["test.md", "metrics.json"])
-def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name):
+@pytest.mark.parametrize("name, expected", [
+    ("test.md", ["is a directory", "name another place"]), ("metrics.json", ["a folder, not a file", "move it away"]),
+])  # fmt: skip
+def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name, expected):
     copied = shutil.copytree(finished, tmp_path / "run")
     in_place_of(copied / name, as_folder)
     before = contents(copied)
-    refusal(evaluation.main, "--model_path", copied, expected=[name, "is a directory", "name another place"])
+    refusal(evaluation.main, "--model_path", copied, expected=[name, *expected])
     assert {name: content for name, content in contents(copied).items() if name.suffix != ".md"} == {
         name: content for name, content in before.items() if name.suffix != ".md"
     }
