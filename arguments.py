@@ -12,6 +12,7 @@ from lib import checkpoint, distributed, export
 from lib.engine import PRECISIONS
 from lib.errors import InputError
 from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
+from lib.run_folder import check_name
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
@@ -29,7 +30,7 @@ DEMO = dict(
 
 MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
 }  # fmt: skip
 # What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
 METHODS = {
@@ -39,6 +40,7 @@ METHODS = {
     "gpo": dict(interaction="none", pooling="gpo", base_loss="vse", vse_mean_warmup_epochs=1),
 }
 SAMPLING = ("random", "neighbour")
+RESULTS_FORMS = "1: save npts and sims as results_DATASET.npy; published: as a pickled dict, for existing scripts"
 
 
 def training_parser():
@@ -49,11 +51,14 @@ def training_parser():
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
     data.add_argument("--min_word_count", type=COUNT, default=4,
                       help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
-    data.add_argument("--glove", help="bigru: GloVe text file that word embeddings start from")
+    data.add_argument("--strip_accents", type=SWITCH, default=1, help="bigru: 0: words keep accents and other marks")
+    data.add_argument("--glove", help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from")
     data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
     data.add_argument("--val_split", default="dev", help="split that selects the epoch; the published: test, testall")
+    data.add_argument("--test_split", help="split of the table at the end, or none for no table (default: testall "
+                      "where the folder has it, or test)")  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
@@ -62,6 +67,14 @@ def training_parser():
     run.add_argument(
         "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
     )
+    run.add_argument(
+        "--init_from", metavar="CHECKPOINT",
+        help="start from the weights of a trained model: a run folder or a checkpoint file, ours or published",
+    )
+    run.add_argument(
+        "--allow_changed_data", type=SWITCH, default=0,
+        help="1: --resume goes on although data or BERT are others than those that the run began with",
+    )  # fmt: skip
     run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
     run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
     run.add_argument(
@@ -70,7 +83,7 @@ def training_parser():
     )  # fmt: skip
     run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
     run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
-    run.add_argument("--save_results", type=SWITCH, default=1, help="1: save the test similarities in the run folder")
+    run.add_argument("--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}")
     add_device_options(run)
     run.add_argument(
         "--precision", choices=PRECISIONS, default="fp32",
@@ -128,6 +141,11 @@ def number_of_pairs(text):
     if value < 2:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 2")
     return value
+
+
+def results_form(text):
+    """An argparse type: 0, 1, or "published", the form in which similarities are saved."""
+    return text if text == "published" else SWITCH(text)
 
 
 def image_name(text):
@@ -219,12 +237,15 @@ def check(options):
         )
     if processes > 1 and ":" in options.device:
         raise InputError(f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs")
+    for option in ("dataset", "val_split"):
+        check_name(f"--{option}", getattr(options, option))
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
 
 
 def check_resumed(path, options, saved):
     """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(
@@ -255,10 +276,10 @@ def evaluation_parser():
     add_data_options(data)
     parser.set_defaults(data_path=None, dataset=None)  # those of training, as the checkpoint has them
     data.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
-    data.add_argument("--split", help="split to evaluate (default: test; COCO testall)")
+    data.add_argument("--split", help="split to evaluate (default: the --test_split of the training)")
 
     table = parser.add_argument_group("table (lib/SPEC.md, section 7)")
-    table.add_argument("--save_results", type=SWITCH, default=0, help="1: save npts and sims as results_DATASET.npy")
+    table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
     table.add_argument("--bootstrap", type=COUNT_OR_NONE, default=0,
                        help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip
     table.add_argument("--extended", action="store_true",
@@ -285,6 +306,9 @@ def parse_evaluation(argv=None):
     """Parse and check eval.py's command line. Raises InputError."""
     options = evaluation_parser().parse_intermixed_args(argv)
     options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    for option in ("dataset", "split"):
+        if getattr(options, option) is not None:
+            check_name(f"--{option}", getattr(options, option))
     _check_search(options)
     for option in ("query", "query_image", "export", "report"):
         if len(options.model_path) > 1 and is_given(options, option):

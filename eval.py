@@ -3,6 +3,7 @@
 Prints the retrieval table and writes it into the run folder, with metrics.json beside it (SPEC section 7).
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,22 +13,27 @@ import arguments
 from lib import (
     bert,
     bootstrap,
+    cache,
     checkpoint,
     demo,
     distributed,
     engine,
     export,
     extended,
+    fingerprint,
     html_report,
     metrics,
     report,
     search,
 )
-from lib.dataset import RetrievalDataset, folder_of, test_split
+from lib.console import one_line
+from lib.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
 from lib.errors import InputError, command_line
 from lib.logs import print_line
-from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
+from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
+from lib.result_names import SEEDS, ResultName, ensemble_id
+from lib.run_folder import check_name
 
 UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
 
@@ -37,8 +43,7 @@ def open_folder(data_path, dataset):
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
         print_line(f"building the demo data in {demo_folder}")
-        demo_folder.parent.mkdir(parents=True, exist_ok=True)
-        demo.build(demo_folder)
+        demo.build_once(demo_folder)
     return folder_of(data_path, dataset)
 
 
@@ -48,6 +53,8 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
     tokeniser = vocabulary or bert.tokeniser(bert_path)
     found = RetrievalDataset(folder, split, tokeniser, longest)
+    for note in found.notes:
+        print_line(note)
     if found.blank_lines:
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
@@ -67,22 +74,34 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
     return found
 
 
-def summarise(similarities, dataset, split, found):
-    """Table of a split, and the facts of how it was got. found: the `Checkpoint`s behind the similarities."""
-    selected = sorted({"test" if one.is_published else one.options["val_split"] for one in found})
+def summarise(similarities, facts):
+    """The table of a split as text, and its scores by label; facts: of `find_facts`."""
+    scores = report.tables(similarities, facts["split"])
+    return f"{facts['title']}\n\n{report.markdown(scores)}", scores
+
+
+def find_facts(dataset, data, models, folder):
+    """What a table is of and how it was got: a dict, for metrics.json.
+
+    data: the split; models: (path, `Checkpoint`) of each behind the similarities; folder: that the table is saved in.
+    """
+    found = [trained for _, trained in models]
+    selected = {"test" if one.is_published else one.options["val_split"] for one in found if not one.is_last}
+    best = [f"best epoch by rsum on {' and '.join(sorted(selected))}"] * bool(selected)
+    last = ["last epoch, not selected"] * any(one.is_last for one in found)
     epochs = ", ".join(str(one.epoch) for one in found)
-    scores = report.tables(similarities, split)
-    num_images, num_captions = similarities.shape
-    models = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
-    title = (
-        f"{dataset}, split {split}: {num_images} images, {num_captions} captions; {models}; "
-        f"best epoch by rsum on {' and '.join(selected)} (after {epochs} epochs)"
+    count = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
+    title = one_line(
+        f"{dataset}, split {data.split}: {data.num_images} images, {data.num_captions} captions; {count}; "
+        f"{' and '.join(best + last)} (after {epochs} epochs)"
     )
-    facts = dict(
-        dataset=dataset, split=split, selected_on=selected, num_models=len(found), title=title,
+    content = cache.digest(sorted(fingerprint.of_split(data).items()))
+    return dict(
+        dataset=dataset, split=data.split, selected_on=sorted(selected), num_models=len(found), title=title,
         seeds=[one.options.get("seed") for one in found], options=[_plain(one.options) for one in found],
+        checkpoints=[os.path.relpath(path, folder) for path, _ in models],
+        data=dict(folder=os.path.abspath(data.folder), fingerprint=content),
     )  # fmt: skip
-    return f"{title}\n\n{report.markdown(scores)}", scores, facts
 
 
 def _plain(options):
@@ -93,7 +112,10 @@ def _plain(options):
 
 
 class Run(NamedTuple):
-    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split."""
+    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split.
+
+    test_split: the split that results of this run are reported on.
+    """
 
     path: Path
     trained: checkpoint.Checkpoint
@@ -101,6 +123,7 @@ class Run(NamedTuple):
     bert_path: str
     dataset: str
     data: RetrievalDataset
+    test_split: str
 
 
 def open_run(path, options, device):
@@ -108,47 +131,117 @@ def open_run(path, options, device):
     trained = checkpoint.load(path)
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
-    split = options.split or test_split(dataset)
+    check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
     bert_path = bert_of(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", "data/")
+    test_split = choose_test_split(ours, data_path, dataset, options.split)
+    split = options.split or test_split
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
-    return Run(path, trained, load_model(path, trained, bert_path, data.region_dim, device), bert_path, dataset, data)
+    tell_casing(tokeniser_of(trained, bert_path))
+    model = load_model(path, trained, bert_path, data.region_dim, device)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
+    return Run(path, trained, model, bert_path, dataset, data, test_split)
+
+
+def choose_test_split(trained, data_path, dataset, split):
+    """The split that a run is reported on: the one of its options `trained` or, for other data, as these say.
+
+    split: the one to evaluate, or None for the test split. Raises InputError where there is none to evaluate.
+    """
+    folder, recorded = open_folder(data_path, dataset), trained.get("test_split", NO_SPLIT)
+    if recorded != NO_SPLIT and dataset == trained.get("dataset"):
+        return recorded
+    found = conventions(folder, dataset)
+    if split is None and found.test_split == NO_SPLIT:
+        raise InputError(f"{folder}: found no test split, expected test or testall; name another: --split dev")
+    if split is None and found.note:
+        print_line(found.note)
+    return found.test_split
 
 
 def open_runs(paths, options, device):
     """`open_run` of each of an ensemble. Raises InputError where they are of different data sets."""
     runs = [open_run(path, options, device) for path in paths]
-    if len({(run.dataset, run.data.num_images) for run in runs}) > 1:
-        found = ", ".join(run.dataset for run in runs)
-        raise InputError(f"--model_path: an ensemble of {found}; expected models of one data set")
+    if len({(run.dataset, run.data.split, run.data.num_images) for run in runs}) > 1:
+        found, splits = (", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs)))
+        raise InputError(
+            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data set and split: give "
+            "--dataset and --split"
+        )
+    for run in runs[1:]:
+        fingerprint.check_same(runs[0].data, run.data)
     return runs
 
 
 def print_search(run, options, device):
     """Print what --query and --query_image ask for."""
     data, known = run.data, search.names(run.data)
-    kept = run.path.parent / f"embeddings_{run.path.stem}_{run.dataset}_{data.split}.npz"
     image = None if options.query_image is None else known.find(options.query_image)
-    similarity = search.kept_similarity(kept, run.model, run.path, data, device)
-    where = f"{run.dataset}, split {data.split}"
+    folder, model_options = report.run_folder(run.path.parent), checkpoint.model_options(run.trained.options)
+    similarity = search.kept_similarity(folder, name_of([run]).embeddings(), run.model, model_options, data, device)
+    where = one_line(f"{run.dataset}, split {data.split}")
     if options.query is not None:
         tokeniser = tokeniser_of(run.trained, run.bert_path)
         words = Trained(run.model, tokeniser, device).encode_captions([options.query])
         found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
-        print_line(f"best of {data.num_images} images ({where}) for: {options.query}")
+        print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
         if unknown := search.unknown_words(options.query, tokeniser):
-            print_line(f"not in the vocabulary: {', '.join(unknown)}")
+            print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
         print_line("\n" + search.images_as_text(found, data, known))
     if image is not None:
         found = search.best_captions(similarity, image, options.topk)
-        print_line(f"best of {data.num_captions} captions ({where}) for {known.label(image)}\n")
+        print_line(f"best of {data.num_captions} captions ({where}) for {one_line(known.label(image))}\n")
         print_line(search.captions_as_text(found, known))
 
 
-def write_report(run, scores, facts, similarities, options):
-    """Write the report of a split into the run folder, with the pictures of --images, or the demo's scenes."""
-    known, split = search.names(run.data), run.data.split
-    path = run.path.parent / ("report.html" if split == test_split(run.dataset) else f"report_{split}.html")
+def name_of(runs, models=""):
+    """The `ResultName` that says what is evaluated; models: "", or as there, of several runs."""
+    first = runs[0]
+    own = first.trained.options.get("dataset", "f30k")
+    return ResultName(first.dataset, own, first.data.split, first.test_split, first.path.name, models)
+
+
+def find_files(options, result):
+    """Names of the files that an evaluation writes into the run folder."""
+    names = [f"{result.table()}.md", report.METRICS]
+    names += [result.results()] * bool(options.save_results)
+    return names + [result.report()] * bool(options.report)
+
+
+def check_files(options, folder, result, facts):
+    """Refuse what could not be saved at the end, before anything is computed. Raises InputError."""
+    folder = report.run_folder(folder)
+    folder.check(*find_files(options, report.find_name(folder, result, facts)))
+
+
+def save(options, folder, result, table, similarities, write_page=None):
+    """Save a table, (text, scores, facts), and what the options ask for beside it. Raises InputError.
+
+    write_page: writes the report to a path. The lock: two evaluations of different things never take the same name.
+    """
+    text, scores, facts = table
+    runs = report.run_folder(folder)
+    try:
+        with runs.locked():
+            named = report.find_name(runs, result, facts)
+            report.save(folder, named.table(), text, scores, facts)
+            if options.save_results:
+                report.save_similarities(folder / named.results(), similarities, options.save_results)
+            if options.report:
+                write_page(folder / named.report())
+    except InputError as error:
+        raise InputError(
+            f"{error}; the table is printed, but not all is saved in {folder}: where that cannot be changed, copy the "
+            "checkpoint into a folder of your own and evaluate it there"
+        ) from error
+    if "+" in named.table():
+        why = f" ({result.table()}.md is of other data)" if named.data else ""
+        print_line(f"saved as {folder / named.table()}.md{why}")
+
+
+def write_report(path, run, scores, facts, similarities, options):
+    """Write the report of a split to `path`, with the pictures of --images, or the demo's scenes."""
+    known = search.names(run.data)
     scenes = demo_scenes(run.data, known.captions) if run.dataset == "demo" and not options.images else None
     pictures = Pictures(known, options.images, scenes)
     shown = html_report.Evaluation(scores, facts, similarities, known, pictures)
@@ -175,14 +268,24 @@ def evaluate(options):
             with distributed.alone():
                 print_search(runs[0], options, device)
         return
-    first = runs[0]
-    dataset, split, folder = first.dataset, first.data.split, first.path.parent
+    evaluate_runs(runs, options, device)
+
+
+def evaluate_runs(runs, options, device):
+    """Print and save the table of a run, or of an ensemble."""
+    first, split = runs[0], runs[0].data.split
+    folder, pairs = first.path.parent, [(run.path, run.trained) for run in runs]
+    result = name_of(runs, ensemble_id([run.path for run in runs], folder) if len(runs) > 1 else "")
+    extras = [name for name in ("bootstrap", "extended") if arguments.is_given(options, name)]
+    result = result._replace(extras="-".join(extras))
+    facts = find_facts(first.dataset, first.data, pairs, folder)
+    distributed.from_first(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.names(first.data)) if options.extended else None
     models = [engine.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
     similarities = metrics.ensemble(models)
-    text, scores, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
+    text, scores = summarise(similarities, facts)
     if options.bootstrap:
         labels = report.folds_by_label(first.data.num_images, split)
         facts["bootstrap_samples"] = options.bootstrap
@@ -193,11 +296,10 @@ def evaluate(options):
         extended.check_against(facts["extended"], list(scores.values())[-1])
         text += "\n\n" + extended.markdown(facts["extended"])
     print_line(text)
-    report.save(folder, split if len(runs) == 1 else f"ensemble_{split}", text, scores, facts)
-    if options.save_results:
-        report.save_similarities(folder / f"results_{dataset}.npy", similarities)
-    if options.report:
-        write_report(first, scores, facts, similarities, options)
+    save(
+        options, folder, result, (text, scores, facts), similarities,
+        lambda path: write_report(path, first, scores, facts, similarities, options),
+    )  # fmt: skip
     if options.export is not None:
         export.write(options.export, similarities, search.names(first.data), facts["title"], report.markdown(scores))
 
@@ -208,19 +310,18 @@ def evaluate_seeds(folder, seeds, options, device):
         if arguments.is_given(options, option):
             raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
     runs = distributed.in_turn(lambda: open_runs(seeds.values(), options, device))
-    dataset, split = runs[0].dataset, runs[0].data.split
+    first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
+    facts = find_facts(first.dataset, first.data, pairs, folder)
+    distributed.from_first(lambda: check_files(options, folder, result, facts))
     models = [engine.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
     similarities = metrics.ensemble(models)
-    _, ensemble, facts = summarise(similarities, dataset, split, [run.trained for run in runs])
-    by_seed = {seed: report.tables(found, split) for seed, found in zip(seeds, models)}
+    ensemble = report.tables(similarities, first.data.split)
+    by_seed = {seed: report.tables(found, first.data.split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     print_line(text)
-    name = "seeds" if split == test_split(dataset) else f"seeds_{split}"
-    report.save(folder, name, text, report.label_seeds(by_seed, ensemble), facts)
-    if options.save_results:
-        report.save_similarities(folder / f"results_{dataset}.npy", similarities)
+    save(options, folder, result, (text, report.label_seeds(by_seed, ensemble), facts), similarities)
 
 
 def main(argv=None):

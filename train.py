@@ -4,6 +4,7 @@ Logs, curves and the best model go into the run folder; the best model's table o
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,26 +14,35 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import load_split, open_folder, summarise
-from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
+from eval import find_facts, load_split, open_folder, summarise
+from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, pretrained, report
+from lib.dataset import NO_SPLIT, RetrievalDataset, TrainingPairs, batches, conventions, training_loader
 from lib.errors import InputError, command_line, first_sentence
-from lib.files import atomic_write
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
-from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
+from lib.result_names import ResultName
+from lib.run_start import RunFolders, find_best_rsum
+from lib.vocabulary import (
+    Vocabulary,
+    describe_merged,
+    describe_vectors,
+    frequent_words,
+    merged_words,
+    read_glove,
+    word_embeddings,
+)
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
 
 class Data(NamedTuple):
-    """The three splits of a run; test may be the same object as validation."""
+    """The three splits of a run; test may be the same object as validation, or None: no test table is written."""
 
     train: RetrievalDataset
     validation: RetrievalDataset
-    test: RetrievalDataset
+    test: RetrievalDataset | None
 
 
 class Result(NamedTuple):
@@ -45,28 +55,41 @@ class Result(NamedTuple):
 class Training:
     """One run: everything that is trained or counted, and the loop over epochs."""
 
-    def __init__(self, options):
+    def __init__(self, options, folders):
+        """options: of the command line; folders: the `RunFolders` of the run."""
         with distributed.together():
-            self._open(options)
+            self._open(options, folders)
         self.replicas = distributed.replicate(engine.BatchLoss(self.model, self.objective))
 
-    def _open(self, options):
+    def _open(self, options, folders):
         """Open the data, build what is trained, and start the run or go on with it."""
-        self.options = options
-        folder = Path(options.model_name)
-        self.best_file, self.last_file = folder / checkpoint.BEST, folder / checkpoint.LAST
-        resumed_file = checkpoint.find_resumed(folder, options.resume, options.overwrite)
+        self.options, self.folders = options, folders
+        self.best_file, self.last_file = folders.best_file, folders.last_file
+        if distributed.is_first():
+            folders.lock_existing()
+        resumed_file = folders.find_resumed(options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
         self.device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
-        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options))
+        trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
+        distributed.in_turn(lambda: choose_conventions(options, content["options"] if content else {}))
+        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content, trained))
         self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
             arguments.check_resumed(resumed_file, vars(options), content["options"])
-        torch.use_deterministic_algorithms(bool(options.deterministic))
+        engine.set_determinism(bool(options.deterministic), self.device)
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
+        self.reader = None
+        if not self.vocabulary:
+            settings, tokeniser = self.fingerprint["bert"]["settings"], self.data.train.tokeniser_digest
+            self.reader = dict(settings=settings, tokeniser=tokeniser)
+        if content:
+            self._check_data(resumed_file, content["position"].get("data"))
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
+        if trained:
+            pretrained.load(options.init_from, trained, self.model, options.img_dim)
         if options.compile:
             self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
         self.objective = build_objective(options).to(self.device)
@@ -80,57 +103,62 @@ class Training:
         self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
         if content:
             self._restore(resumed_file, content)
-        else:
-            self._start()
+        self._start(resumed_file, content)
         self.first_step, self.seconds = self.step, 0.0  # of this process
-        self._announce(resumed_file)
+        self._announce(resumed_file, trained)
 
-    def _start(self):
-        """Begin a run in a folder without an earlier one, or in place of it."""
-        self._open_log()
-        if not distributed.is_first():
-            return
-        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
-        report.remove(self.options.logger_name)
-        self.best_file.unlink(missing_ok=True)
-
-    def _open_log(self, sizes=None, state=None):
-        """The log, from the moment at which it had these `sizes`, and what of it was not written, its `state`."""
-        self.log = RunLog(self.options.logger_name, sizes) if distributed.is_first() else NoLog()
-        self.step_log = StepLog(self.log, self.options.log_step, state)
+    def _check_data(self, path, saved):
+        """Compare data and BERT with those that the run began with, `saved`. Raises InputError where they differ."""
+        options = self.options
+        lines = fingerprint.check_resumed(
+            path, saved, self.fingerprint, self.data.train.folder, options.bert_path, options.allow_changed_data
+        )
+        for line in lines:
+            print_line(line)
 
     def _restore(self, path, content):
-        """Go on from what `_save` wrote, in its own folder or in another one."""
+        """Take over what `_save` wrote of this run or another. Changes no file."""
         checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
-        self.step, self.best_rsum = content["step"], content["best_rsum"]
-        is_own = self.last_file.exists() and path.samefile(self.last_file)
-        self._open_log(position["log_sizes"] if is_own else None, position["step_log"])
-        if not is_own:
-            self._take_best_model(path.with_name(checkpoint.BEST))
+        self.step = content["step"]
+        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
 
-    def _take_best_model(self, path):
-        """Copy the best model so far of the run that this one goes on from; without it the next one is the best."""
-        if not path.exists():
-            self.best_rsum = -1.0
-        if not distributed.is_first():
-            return
-        Path(self.options.model_name).mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with atomic_write(self.best_file) as file:
-                file.write(path.read_bytes())
-        else:
-            self.best_file.unlink(missing_ok=True)
+    def _start(self, resumed_file, content):
+        """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
+        options, position = self.options, content and content["position"]
+        sizes = None
+        if distributed.is_first():
+            has_log = self.folders.start(resumed_file, self._tables(), options.resume, options.overwrite)
+            sizes = position["log_sizes"] if has_log else None
+        self.log = RunLog(options.logger_name, sizes) if distributed.is_first() else NoLog()
+        self.step_log = StepLog(self.log, options.log_step, position and position["step_log"])
 
-    def _announce(self, resumed_file):
-        """Say once what runs where; a run that goes on has said so in its log before."""
+    def _tables(self):
+        """Names of the files that the report of this run writes into the folder of its logs."""
+        if self.data.test is None:
+            return []
+        name = self._result_name()
+        return [f"{name.table()}.md", report.METRICS, *[name.results()] * bool(self.options.save_results)]
+
+    def _result_name(self):
+        dataset, split = self.options.dataset, self.data.test.split
+        return ResultName(dataset, dataset, split, test_split=split)
+
+    def _announce(self, resumed_file, trained):
+        """Say once what runs where; a run that goes on has said so in its log before.
+
+        trained: the `Checkpoint` whose weights the run starts from, or None.
+        """
         options = self.options
         graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
         self.log.parameters(vars(options))
         tell = print_line if resumed_file else self.log.train
         for name, split in self.data._asdict().items():
+            if split is None:
+                tell(f"{name}: no such split, so no test table is written; the best model is kept in {self.best_file}")
+                continue
             tell(
                 f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
                 f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
@@ -140,10 +168,14 @@ class Training:
                 f"vocabulary: {len(self.vocabulary.words)} words that the training captions hold at least "
                 f"{options.min_word_count} times"
             )
+        if note := (self.vocabulary or bert.tokeniser(options.bert_path)).note:
+            tell(note)
         tell(
             f"parameters: image encoder {count(self.model.image_encoder)}, text encoder "
             f"{count(self.model.text_encoder)}, instance graph {count(self.objective)} (training only)"
         )
+        if trained:
+            tell(pretrained.describe(options.init_from, trained, vars(options), self.vocabulary))
         if distributed.size() > 1:
             tell(f"{distributed.size()} processes, {options.batch_size // distributed.size()} pairs of a batch in each")
         tell(f"method {options.method}, batches {self.loader.sampler.describe()}")
@@ -167,6 +199,9 @@ class Training:
         """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
         with Interrupt() as self.interrupt:
             self._save()
+            if self.options.init_from and self.step == 0 and self.best_rsum < 0:
+                self._validate()  # what the run starts from: the best model if training makes it worse
+                self._save()
             while self.epoch < self.options.num_epochs:
                 self._train_epoch()
                 self._validate()
@@ -214,18 +249,21 @@ class Training:
         """Write all that the run needs to go on, bit for bit, as if it had never stopped."""
         position = dict(
             step_in_epoch=self.step_in_epoch, skipped=int(self.skipped), log_sizes=self.log.sizes(),
-            step_log=self.step_log.state(),
+            step_log=self.step_log.state(), data=self.fingerprint,
         )  # fmt: skip
         self._write(self.last_file, self.epoch, position=position)
 
     def _write(self, path, epoch, **more):
         with distributed.together():
             if distributed.is_first():
+                self.folders.models.claim(path.name)
                 checkpoint.save(
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
-                    vocabulary=self.vocabulary and self.vocabulary.words, **more,
+                    vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader, **more,
                 )  # fmt: skip
+                if path == self.last_file:
+                    self.folders.saved()
 
     def _stop_if(self, status):
         """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
@@ -269,7 +307,7 @@ class Training:
             self._draw(similarities)
         if is_best:
             self.best_rsum = scores.rsum
-            self._write(self.best_file, self.epoch + 1)
+            self._write(self.best_file, self.epoch + (self.step > 0))
 
     def _draw(self, similarities):
         """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
@@ -289,38 +327,73 @@ class Training:
             self.log.scalars(ends, self.step)
 
     def _report(self):
-        options, split = self.options, self.data.test.split
+        options = self.options
         validations = report.read_validations(options.logger_name)
         if validations:
             title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations"
             self.log.evaluation(f"\n{title}; * marks the best by rsum\n\n{report.markdown_of_validations(validations)}")
+        if self.data.test is None:
+            self.log.evaluation(f"\nno test split, so no test table; the best model is in {self.best_file}")
+            return {}
         best = checkpoint.load(self.best_file)
         model = load_model(self.best_file, best, options.bert_path, options.img_dim, self.device)
         similarities = engine.similarities(model, self.data.test, self.device)
 
         def written():
-            text, scores, facts = summarise(similarities, options.dataset, split, [best])
+            folder, name = Path(options.logger_name), self._result_name()
+            facts = find_facts(options.dataset, self.data.test, [(self.best_file, best)], folder)
+            text, scores = summarise(similarities, facts)
             self.log.evaluation("\n" + text)
-            report.save(options.logger_name, split, text, scores, facts)
+            report.save(folder, name.table(), text, scores, facts)
             if options.save_results:
-                report.save_similarities(Path(options.logger_name) / f"results_{options.dataset}.npy", similarities)
+                report.save_similarities(folder / name.results(), similarities, options.save_results)
             return scores
 
         return distributed.from_first(written)
 
 
-def read_vocabulary(options):
-    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError."""
+def read_vocabulary(options, resumed_file=None, content=None, trained=None):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place. A
+    run that starts from a `Checkpoint`, `trained`, keeps its words and adds those that are new.
+    """
     if options.text_encoder == "bert":
         return None
+    if content and content.get("vocabulary") is not None:
+        try:
+            return Vocabulary(content["vocabulary"], bool(options.strip_accents))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
+                "words: go on from another file, or start anew with --resume none"
+            ) from error
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
-    words = frequent_words(read_lines(path), options.min_word_count)
+    texts, strip_accents = read_lines(path), bool(options.strip_accents)
+    words = frequent_words(texts, options.min_word_count, strip_accents)
     if not words:
         raise InputError(
             f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
             "--min_word_count"
         )
-    return Vocabulary(words)
+    note = describe_merged(merged_words(texts, words)) if strip_accents else ""
+    found = Vocabulary(words, strip_accents, note)
+    return pretrained.extend(found, trained.vocabulary) if trained else found
+
+
+def choose_conventions(options, begun):
+    """Fill in --test_split and --longest_distance where they are not given: as the run began, or as the data say.
+
+    begun: the options of the run that goes on, or none. Raises InputError where there is no such data set.
+    """
+    found = conventions(open_folder(options.data_path, options.dataset), options.dataset)
+    if begun:  # before there was this option, the name alone decided
+        found = found._replace(longest_distance=graph_lib.longest_distance(options.dataset))
+    unknown = [name for name in ("test_split", "longest_distance") if getattr(options, name) is None]
+    for name in unknown:
+        setattr(options, name, begun.get(name, getattr(found, name)))
+    if found.note and unknown and not begun:
+        print_line(found.note)
 
 
 def read_embeddings(options, vocabulary):
@@ -328,7 +401,10 @@ def read_embeddings(options, vocabulary):
     embeddings = word_embeddings(vocabulary, options.word_dim)
     if options.glove:
         found = read_glove(options.glove, vocabulary, embeddings)
-        print_line(f"{options.glove}: vectors of {found} of {len(vocabulary.words)} words; the others start at random")
+        counted = f"{found.num_found} of {len(vocabulary.words)} words"
+        print_line(f"{options.glove}: vectors of {counted}; the others start at random")
+        if warning := describe_vectors(found, vocabulary):
+            print_line(warning)
     return embeddings
 
 
@@ -336,11 +412,12 @@ def open_data(options, vocabulary=None):
     """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
     splits = {
         split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
-        for split in dict.fromkeys(("train", options.val_split, test_split(options.dataset)))
+        for split in dict.fromkeys(("train", options.val_split, options.test_split))
+        if split != NO_SPLIT
     }
-    data = Data(splits["train"], splits[options.val_split], splits[test_split(options.dataset)])
+    data = Data(splits["train"], splits[options.val_split], splits.get(options.test_split))
     wanted = getattr(options, "img_dim", data.train.region_dim)
-    for split in data:
+    for split in splits.values():
         if split.region_dim != wanted:
             raise InputError(
                 f"{split.regions_path}: found regions of {split.region_dim} features, expected {wanted} as in "
@@ -362,7 +439,7 @@ def build_objective(options):
         base_loss=options.base_loss,
         gnn_loss=options.gnn_loss,
         margin=options.margin,
-        longest_distance=graph_lib.longest_distance(options.dataset),
+        longest_distance=options.longest_distance or graph_lib.longest_distance(options.dataset),
         mask_repeat=bool(options.mask_repeat),
         norm_input=bool(options.norm_input),
         cross_loss=bool(options.cross_loss),
@@ -396,6 +473,8 @@ def row(recalls):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
+    if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
+        engine.prepare_determinism()  # before anything else: several processes start CUDA first of all
     with distributed.processes():
         with distributed.together():
             runs = read_command_line(argv)
@@ -408,20 +487,26 @@ def read_command_line(argv):
     graph_lib.add_options(parser)
     runs = arguments.runs(arguments.parse_training(parser, argv))
     for options in runs:  # all of them before the first is trained
-        checkpoint.find_resumed(options.model_name, options.resume, options.overwrite)
+        RunFolders(options.model_name, options.logger_name).find_resumed(options.resume, options.overwrite)
     return runs
 
 
 def train(runs):
     """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
     try:
-        return [Training(options).run() for options in runs]
+        return [train_one(options) for options in runs]
     except torch.OutOfMemoryError as error:
         size = runs[0].batch_size
         raise InputError(
             f"out of memory at --batch_size {size} ({first_sentence(error)}), expected it to fit: try --batch_size "
             f"{max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
         ) from error
+
+
+def train_one(options):
+    """One run, with its folders locked meanwhile. Raises InputError. Returns `Result`."""
+    with RunFolders(options.model_name, options.logger_name) as folders:
+        return Training(options, folders).run()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from benchmarks import common
 from benchmarks.yardsticks import bert_on_padding
 from lib import engine
 from lib.captions import Captions, SpecialIds
-from lib.dataset import CAPTIONS_PER_IMAGE, pad_pieces
+from lib.dataset import pad_pieces
+from lib.metrics import CAPTIONS_PER_IMAGE
 
 HEADER = common.header("images, captions", "encoding", "BertModel", "encoding / BertModel")
 BATCH = 128

@@ -2,19 +2,29 @@
 
 # N captions, L pieces of the longest, M packed positions
 
+import json
 import pickle
 from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.normalizers import BertNormalizer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from lib.captions import PADDING_ID
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
 
+BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by model_type
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+    "type_vocab_size", "vocab_size",
+}  # fmt: skip
+OTHERS_FIELDS = {"embedding_size", "inner_group_num", "relative_attention"}  # of ALBERT, ELECTRA, DeBERTa
+TELLING = 0.02  # a share of the vocabulary: as many words with capitals, or accents, are no accident
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")  # of a folder, by transformers
@@ -29,7 +39,7 @@ def configuration(path):
     if _is_folder(path):
         _expect_one_of(path, ("config.json",), "configuration")
     settings = _load(path, lambda: dict(BertConfig.get_config_dict(str(path))[0]))
-    if settings.get("model_type") != "bert":
+    if settings.get("model_type") != "bert" and not _is_unnamed_bert(settings):
         raise InputError(
             f"{path}: found a model of type {settings.get('model_type', 'unknown')!r}, expected 'bert'; give "
             "--bert_path a BERT folder such as bert-base-uncased"
@@ -44,6 +54,18 @@ def configuration(path):
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: found {name} {size!r}, expected 1 or more; copy or download the folder again")
     return _load(path, lambda: BertConfig.from_dict(settings))
+
+
+def _is_unnamed_bert(settings):
+    """Whether a configuration without model_type, as early files have it, has the fields of a BERT and no other's."""
+    architectures = settings.get("architectures") or []
+    return (
+        "model_type" not in settings
+        and settings.keys() >= BERT_FIELDS
+        and not settings.keys() & OTHERS_FIELDS
+        and isinstance(architectures, list)
+        and all(str(name).startswith("Bert") for name in architectures)
+    )
 
 
 def model(path, pretrained=True):
@@ -81,12 +103,21 @@ def model(path, pretrained=True):
 
 
 def tokeniser(path):
-    """The fast tokeniser of the BERT at `path`. Raises InputError where its folder holds no vocabulary."""
+    """The fast tokeniser of the BERT at `path`. Raises InputError where there is none.
+
+    Its attribute `note` is a line for the log where words are not lower-cased and stripped of accents, as the uncased
+    BERT has them, or where nothing says how they are; otherwise it is empty.
+    """
     config = configuration(path)
     if _is_folder(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
-    found = _load(path, lambda: AutoTokenizer.from_pretrained(str(path), use_fast=True, trust_remote_code=False))
-    entries = found.backend_tokenizer.get_vocab(with_added_tokens=False)
+    found = _load(
+        path, lambda: AutoTokenizer.from_pretrained(str(path), config=config, use_fast=True, trust_remote_code=False)
+    )
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise _no_fast_tokeniser(path, found)
+    entries = backend.get_vocab(with_added_tokens=False)
     special = found.cls_token_id, found.sep_token_id, found.mask_token_id
     if (
         None in special
@@ -102,7 +133,87 @@ def tokeniser(path):
             f"{path}: the vocabulary has {len(found)} entries, expected at most {config.vocab_size} as config.json has "
             "it; the files are of different models: copy or download the folder again"
         )
+    if None in (backend.normalizer, backend.pre_tokenizer, getattr(backend.model, "unk_token", None)):
+        raise _no_fast_tokeniser(path, found)
+    found.note = _load(path, lambda: _settle_casing(path, backend))
     return found
+
+
+def _no_fast_tokeniser(path, found):
+    return InputError(
+        f"{path}: found a {type(found).__name__} that does not cut words as the fast tokeniser of BERT does (with "
+        "normalizer, pre_tokenizer and a piece for unknown words), expected a fast BertTokenizer: give another "
+        "--bert_path, or --text_encoder bigru"
+    )
+
+
+def _settle_casing(path, backend):
+    """Make a tokeniser treat capitals and accents as the files of its BERT say, or else as its vocabulary shows.
+
+    The order: tokenizer_config.json, tokenizer.json (which the tokeniser of transformers leaves unread), words of the
+    vocabulary that could never be met otherwise. Returns the note for `tokeniser`.
+    """
+    settings = _read_json(_file_of(path, "tokenizer_config.json"))
+    file = _file_of(path, "tokenizer.json")
+    normaliser = Tokenizer.from_file(str(file)).normalizer if file else None
+    words = [word for word in backend.get_vocab(with_added_tokens=False) if not (word[0] in "[<" and word[-1] in "]>")]
+    if isinstance(settings.get("do_lower_case"), bool):
+        return _note(path, backend, "as tokenizer_config.json says", words)
+    if normaliser is not None:
+        backend.normalizer = normaliser
+        return _note(path, backend, "as tokenizer.json says", words)
+    capitals = _share_changed(words, BertNormalizer(lowercase=True, strip_accents=False))
+    accents = _share_changed(words, BertNormalizer(lowercase=False, strip_accents=True))
+    is_cased = capitals >= TELLING
+    strips = settings.get("strip_accents", None if is_cased or accents < TELLING else False)  # None: as it lower-cases
+    backend.normalizer = BertNormalizer(lowercase=not is_cased, strip_accents=strips)
+    found = f"{capitals:.1%} of the vocabulary's words hold capitals, {accents:.1%} accents"
+    if 0 < capitals < TELLING or 0 < accents < TELLING and capitals == 0:
+        return (
+            f"warning: {path}: whether words keep capitals and accents cannot be told: no file says so, and {found}; "
+            f"{_treatment(backend)}; if that is wrong, write {{\"do_lower_case\": false}} into tokenizer_config.json"
+        )
+    return _note(path, backend, f"for no file says otherwise, and {found}", words)
+
+
+def _note(path, backend, reason, words):
+    """What `tokeniser` has to say of a BERT whose treatment of capitals is known, for this reason."""
+    if all(backend.normalizer.normalize_str(letter) != letter for letter in "Aé"):
+        changed = _share_changed(words, backend.normalizer)
+        if changed < TELLING:
+            return ""
+        reason += f"; warning: so {changed:.0%} of the vocabulary's words can never be met, it looks like a cased one"
+    elif backend.normalizer.normalize_str("A") == "A" and all(word == word.lower() for word in words):
+        reason += "; warning: no word of the vocabulary holds a capital, it looks like an uncased one"
+    return f"{path}: {_treatment(backend)}, {reason}"
+
+
+def _treatment(backend):
+    """What a tokeniser makes of capitals and accents, in words."""
+    capitals, accents = (
+        "kept" if backend.normalizer.normalize_str(letter) == letter else way
+        for letter, way in (("A", "made lower case"), ("é", "removed"))
+    )
+    return f"capitals are {capitals}, accents {accents}"
+
+
+def _share_changed(words, normaliser):
+    """The share of words that a normaliser changes, and so never finds in a caption."""
+    others = [word for word in words if not word.isascii() or word != word.lower()]  # no normaliser changes the rest
+    changed = sum(normaliser.normalize_str(word).replace(" ", "") != word for word in others)  # it sets CJK apart
+    return changed / max(len(words), 1)
+
+
+def _file_of(path, name):
+    """A file of the BERT at `path`, a folder or a hub name that has been read; None where it has no such file."""
+    found = Path(path) / name if _is_folder(path) else try_to_load_from_cache(str(path), name)
+    return Path(found) if isinstance(found, (str, Path)) and Path(found).is_file() else None
+
+
+def _read_json(file):
+    """The object in a JSON file, or {} where there is no file."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    return found if isinstance(found, dict) else {}
 
 
 def encode_packed(bert, pieces, packing):

@@ -1,7 +1,8 @@
 """How far the test images happen to decide a table: bootstrap intervals of the recalls, and of their differences.
 
-The images are drawn again with replacement, each with its five captions, as queries. The gallery stays: a query's
-rank against the whole split is what the table counts, and does not change with the draw.
+The images are drawn again with replacement, each with its captions, as queries. The gallery stays: a query's rank
+against the whole split is what the table counts, and does not change with the draw. Text to image, an image weighs as
+much as it has captions, as in the table.
 """
 
 # N images, S samples
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from lib import metrics
-from lib.metrics import CAPTIONS_PER_IMAGE
 
 COLUMNS = {
     "i2t_r1": "I2T R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "T2I R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
@@ -29,35 +29,53 @@ class Interval(NamedTuple):
     high: float
 
 
-def hits(similarities, folds=1):
+def hits(similarities, folds=1, caption_images=None):
     """What each image adds to a table: (N, 6) percent, I2T R@1 R@5 R@10, then T2I as the mean of its captions.
 
-    The mean over the images is the table, with folds the mean table over the folds.
+    Where all images have equally many captions, the mean over the images is the table, with folds the mean table over
+    the folds; otherwise the mean with `image_weights`.
     """
-    size = similarities.shape[0] // folds
-    blocks = [
-        similarities[start : start + size, CAPTIONS_PER_IMAGE * start : CAPTIONS_PER_IMAGE * (start + size)]
-        for start in (range(0, size * folds, size) if folds > 1 else ())
-    ]
-    return np.concatenate([_hits(metrics.ranks(block)) for block in blocks or [similarities]])
+    blocks = metrics.fold_blocks(similarities, folds, caption_images) if folds > 1 else [(similarities, caption_images)]
+    return np.concatenate([_hits(metrics.ranks(*block), metrics.map_of(*block)) for block in blocks])
 
 
-def _hits(ranks):
-    ranks_of = ranks.image_to_text[:, None], ranks.text_to_image.reshape(-1, CAPTIONS_PER_IMAGE)
-    return np.stack([100.0 * (found < k).mean(1) for found in ranks_of for k in (1, 5, 10)], axis=1)
+def _hits(ranks, caption_images):
+    counts = np.bincount(caption_images)
+    found = [100.0 * (ranks.image_to_text < k) for k in (1, 5, 10)]
+    found += [100.0 * (np.bincount(caption_images, ranks.text_to_image < k) / counts) for k in (1, 5, 10)]
+    return np.stack(found, axis=1)
 
 
-def intervals(per_image, samples, seed=0):
-    """The `Interval`s of the means over images of (N, 6) hits, or of their differences, by the names of COLUMNS."""
-    per_image = np.column_stack([per_image, per_image.sum(1)])  # rsum is a mean over images too
+def image_weights(similarities, folds=1, caption_images=None):
+    """How much an image weighs in text to image: (N,), its captions over the mean of its fold; None where all are 1."""
+    counts = np.bincount(metrics.map_of(similarities, caption_images)).reshape(folds, -1)
+    weights = (counts / counts.mean(1, keepdims=True)).reshape(-1)
+    return None if (weights == 1).all() else weights
+
+
+def intervals(per_image, samples, seed=0, weights=None):
+    """The `Interval`s of the means over images of (N, 6) hits, or of their differences, by the names of COLUMNS.
+
+    weights: of `image_weights`.
+    """
     generator, num_images = np.random.default_rng(seed), len(per_image)
     chances = np.full(num_images, 1 / num_images)
     means = [
-        generator.multinomial(num_images, chances, size=min(AT_ONCE, samples - start)) @ per_image / num_images
+        _means(generator.multinomial(num_images, chances, size=min(AT_ONCE, samples - start)), per_image, weights)
         for start in range(0, samples, AT_ONCE)
     ]
     low, high = np.percentile(np.concatenate(means), [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
-    return {name: Interval(*map(float, row)) for name, row in zip(COLUMNS, zip(per_image.mean(0), low, high))}
+    values = _means(np.ones((1, num_images)), per_image, weights)[0]
+    return {name: Interval(*map(float, row)) for name, row in zip(COLUMNS, zip(values, low, high))}
+
+
+def _means(draws, per_image, weights):
+    """The seven numbers of draws (S, N), how often each has which image: (S, 7)."""
+    if weights is None:
+        return draws @ np.column_stack([per_image, per_image.sum(1)]) / len(per_image)  # rsum is a mean over images too
+    weights = np.where(np.arange(6) < 3, 1.0, weights[:, None])  # image to text, images count alike
+    means = draws @ (per_image * weights) / (draws @ weights)
+    return np.column_stack([means, means.sum(1)])
 
 
 def compare(models, mean, folds_by_label, samples):
@@ -68,12 +86,13 @@ def compare(models, mean, folds_by_label, samples):
     """
     found = {}
     for label, folds in folds_by_label.items():
-        found[label] = intervals(hits(mean, folds), samples)
+        weights = image_weights(mean, folds)
+        rows = {label: hits(mean, folds)}
         if len(models) == 2:
             first, second = (hits(model, folds) for model in models)
-            found[f"{label}, model 1"] = intervals(first, samples)
-            found[f"{label}, model 2"] = intervals(second, samples)
-            found[f"{label}, model 1 - model 2"] = intervals(first - second, samples)
+            rows |= {f"{label}, model 1": first, f"{label}, model 2": second}
+            rows[f"{label}, model 1 - model 2"] = first - second
+        found |= {name: intervals(per_image, samples, weights=weights) for name, per_image in rows.items()}
     return found
 
 

@@ -6,8 +6,6 @@ Captions are cut once per data set and kept as flat arrays, which worker process
 # C captions, W words in all, P pieces in all
 
 import contextlib
-import hashlib
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +13,7 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from lib import distributed
+from lib import cache, distributed
 from lib.errors import InputError
 from lib.files import atomic_write
 
@@ -24,6 +22,7 @@ MASKED, REPLACED = 0.5, 0.1  # of the altered words; the rest are dropped
 PADDING_ID = 0
 WORTH_REMEMBERING = 50_000  # captions; fewer are cut within two seconds
 ARRAYS = ("pieces", "word_starts", "caption_starts")
+RULE = 1  # of `tokenise`: another number makes what older versions kept unknown
 
 
 class SpecialIds(NamedTuple):
@@ -67,7 +66,10 @@ class Captions(NamedTuple):
 
 
 def split_words(text, tokeniser):
-    """Words of BERT's uncased basic tokeniser: cleaned, lower case, no accents, punctuation and CJK split off."""
+    """Words of BERT's basic tokeniser: cleaned, lower case, no accents, punctuation and CJK split off.
+
+    A tokeniser of a cased BERT, or one that is asked to, keeps capitals or accents.
+    """
     backend = tokeniser.backend_tokenizer
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
 
@@ -103,23 +105,43 @@ def tokenise(texts, tokeniser, longest=None):
 def tokenise_once(texts, tokeniser, longest, folder):
     """`tokenise`, remembered in `folder` under a hash of all that it depends on, where there is much to cut.
 
-    A folder that cannot be written or a damaged file costs time and nothing else.
+    A folder that cannot be written costs time and nothing else; a damaged file is replaced.
     """
     if len(texts) < WORTH_REMEMBERING:
         return tokenise(texts, tokeniser, longest)
-    settings = tokeniser.backend_tokenizer.to_str(), longest, tokenizers.__version__
-    digest = hashlib.sha256("\n".join([repr(settings), *texts]).encode()).hexdigest()
-    path = Path(folder) / f"{digest[:32]}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        with np.load(path, allow_pickle=False) as file:
-            return Captions(*(file[name] for name in ARRAYS), special_ids(tokeniser), int(file["num_shortened"]))
-    captions = tokenise(texts, tokeniser, longest)
-    with contextlib.suppress(OSError, InputError):
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as file:
-            arrays = {name: getattr(captions, name) for name in ARRAYS}
-            np.savez(file, num_shortened=captions.num_shortened, **arrays)
+    special = special_ids(tokeniser)
+    settings = tokeniser.backend_tokenizer.to_str(), tuple(special), longest, tokenizers.__version__, RULE
+    key = cache.digest(settings, list(texts))
+    path = Path(folder) / f"{key[:32]}.npz"
+    captions = _remembered(path, key, len(texts), special)
+    if captions is None:
+        captions = tokenise(texts, tokeniser, longest)
+        with contextlib.suppress(OSError, InputError):
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as file:
+                arrays = {name: getattr(captions, name) for name in ARRAYS}
+                cache.write(file, key, **arrays, num_shortened=np.int64(captions.num_shortened))
     return captions
+
+
+def _remembered(path, key, num_captions, special):
+    """The `Captions` that `path` holds, or None where it holds no captions that fit."""
+    found = cache.read(path, key, (*ARRAYS, "num_shortened"))
+    if found is None:
+        return None
+    pieces, words, starts, num_shortened = found.values()
+    fits = (
+        pieces.dtype == np.int32 and words.dtype == starts.dtype == num_shortened.dtype == np.int64
+        and pieces.ndim == words.ndim == starts.ndim == 1 and num_shortened.ndim == 0
+        and len(starts) == num_captions + 1 and _are_starts(starts, len(words) - 1) and _are_starts(words, len(pieces))
+        and (not len(pieces) or 0 <= pieces.min() <= pieces.max() < special.vocabulary_size)
+        and 0 <= num_shortened <= num_captions
+    )  # fmt: skip
+    return Captions(pieces, words, starts, special, int(num_shortened)) if fits else None
+
+
+def _are_starts(starts, end):
+    return len(starts) > 0 and starts[0] == 0 and starts[-1] == end and bool((np.diff(starts) >= 0).all())
 
 
 def special_ids(tokeniser):

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lib import caption_forms
+from lib.console import one_line, write_line
 from lib.errors import InputError
 from lib.layout import (
-    find_rows_per_image,
     find_splits,
     open_regions,
     read_lines,
@@ -28,8 +29,8 @@ from lib.layout import (
     unfinished_conversion,
     without_dev,
 )
-from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import COUNT
+from lib.pairing import drop_blank_end, find_pairing, ids_of_images
 
 BLOCK_BYTES = 32e6  # read at once
 HUGE = 1e4  # no detector or backbone gives features beyond; bottom-up-attention stays below 100
@@ -46,7 +47,7 @@ def add_command(commands):
 def run(options):
     """Print the report; exit status 1 if there is something to mend."""
     report = check(options.folder, options.sample)
-    print(report)
+    write_line(report)
     if report.mends:
         sys.exit(1)
 
@@ -107,18 +108,24 @@ def _check_split(report, folder, split, sample):
     regions_path, captions_path, ids_path = (folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt"))
     regions, captions = report.attempt(open_regions, regions_path), report.attempt(read_lines, captions_path)
     ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else None
+    notes, pairing = [], None
+    if regions is not None and captions is not None:
+        captions, note = report.attempt(drop_blank_end, folder, split, captions, len(regions)) or (captions, None)
+        notes.append(note)
     report.lines.append(f"{split}: {_size(regions)}, {len(captions or ())} captions")
-    shape, images, num_images = (0, 0, 0), {}, None
+    shape, images = (0, 0, 0), {}
     if regions is not None:
         shape = regions.shape
-        fits = captions is not None and report.attempt(
-            find_rows_per_image, len(regions), regions_path, len(captions), captions_path
-        )
-        num_images = len(captions) // CAPTIONS_PER_IMAGE if fits else None
-        images = _check_images(report, regions_path, shape, fits or 1, sample)
+        if captions is not None:
+            pairing = report.attempt(find_pairing, folder, split, regions, len(captions))
+        images = _check_images(report, regions_path, shape, pairing.rows_per_image if pairing else 1, sample)
+    if pairing:
+        report.lines.append(f"  pairs     {pairing.count_text()} ({pairing.source})")
+        notes += pairing.notes
+    report.lines += [f"  note      {note}" for note in notes if note]
     if captions is not None:
         _check_captions(report, captions_path, captions)
-    return Contents(shape[2], images, _check_ids(report, ids_path, ids, num_images), captions or [])
+    return Contents(shape[2], images, _check_ids(report, ids_path, ids, pairing), captions or [])
 
 
 def _size(regions):
@@ -148,7 +155,7 @@ def read_rows(path, numbers):
     row_bytes = open_regions(path)[0].size * 4
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
     blocks = []
-    with tqdm(total=len(numbers) * row_bytes, desc=path.name, unit="B", unit_scale=True, leave=False,
+    with tqdm(total=len(numbers) * row_bytes, desc=one_line(path.name), unit="B", unit_scale=True, leave=False,
               disable=None) as progress:  # fmt: skip
         for start in range(0, len(numbers), at_once):
             # Mapped anew: pages of a mapping that is gone count no longer as this process's memory.
@@ -168,9 +175,9 @@ def _check_repeated(report, path, digests, which, rows_per_image):
     differing = [int(image) * rows_per_image for image, group in zip(which, groups) if len(group) > 1]
     if differing:
         report.mends.append(
-            f"{path}: as many rows as captions, but rows 5i to 5i+4 differ for {some(differing, 'images', 'rows')}, "
-            "expected each image five times: give every image one row, or the same row five times; now the first of "
-            "the five is used"
+            f"{path}: each image stands there {rows_per_image} times, but rows differ for "
+            f"{some(differing, 'images', 'rows')}, expected the same row {rows_per_image} times: store every image "
+            "once; now the first row of each is used"
         )
 
 
@@ -235,24 +242,28 @@ def _check_captions(report, path, captions):
             f"{path}: {some(blank, 'blank captions', 'lines', counted_from=1)}, expected a caption a line: write "
             "captions there, or take out these images everywhere"
         )
+    report.mends += filter(None, [caption_forms.warning(path, captions)])
 
 
-def _check_ids(report, path, ids, num_images):
-    """ids, num_images: None where they are not known. Returns an id for each image."""
+def _check_ids(report, path, ids, pairing):
+    """ids, pairing: None where they are not known. Returns an id for each image."""
     if ids is None:
         report.lines.append("  ids       none (optional)")
         return []
-    num_ids = len(ids)
-    if num_images and num_ids == CAPTIONS_PER_IMAGE * num_images:
-        ids = ids[::CAPTIONS_PER_IMAGE]
+    num_lines = len(ids)
+    if pairing:
+        ids = report.attempt(ids_of_images, path, ids, pairing)
+        if ids is None:
+            return []
     repeated = [text for text, count in Counter(ids).items() if count > 1]
     report.lines.append(
-        f"  ids       {num_ids}, {f'{len(repeated)} of them repeated' if repeated else 'all different'}"
+        f"  ids       {len(ids)}, {f'{len(repeated)} of them repeated' if repeated else 'all different'}"
+        + (f" ({num_lines} lines, a line a caption)" if len(ids) < num_lines else "")
     )
-    if num_images and len(ids) != num_images:
+    if pairing and len(ids) != pairing.num_images:
         report.mends.append(
-            f"{path}: found {num_ids} ids for {num_images} images, expected an id a line, in the images' order: write "
-            "the file again or remove it, it is optional"
+            f"{path}: found {len(ids)} ids for {pairing.num_images} images, expected an id a line, in the images' "
+            "order: write the file again or remove it, it is optional"
         )
     elif repeated:
         report.mends.append(

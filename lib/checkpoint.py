@@ -17,15 +17,18 @@ import torch
 
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
+from lib.run_folder import RunFolder
 from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300,
+    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
 )  # fmt: skip
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
-OPTION_KINDS = dict(dataset=str, data_path=str, bert_path=str, val_split=str, seed=int)  # read where they are there
+OPTION_KINDS = dict(  # read where they are there
+    dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, seed=int,
+)  # fmt: skip
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
     zipfile.BadZipFile,
@@ -57,7 +60,8 @@ OBJECTIVE_NAMES = {
 class Checkpoint(NamedTuple):
     """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces.
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; reader: what that
+    BERT is known by, see `lib.fingerprint.check_reader`; is_last: a LAST file, whose epoch no validation has selected.
     """
 
     model: dict
@@ -66,6 +70,8 @@ class Checkpoint(NamedTuple):
     best_rsum: float
     is_published: bool
     vocabulary: Vocabulary | None = None
+    reader: dict | None = None
+    is_last: bool = False
 
 
 def rename(state, names):
@@ -93,12 +99,17 @@ def from_published(image_state, text_state):
     return image | text
 
 
+def model_options(options):
+    """Those of a checkpoint's options that its embeddings depend on, a dict."""
+    return {name: options[name] for name in (*MODEL_OPTIONS, *ADDED_OPTIONS)}
+
+
 def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), vocabulary (a list of
-    words, or None), and in LAST what else a run needs to go on: tensors and plain values. Raises InputError where the
-    disk is full.
+    words, or None), reader (see `Checkpoint`), and in LAST what else a run needs to go on: tensors and plain values.
+    Raises InputError where the disk is full.
     """
     content = dict(
         format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
@@ -113,11 +124,15 @@ def save(path, model, objective, optimizer, **counted):
             raise
 
 
-def find(path, name=BEST):
-    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder. Raises InputError."""
+def find(path, name=BEST, option="--model_path"):
+    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder.
+
+    option: that named it. Raises InputError.
+    """
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
-    why = why_unreadable(path)
+    is_discarded = path.name in RunFolder(path.parent).read()["discarded"]
+    why = "no such file" if is_discarded else why_unreadable(path)
     inside = sorted(str(file.parent) for file in folder.glob(f"*/{name}")) if why == "no such file" else []
     if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
@@ -129,7 +144,7 @@ def find(path, name=BEST):
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
             f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: train first, or name one "
-            f"with {'--model_path' if name == BEST else '--resume'}"
+            f"with {option}"
         )
     return path
 
@@ -160,8 +175,12 @@ def load(path):
         for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
         _check_options(options)
-        vocabulary = None if options["text_encoder"] == "bert" else Vocabulary(content["vocabulary"])
-        found = Checkpoint(state, options, int(content["epoch"]), float(content["best_rsum"]), is_published, vocabulary)
+        vocabulary = None
+        if options["text_encoder"] != "bert":
+            vocabulary = Vocabulary(content["vocabulary"], strip_accents=bool(options["strip_accents"]))
+        counted = int(content["epoch"]), float(content["best_rsum"])
+        reader = dict(content.get("reader") or {})
+        found = Checkpoint(state, options, *counted, is_published, vocabulary, reader, "position" in content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "
@@ -187,26 +206,6 @@ def _check_options(options):
     for name in ("dropout", "residual_weight"):
         if not (isinstance(options[name], (int, float)) and 0 <= options[name] <= 1):
             raise ValueError(f"{name} {options[name]!r}")
-
-
-def find_resumed(folder, resume, overwrite):
-    """The file that a run into `folder` goes on from, or None where it starts anew (--resume, --overwrite).
-
-    Raises InputError where it would start over what the folder holds.
-    """
-    folder = Path(folder)
-    last = folder / LAST
-    held = next((file for file in (last, folder / BEST) if file.exists()), None)
-    if resume == "auto":
-        found = last if held == last else None
-    else:
-        found = None if resume == "none" else find(resume, LAST)
-    if held and not overwrite and not (found and found.samefile(held)):
-        raise InputError(
-            f"{held}: the folder holds a run, expected an empty one; go on with --resume auto, replace it with "
-            "--overwrite 1, or give another --logger_name"
-        )
-    return found
 
 
 def load_run(path):

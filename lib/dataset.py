@@ -21,16 +21,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lib import check, convert, distributed
+from lib import caption_forms, check, convert, distributed
+from lib.cache import digest
 from lib.captions import PADDING_ID, tokenise_once
 from lib.errors import InputError, command_line
+from lib.fingerprint import file_version, of_tokeniser
 from lib.interrupt import leave_to_parent
-from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
-from lib.metrics import CAPTIONS_PER_IMAGE
+from lib.layout import open_regions, read_lines, read_num_regions
 from lib.options import Parser
+from lib.pairing import drop_blank_end, find_pairing
 from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
+NO_SPLIT = "none"  # in place of the name of a test split
+LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9  # of negatives that are drawn (SPEC section 5)
 REGION_KEPT = 0.8
 LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
@@ -71,14 +75,40 @@ def folder_of(data_path, dataset):
     return folder
 
 
-def is_coco(dataset):
-    """COCO has a split and a sampling distance of its own, under any name that starts so (coco, coco_butd)."""
-    return dataset.startswith("coco")
+class Conventions(NamedTuple):
+    """What is usual for a data set: the split that results are reported on, or NO_SPLIT, and where distance-weighted
+    sampling stops; note: a line for people where its name and its files do not say the same, or None."""
+
+    test_split: str
+    longest_distance: float
+    note: str | None
 
 
-def test_split(dataset):
-    """The split that results are reported on: testall for COCO, test elsewhere."""
-    return "testall" if is_coco(dataset) else "test"
+def conventions(folder, dataset):
+    """The `Conventions` of COCO for a name that starts with coco and for a folder with `testall`, else of Flickr30K.
+
+    folder: `{dataset}_precomp`.
+    """
+    has_testall, has_test = has_split(folder, "testall"), has_split(folder, "test")
+    is_named = dataset.startswith("coco")  # coco, coco_butd, ...
+    test_split = "testall" if has_testall else "test" if has_test else NO_SPLIT
+    longest_distance = COCO_LONGEST_DISTANCE if is_named or has_testall else LONGEST_DISTANCE
+    note = None
+    if has_testall and not is_named:
+        note = (
+            f"{folder}: holds testall, as COCO does, though its name does not begin with coco: by default results are "
+            f"reported on testall, whole and as the mean of five folds, and --longest_distance is {longest_distance}; "
+            f"to change this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py "
+            "--split test"
+        )
+    elif is_named and has_test and not has_testall:
+        note = f"{folder}: holds no testall, which results of COCO are usually of: by default they are reported on test"
+    return Conventions(test_split, longest_distance, note)
+
+
+def has_split(folder, split):
+    """Whether a data folder has a file of this split."""
+    return any(os.path.lexists(Path(folder) / f"{split}_{end}") for end in ("ims.npy", "caps.txt"))
 
 
 class RetrievalDataset:
@@ -86,20 +116,28 @@ class RetrievalDataset:
 
     folder: a `*_precomp` folder; split: train, dev, test, ...; tokeniser: of `lib.bert`; longest_caption: most ids
     that BERT has positions for. Raises InputError naming the file that does not fit.
+
+    caption_images: (C,) int64, image of every caption, from 0; pairing: the `Pairing` as stored, before `dev` was cut;
+    stored_images: (N,) the images of the stored split that are used; notes: what people must be told of the data.
     """
 
     def __init__(self, folder, split, tokeniser, longest_caption=512):
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
-        captions_path = self.folder / f"{split}_caps.txt"
+        self.regions_version = file_version(self.regions_path)  # before it is opened: a later file has another one
         self.regions = open_regions(self.regions_path)
-        texts = read_lines(captions_path)
-        rows, num_regions = self.regions.shape[:2]
-        self.rows_per_image = find_rows_per_image(rows, self.regions_path, len(texts), captions_path)
-        self.num_regions = read_num_regions(self.folder / f"{split}_num_regions.npy", rows, num_regions)
-        if split == "dev":
+        captions_path = self.folder / f"{split}_caps.txt"
+        texts, note = drop_blank_end(self.folder, split, read_lines(captions_path), len(self.regions))
+        self.pairing = find_pairing(self.folder, split, self.regions, len(texts))
+        self.num_regions = self._read_num_regions()
+        form = caption_forms.warning(captions_path, texts)
+        self.notes = [*filter(None, [note, form and f"warning: {form}"]), *self.pairing.notes]
+        self.caption_images, self.stored_images = self.pairing.caption_images, np.arange(self.pairing.num_images)
+        if split == "dev" and len(texts) > DEV_CAPTIONS:
             texts = texts[:DEV_CAPTIONS]
+            self._cut()
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
+        self.caption_digest, self.tokeniser_digest = digest(texts), of_tokeniser(tokeniser)
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def __getstate__(self):
@@ -108,9 +146,48 @@ class RetrievalDataset:
     def __setstate__(self, state):
         self.__dict__ |= state | {"regions": open_regions(state["regions_path"])}
 
+    def _read_num_regions(self):
+        """How many regions of each stored image are true. Raises InputError."""
+        path, repeats = self.folder / f"{self.split}_num_regions.npy", self.pairing.rows_per_image
+        counts = read_num_regions(path, *self.regions.shape[:2]).reshape(-1, repeats)
+        differing = np.flatnonzero(counts.min(1) != counts.max(1))
+        if len(differing):
+            row = differing[0] * repeats
+            raise InputError(
+                f"{path}: found {', '.join(map(str, counts[differing[0]]))} regions for rows {row} to "
+                f"{row + repeats - 1} (from 0), which are one image, expected the same number: make the file again"
+            )
+        return counts[:, 0]
+
+    def _cut(self):
+        """Keep the first captions of `dev`, and the images that these are of."""
+        stored, num_captions = np.bincount(self.caption_images), len(self.caption_images)
+        images = self.caption_images[:DEV_CAPTIONS]
+        self.stored_images, self.caption_images = np.unique(images, return_inverse=True)
+        kept = np.bincount(images, minlength=len(stored))
+        num_part = int(((0 < kept) & (kept < stored)).sum())
+        part = f", {num_part} of them with a part of their captions" if num_part else ""
+        self.notes.append(
+            f"{self.folder / self.split}_caps.txt: the first {DEV_CAPTIONS} of {num_captions} captions are used, as "
+            f"published: {len(self.stored_images)} of {len(stored)} images{part}"
+        )
+
     @property
     def num_images(self):
-        return len(self.captions) // CAPTIONS_PER_IMAGE
+        return len(self.stored_images)
+
+    @property
+    def rows_per_image(self):
+        return self.pairing.rows_per_image
+
+    @property
+    def first_captions(self):
+        """(N,) number of every image's first caption."""
+        return np.unique(self.caption_images, return_index=True)[1]
+
+    def row_of(self, image):
+        """The row of an image in the file of its features."""
+        return self.stored_images[image] * self.pairing.rows_per_image
 
     @property
     def num_captions(self):
@@ -125,7 +202,7 @@ class RetrievalDataset:
         regions = self.unchecked_regions(image)
         largest = _largest(regions)
         if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
-            row = image * self.rows_per_image
+            row = self.row_of(image)
             found = f"values of {largest:.3g}" if largest < np.inf else "NaN or Inf"
             raise InputError(
                 f"{self.regions_path}: image {image} (row {row}, from 0) holds {found}, "
@@ -135,9 +212,9 @@ class RetrievalDataset:
 
     def unchecked_regions(self, image):
         """(n, D), the true regions of one image, whatever they hold."""
-        row = image * self.rows_per_image
-        array = np.asarray(self.regions)  # a memmap takes time for every slice
-        return array[row, : self.num_regions[row]].astype(np.float32, copy=False)
+        array, stored = np.asarray(self.regions), self.stored_images[image]  # a memmap takes time for every slice
+        row = stored * self.pairing.rows_per_image
+        return array[row, : self.num_regions[stored]].astype(np.float32, copy=False)
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
@@ -212,7 +289,7 @@ class TrainingPairs:
             for caption, generator in zip(which, generators)
         ]
         order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
-        image_ids = which[order] // CAPTIONS_PER_IMAGE
+        image_ids = self.split.caption_images[which[order]]
         pieces, piece_lengths = _pad([sequences[index] for index in order])
         kept, region_lengths = _pad(
             [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
@@ -235,7 +312,7 @@ class TrainingPairs:
         return batch._replace(pieces=batch.pieces.pin_memory()) if pin_memory else batch
 
     def _kept_regions(self, image, generator):
-        num_regions = self.split.num_regions[image * self.split.rows_per_image]
+        num_regions = self.split.num_regions[self.split.stored_images[image]]
         if not self.drop_regions:
             return np.arange(num_regions)
         kept = np.flatnonzero(generator.random(num_regions) < REGION_KEPT)
@@ -279,7 +356,7 @@ def training_loader(pairs, batch_size, workers, batch_clusters=None):
             f"batch of {batch_size}; give a smaller --batch_size"
         )
     if batch_clusters:
-        images = np.arange(sampler.num_pairs) // CAPTIONS_PER_IMAGE
+        images = pairs.split.caption_images
         clusters = distributed.from_first(lambda: cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed))
         sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(

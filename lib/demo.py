@@ -9,14 +9,19 @@ Below come the numbers and words it is made from, then scenes, captions, regions
 
 # R regions, D region feature size, T things of a scene
 
+import contextlib
 import json
 import os
+import secrets
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save
 from tqdm import tqdm
+
+from lib.files import find_temporaries, lock
 
 SIZES_OF_SPLITS = {"train": 2000, "dev": 200, "test": 500}  # images
 REGIONS, FEATURES, CAPTIONS_PER_IMAGE = 36, 128, 5
@@ -124,6 +129,13 @@ class Regions(NamedTuple):
     owners: np.ndarray
 
 
+def build_once(folder):
+    """Build the data set unless it is there; of several processes the first one builds, the others wait for it."""
+    with _building(Path(folder)):
+        if not Path(folder).exists():
+            build(folder)
+
+
 def build(folder, seed=0, sizes=SIZES_OF_SPLITS):
     """Writes the data set into `folder`, a new one, the same bytes for the same seed and sizes (images by split).
 
@@ -131,22 +143,39 @@ def build(folder, seed=0, sizes=SIZES_OF_SPLITS):
     an untrained BERT with its tokeniser. Raises FileExistsError if the folder exists.
     """
     folder = Path(folder)
+    _refuse_existing(folder)
+    with _building(folder):
+        _refuse_existing(folder)  # another process may have built it meanwhile
+        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
+        partial.mkdir()  # a killed build never leaves half a data set, nor is it in the way of the next
+        try:
+            (partial / "bert").mkdir()
+            first_id = 0
+            with tqdm(total=sum(sizes.values()), desc="demo data", unit="image", disable=None) as progress:
+                for split, size in sizes.items():
+                    _write_split(partial, split, seed, range(first_id, first_id + size), progress)
+                    first_id += size
+            _write_bert(partial / "bert", seed)
+            os.replace(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
+
+
+def _refuse_existing(folder):
     if folder.exists():
         raise FileExistsError(f"{folder} exists already: remove it to build the demo data again")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed build never leaves half a data set
-    (partial / "bert").mkdir(parents=True)
-    try:
-        first_id = 0
-        with tqdm(total=sum(sizes.values()), desc="demo data", unit="image", disable=None) as progress:
-            for split, size in sizes.items():
-                _write_split(partial, split, seed, range(first_id, first_id + size), progress)
-                first_id += size
-        _write_bert(partial / "bert", seed)
-        os.replace(partial, folder)
-    except BaseException:
-        for path in (*sorted(partial.rglob("*"), reverse=True), partial):
-            path.rmdir() if path.is_dir() else path.unlink()
-        raise
+
+
+@contextlib.contextmanager
+def _building(folder):
+    """Only one process at a time is inside; what killed builds have left is removed first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_name(f".{folder.name}.lock"), wait=True):
+        for path, name in find_temporaries(folder.parent).items():
+            if name == folder.name and path.is_dir():
+                shutil.rmtree(path)
+        yield
 
 
 def _write_split(folder, split, seed, ids, progress):

@@ -8,6 +8,7 @@ gradient is not finite is undone on the device.
 
 import contextlib
 import functools
+import os
 import time
 
 import numpy as np
@@ -23,6 +24,7 @@ from lib.metrics import Similarity
 EVALUATED_AT_ONCE = 128
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
+CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 def choose_device(name="auto", gpu_id=0):
@@ -40,6 +42,32 @@ def choose_device(name="auto", gpu_id=0):
             f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
         ) from error
     return device
+
+
+def prepare_determinism():
+    """Let cuBLAS give the same bits again. cuBLAS reads this setting once, so call it before the first CUDA call.
+
+    A setting of the user stays. `set_determinism` refuses what is not deterministic.
+    """
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES[0])
+
+
+def set_determinism(enabled, device):
+    """Allow only kernels that give the same bits again, or any. Raises InputError where cuBLAS cannot on `device`."""
+    found = os.environ.get(CUBLAS_WORKSPACE)
+    if enabled and device.type == "cuda" and found not in DETERMINISTIC_WORKSPACES:
+        expected = f"expected {CUBLAS_WORKSPACE}={' or '.join(DETERMINISTIC_WORKSPACES)}"
+        if found is None:
+            raise InputError(
+                f"--deterministic 1: CUDA was started in this process before the option was read (found no "
+                f"{CUBLAS_WORKSPACE}), {expected} in the environment from the start; start the run in a new process"
+            )
+        raise InputError(
+            f"--deterministic 1: found {CUBLAS_WORKSPACE}={found!r} in the environment, {expected}: matrix products "
+            f"on a GPU differ from run to run otherwise; unset {CUBLAS_WORKSPACE}"
+        )
+    torch.use_deterministic_algorithms(enabled)
 
 
 @contextlib.contextmanager
@@ -185,4 +213,4 @@ def similarities(model, dataset, device):
             f"{dataset.folder}: the model makes NaN or Inf of the {dataset.split} split, expected finite embeddings: "
             "it has diverged; train with a smaller --learning_rate, or take another checkpoint"
         )
-    return Similarity(images, captions)
+    return Similarity(images, captions, dataset.caption_images)

@@ -8,7 +8,6 @@ import numpy as np
 
 from lib.errors import InputError
 from lib.files import atomic_write
-from lib.metrics import CAPTIONS_PER_IMAGE
 
 README = """# Embeddings
 
@@ -52,7 +51,7 @@ def write(folder, similarity, known, title, table):
             np.save(file, rows, allow_pickle=False)
     lines = {
         "image_ids": known.ids,
-        "caption_images": [caption // CAPTIONS_PER_IMAGE for caption in range(len(captions))],
+        "caption_images": known.caption_images,
         "captions": known.captions,
     }
     for name, values in lines.items():

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from lib.errors import InputError
-from lib.metrics import CAPTIONS_PER_IMAGE
+from lib.metrics import CAPTIONS_PER_IMAGE, in_order
 from lib.search import best
 
 RETRIEVED = 200  # items a query; the package counts COCO 1K inside them, and 50 hold fewer than ten of some folds
@@ -48,6 +48,11 @@ def annotations(known):
         raise InputError(
             f"--extended: found {len(known.ids)} image ids, expected the {len(images)} of COCO's test split in "
             f"its usual order{where}; evaluate --split testall of coco, with testall_ids.txt beside its features"
+        )
+    if not np.array_equal(known.caption_images, in_order(len(images), len(package.coco_ids))):
+        raise InputError(
+            f"--extended: found {len(known.captions)} captions, expected the {len(package.coco_ids)} of COCO's test "
+            f"split, {CAPTIONS_PER_IMAGE} of each image in its usual order; evaluate --split testall of coco"
         )
     return package
 

@@ -48,33 +48,59 @@ def atomic_write(path):
     """Open a new binary file beside `path` and rename it to `path` once it is written and flushed to disk.
 
     The new file has a random name and is created by this call alone, so no link is followed; a link at `path` is
-    replaced, not followed. Raises InputError where the disk is full or `path` may not be written.
+    replaced, not followed. What killed processes have left of such files is removed. Raises InputError where the disk
+    is full or `path` may not be written.
     """
-    path, created = Path(path), False
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    path, temporary = Path(path), None
     try:
         with report_write_errors(path):
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-            created = True
+            remove_temporaries(path.parent, {path.name})
+            temporary, descriptor = _create_temporary(path)
             with open(descriptor, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            created = False
-            _flush_folder(path.parent)
+                os.replace(temporary, path)  # still locked, so nobody takes it for a killed process's
+            temporary = None
+            flush_folder(path.parent)
     finally:
-        if created:
+        if temporary:
             temporary.unlink(missing_ok=True)
 
 
-def find_temporaries(folder):
-    """What killed processes left of `atomic_write` in a folder: {path: name of the file that was to be written}.
+def _create_temporary(path):
+    """A new file beside `path`, locked for as long as it is open. Returns its path and a descriptor."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks is no reason not to write
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:  # 0: `remove_temporaries` met it before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
 
-    Only a process that holds the lock of the folder may remove them: others may still be writing.
-    """
+
+def find_temporaries(folder):
+    """What `atomic_write` has left in a folder, or is writing: {path: name of the file that was to be written}."""
     found = {path: TEMPORARY.fullmatch(path.name) for path in Path(folder).glob(".*.part")}
     return {path: match["name"] for path, match in found.items() if match and not path.is_symlink()}
+
+
+def remove_temporaries(folder, names):
+    """Remove what killed processes have left of files of these names; what a living process still writes stays."""
+    for path, name in find_temporaries(folder).items():
+        if name in names:
+            with contextlib.suppress(OSError):  # in use, gone meanwhile, or not to be removed by us
+                _remove_unused(path)
+
+
+def _remove_unused(path):
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -105,21 +131,22 @@ def _acquire(path, wait):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     except OSError as error:
-        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) or "another process"
+        is_held = error.errno in (errno.EACCES, errno.EAGAIN)
+        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) if is_held else ""
         os.close(descriptor)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
+        if not is_held:
             raise InputError(
-                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file system with locks; name "
-                "a folder on another disk"
+                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file on a file system with "
+                "locks; remove what is there, or name a folder on another disk"
             ) from error
         raise InputError(
-            f"{path.parent}: in use by {holder}, expected no other process to write there; wait for it, end it, or "
-            "name another folder"
+            f"{path.parent}: in use by {holder or 'another process'}, expected no other process to write there; wait "
+            "for it, end it, or name another folder"
         ) from error
     return descriptor
 
 
-def _flush_folder(folder):
+def flush_folder(folder):
     """Make a rename last through a power cut, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -13,10 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lib import bootstrap, charts, metrics, report, search
-from lib.dataset import test_split
-from lib.files import atomic_write
 from lib.logs import EVAL, TRAIN
-from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
+from lib.metrics import Similarity, map_of
 from lib.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
 from lib.search import Names
 
@@ -24,6 +22,7 @@ PUBLISHED = {  # SPEC section 10, by the beginning of a data set's name: I2T R@1
     "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},
     "coco": {"COCO 1K": (81.9, 96.9, 65.9, 91.4), "COCO 5K": (62.5, 87.4, 44.0, 73.9)},
 }
+SELECTED_ON = {"Flickr30K": "test", "COCO 1K": "testall", "COCO 5K": "testall"}  # the published epochs
 SAMPLE = 60  # images of the similarity matrix, each with its first caption
 BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
 TRAIN_LINE = re.compile(r"epoch \d+ step (\d+): loss (\S+) .*, rate ([^\s;]+)")
@@ -138,8 +137,8 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
         f'</h1>{about}<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
     )
-    with atomic_write(path) as file:
-        file.write(page.encode())
+    with report.run_folder(Path(path).parent).atomic_write(Path(path).name) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))
 
 
 def _of_what(folder, options):
@@ -156,11 +155,11 @@ def _results(evaluation):
     dataset, facts = evaluation.facts["dataset"], evaluation.facts
     published = next((rows for start, rows in PUBLISHED.items() if dataset.startswith(start)), {})
     rows = "".join(
-        _row(label, scores, " and ".join(facts["selected_on"])) for label, scores in evaluation.scores.items()
+        _row(label, scores, " and ".join(facts["selected_on"]) or "–") for label, scores in evaluation.scores.items()
     )
     for label, (i1, i5, t1, t5) in published.items():
         cells = [i1, i5, None, None, None, t1, t5, None, None, None, None]
-        rows += _cells(f"{label}, published", test_split(dataset), cells, "published")
+        rows += _cells(f"{label}, published", SELECTED_ON[label], cells, "published")
     note = "" if published else "<p class='soft'>There is no published row for this data set.</p>"
     table = (
         '<div class="wide"><table id="table"><caption>R@K in percent; ranks count from 1; rsum is the sum of the six '
@@ -252,16 +251,16 @@ def _ranks(ranks):
     return '<div class="charts">' + "".join(
         charts.bars(title, histogram(found), "rank", "queries")
         for title, found in (
-            ("Image to text: the best rank of an image's five captions", ranks.image_to_text),
+            ("Image to text: the best rank of an image's captions", ranks.image_to_text),
             ("Text to image: the rank of the caption's image", ranks.text_to_image),
         )
     ) + "</div>"  # fmt: skip
 
 
 def _similarities(similarity, seed):
-    num_images = similarity.shape[0]
+    num_images, first_captions = similarity.shape[0], np.unique(map_of(similarity), return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
-    values = np.concatenate([similarity[image : image + 1, :][:, CAPTIONS_PER_IMAGE * chosen] for image in chosen])
+    values = np.concatenate([similarity[image : image + 1, :][:, first_captions[chosen]] for image in chosen])
     content = charts.data_uri("image/png", charts.png(charts.heat(values)))
     on, off = values[np.eye(len(chosen), dtype=bool)], values[~np.eye(len(chosen), dtype=bool)]
     means = f"mean of the true pairs {on.mean():.2f}" + (f", of the others {off.mean():.2f}" if len(off) else "")
@@ -319,7 +318,7 @@ def _caption_queries(evaluation, ranks, captions, topk):
     for caption in captions:
         rank = ranks.text_to_image[caption] + 1
         scores = evaluation.similarity[:, caption : caption + 1][:, 0]
-        found = search.best_images(scores, len(known.ids), caption // CAPTIONS_PER_IMAGE)
+        found = search.best_images(scores, len(known.ids), known.caption_images[caption])
         parts.append(
             f'<div class="query text"><p class="words"><q>{escape(known.captions[caption])}</q> '
             f'<span class="soft">its image has rank {rank}</span></p><ol class="images">'

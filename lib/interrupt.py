@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM, as users and schedulers send them: remembered until the program has a good moment to stop."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -26,7 +27,8 @@ class Interrupt:
         if self.status and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.status = 128 + number
-        os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print() may be what was interrupted
+        with contextlib.suppress(OSError):  # nobody may be reading
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print() may have been interrupted
 
 
 def leave_to_parent(worker):

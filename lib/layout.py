@@ -13,10 +13,9 @@ import numpy as np
 
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
-from lib.metrics import CAPTIONS_PER_IMAGE
 
 SPLITS = ("train", "dev", "test", "testall")
-WORK, COMPLETE = ".conversion", ".converted"  # of lib/convert.py, in a data folder: still to fill, still to move
+WORK, SWITCH = ".conversion", ".converted"  # of lib/conversion.py, in a data folder: still to fill, files still to move
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
     ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
 )  # fmt: skip
@@ -26,6 +25,7 @@ def find_splits(folder):
     """Names of the splits of a folder, the usual four first. Raises InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
+    refuse_unfinished_switch(folder)
     names = {file.name.removesuffix(end) for end in ("_ims.npy", "_caps.txt") for file in folder.glob(f"*{end}")}
     begun = unfinished_conversion(folder)
     if not names and begun:
@@ -40,8 +40,24 @@ def find_splits(folder):
 
 def unfinished_conversion(folder):
     """A line that names what lib/convert.py has begun in a data folder, and the remedy; None where there is nothing."""
-    work = next((folder / name for name in (WORK, COMPLETE) if (folder / name).is_dir()), None)
-    return work and f"{work} holds an unfinished conversion; run the same convert command again, or remove this folder"
+    work = folder / WORK
+    if not os.path.lexists(work):
+        return None
+    return f"{work} holds an unfinished conversion; run the same convert command again, or remove this folder"
+
+
+def unfinished_switch(folder):
+    """Whether convert is moving its files, or was killed meanwhile: those there may be of two conversions."""
+    return os.path.lexists(folder / SWITCH)
+
+
+def refuse_unfinished_switch(folder):
+    """Raise InputError where convert did not finish to move its files."""
+    if unfinished_switch(folder):
+        raise InputError(
+            f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), expected the files of "
+            "one conversion; run the same convert command again, it finishes the move"
+        )
 
 
 def without_dev(splits):
@@ -54,6 +70,7 @@ def without_dev(splits):
 
 def open_regions(path):
     """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
+    refuse_unfinished_switch(path.parent)
     why = why_unreadable(path)
     if why:
         splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
@@ -134,17 +151,3 @@ def read_lines(path, what="a caption"):
         )
     lines = text.split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
-
-
-def find_rows_per_image(num_rows, regions_path, num_captions, captions_path):
-    """1, or 5 where each image is repeated for its captions. Raises InputError on any other ratio."""
-    if num_captions and num_captions % CAPTIONS_PER_IMAGE == 0:
-        if num_captions == CAPTIONS_PER_IMAGE * num_rows:
-            return 1
-        if num_captions == num_rows:
-            return CAPTIONS_PER_IMAGE
-    raise InputError(
-        f"{captions_path}: found {num_captions} captions for the {num_rows} rows of {regions_path.name}, "
-        f"expected {CAPTIONS_PER_IMAGE} captions an image ({CAPTIONS_PER_IMAGE * num_rows}), or as many as rows "
-        "where each image is repeated five times; the two files are not of one split: copy both again"
-    )

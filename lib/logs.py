@@ -5,6 +5,8 @@ on the console and in TensorBoard. The only file that knows tensorboard_logger.
 """
 
 import os
+import re
+import socket
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from tqdm import tqdm
 from lib import distributed
 from lib.charts import png
 from lib.console import write_line
-from lib.files import atomic_write, report_write_errors
+from lib.files import report_write_errors
+from lib.run_folder import RunFolder, is_plain_file
 
 try:
     from tensorboard_logger import Logger as TensorBoard
@@ -26,33 +29,46 @@ except (ImportError, TypeError) as error:  # TypeError: protobuf 4 or later
 
 HISTOGRAM_BINS = 50  # from the lowest to the highest value
 TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
+LOG_NAMES = r"(train|eval)\.txt|events\.out\.tfevents\..+"
 
 
 class RunLog:
-    """The logs of one run in `folder`, which is made if it is missing.
+    """The logs of one run in `folder`, which is made if it is missing. Only files of its manifest are changed.
 
     sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came later is cut off.
     Without them the logs of an earlier run are removed. Raises InputError where the disk is full.
     """
 
     def __init__(self, folder, sizes=None):
-        self.folder = Path(folder)
+        self.folder, self._own = Path(folder), RunFolder(folder)
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
                 if path.name in (sizes or {}):
-                    os.truncate(path, min(sizes[path.name], path.stat().st_size))
+                    _cut(path, sizes[path.name])
                 else:
-                    path.unlink()
-            while any(f".{int(time.time())}." in path.name for path in self._files()):
-                time.sleep(0.1)  # the logger's file is named by the second
-            self.tensorboard = TensorBoard(str(self.folder), flush_secs=2) if TensorBoard else None
+                    self._own.remove(path.name)
+            self.tensorboard = self._open_tensorboard() if TensorBoard else None
         if not TensorBoard:
             print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
 
+    def _open_tensorboard(self):
+        """A logger with a file of its own, claimed and created here: the logger would write into any of that name."""
+        while True:
+            second = int(time.time())  # names its file
+            path = self.folder / f"events.out.tfevents.{second}.{socket.gethostname()}"
+            if not os.path.lexists(path) and not any(f".{second}." in file.name for file in self._files()):
+                break
+            time.sleep(0.1)
+        self._own.claim(path.name)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        logger = TensorBoard(str(self.folder), flush_secs=2, dummy_time=second)
+        logger._dummy_time = None  # from here on it looks at the clock
+        return logger
+
     def _files(self):
-        found = [self.folder / TRAIN, self.folder / EVAL, *self.folder.glob("events.out.tfevents.*")]
-        return [path for path in found if path.exists()]
+        names = [name for name in self._own.read()["files"] if re.fullmatch(LOG_NAMES, name)]
+        return [self.folder / name for name in names if is_plain_file(self.folder / name)]
 
     def sizes(self):
         """Bytes written so far: a dict of file name -> size."""
@@ -61,7 +77,7 @@ class RunLog:
     def parameters(self, options):
         """Write the options, a dict, one a line."""
         lines = [f"{name}: {value}\n" for name, value in sorted(options.items())]
-        with atomic_write(self.folder / PARAMETERS) as file:
+        with self._own.atomic_write(PARAMETERS) as file:
             file.write("".join(lines).encode())
 
     def train(self, text, times=""):
@@ -109,8 +125,24 @@ class RunLog:
 
     def _line(self, file, text, times=""):
         print_line(text + times)
-        with report_write_errors(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
-            log.write(text + "\n")
+        self._own.claim(file)
+        with report_write_errors(self.folder / file):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with open(os.open(self.folder / file, flags, 0o666), "a", encoding="utf-8") as log:
+                log.write(text + "\n")
+
+
+def _cut(path, size):
+    """Cut a log to the size that it had; what is missing of it is told."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor).st_size
+        if found < size:
+            print_line(f"warning: {path}: found {found} bytes, expected {size}: lines of the log are missing")
+        else:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def print_line(text):

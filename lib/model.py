@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib import bert, checkpoint, engine
+from lib import bert, checkpoint, engine, fingerprint
 from lib.captions import Captions, tokenise
 from lib.dataset import pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.errors import InputError
+from lib.logs import print_line
 from lib.pooling import length_mask
 from lib.vocabulary import word_embeddings
 
@@ -74,12 +75,20 @@ def load_model(path, trained, bert_path, region_dim, device):
         reader = bert.model(bert_path, pretrained=False)
     model = build_model(trained.options, reader, region_dim)
     checkpoint.load_into(model, trained, path)
+    if not trained.vocabulary:
+        fingerprint.check_reader(path, trained.reader, bert_path, {"settings": fingerprint.bert_settings(reader)})
     return model.to(device).eval()
 
 
 def tokeniser_of(trained, bert_path):
     """What cuts captions for the model of a `Checkpoint`: its own vocabulary, or the tokeniser of its BERT."""
     return trained.vocabulary or bert.tokeniser(bert_path)
+
+
+def tell_casing(tokeniser):
+    """Print what a tokeniser has to say of capitals and accents, if anything."""
+    if tokeniser.note:
+        print_line(tokeniser.note)
 
 
 def bert_of(trained, bert_path=None):
@@ -96,7 +105,10 @@ def load(path, device="auto", bert_path=None):
     trained = checkpoint.load(path)
     bert_path = bert_of(trained, bert_path)
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
-    return Trained(model, tokeniser_of(trained, bert_path), device)
+    tokeniser = tokeniser_of(trained, bert_path)
+    tell_casing(tokeniser)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)})
+    return Trained(model, tokeniser, device)
 
 
 class Trained:

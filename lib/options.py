@@ -4,6 +4,7 @@ import argparse
 import difflib
 import sys
 
+from lib.console import write_line
 from lib.errors import InputError
 
 
@@ -45,6 +46,11 @@ class Parser(argparse.ArgumentParser):
             known = {name.strip("-"): name for name in self._option_string_actions}
             near = difflib.get_close_matches(names[0].strip("-"), known, n=1)
             self.error(f"{names[0]}: unknown option" + (f"; did you mean {known[near[0]]}?" if near else ""))
+
+    def _print_message(self, message, file=None):
+        """What argparse prints, such as --help: a reader that has gone away is no error."""
+        if message:
+            write_line(message.removesuffix("\n"), file)
 
     def error(self, message):
         raise InputError(f"{self.prog}: {message}; {self.prog} --help lists every option")

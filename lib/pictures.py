@@ -3,15 +3,16 @@
 Photographs are put into the page as they are, byte for byte, for there is no library here to make them smaller.
 """
 
+import os
 from html import escape
 from pathlib import Path
 
 from lib import demo
 from lib.charts import data_uri
-from lib.metrics import CAPTIONS_PER_IMAGE
 
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
-FILES = "{id}.jpg", "{id}.jpeg", "{id}.png", "{id}.webp", "{id}.gif"
+ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"
+FILES = tuple("{id}" + ending for ending in ENDINGS)
 COCO_FILES = "{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg"  # where the id is a number
 BEGINNINGS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif"}
 
@@ -63,7 +64,7 @@ class Pictures:
 
     def of(self, image):
         """An img or svg element, or a frame with the image's first caption."""
-        told = f"{self.known.label(image)}: {self.known.captions[CAPTIONS_PER_IMAGE * image]}"
+        told = f"{self.known.label(image)}: {self.known.first_caption(image)}"
         if self.folder:
             content = self._photograph(self.known.ids[image])
             kind = next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
@@ -73,7 +74,7 @@ class Pictures:
             self.num_missing += 1
         elif self.scenes:
             return draw(self.scenes[image], self.known.label(image))
-        return f'<span class="picture none">{escape(self.known.captions[CAPTIONS_PER_IMAGE * image])}</span>'
+        return f'<span class="picture none">{escape(self.known.first_caption(image))}</span>'
 
     def _photograph(self, identity):
         """The bytes of a photograph, none if there is none to show."""
@@ -96,7 +97,10 @@ class Pictures:
 
 
 def file_names(identity):
-    """The names that the photograph of an image of this id may have."""
+    """The names that the photograph of an image of this id may have; an id may be a file name, with its ending."""
+    stem, ending = os.path.splitext(identity)
+    if ending.lower() in ENDINGS:
+        return list(dict.fromkeys([identity, *(name.format(id=stem) for name in FILES)]))
     is_number = identity.isascii() and identity.isdigit()
     return [name.format(id=identity) for name in FILES] + [
         name.format(int(identity)) for name in COCO_FILES * is_number
@@ -109,7 +113,7 @@ def demo_scenes(data, captions):
     kinds = {word: kind for kind, words in demo.KINDS.items() for word in words}
     for number, caption in enumerate(captions):
         words = "".join(letter if letter.isalpha() else " " for letter in caption.lower()).split()
-        shown = {thing.kind for thing in scenes[number // CAPTIONS_PER_IMAGE].things}
+        shown = {thing.kind for thing in scenes[data.caption_images[number]].things}
         if not {kinds[word] for word in words if word in kinds} <= shown:
             return None
     return scenes

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from lib import distributed
 from lib.packing import Packing
@@ -77,12 +78,43 @@ def connection(closeness, threshold):
     return closeness >= closeness.topk(count, dim=1).values[:, -1:]
 
 
+class _Distances(torch.autograd.Function):
+    """Euclidean distances of all pairs of rows: (n, E), (m, E) -> (n, m), with gradient 0 at distance 0.
+
+    The values are torch.cdist's. Its backward on a GPU holds all n x m x E differences at once; this one takes two
+    matrix products. They run in float64: each gradient is a difference of two sums, and in float32 (or TF32) little
+    of it would be left for rows that are near each other.
+    """
+
+    @staticmethod
+    def forward(ctx, left, right):
+        distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(left, right, distances)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        left, right, distances = ctx.saved_tensors
+        weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (n, m)
+        to_left, to_right = ctx.needs_input_grad
+        return (
+            _pulled(left, right, weight) if to_left else None,
+            _pulled(right, left, weight.T) if to_right else None,
+        )
+
+
+def _pulled(rows, others, weight):
+    """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`. weight: (n, m) float64."""
+    return (weight.sum(1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
+
+
 def distance_relevance(left, right, distance="l2"):
     """exp(-||l_i - r_j|| / sigma), (B, B), with gradient 0 at distance 0; distances are exact.
 
     distance: "l2", as released, or "l2sq": squared, as the paper writes it.
     """
-    distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = _Distances.apply(left, right)
     return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
 
 

@@ -1,6 +1,7 @@
 """Retrieval tables as people read them: Markdown, and metrics.json beside it (SPEC section 7)."""
 
 import json
+import os
 import pickle
 import platform
 import re
@@ -12,12 +13,17 @@ import torch
 import transformers
 
 from lib import metrics
+from lib.cache import DAMAGED
+from lib.console import printable
 from lib.errors import InputError, first_sentence
-from lib.files import atomic_write, why_unreadable
+from lib.files import why_unreadable
 from lib.logs import EVAL
+from lib.run_folder import RunFolder
 
 FOLDS = 5
 METRICS = "metrics.json"
+RESULTS, EMBEDDINGS = ("npts", "sims"), {"key", "images", "captions"}  # what files of similarities and embeddings hold
+PAGE = b"<title>HREM: "  # of a report, near its beginning
 HEADER = (
     "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -142,53 +148,117 @@ def versions():
 
 def _entries(path):
     """What metrics.json holds, a dict by name of a table; none where there is no file. Raises InputError."""
+    why = why_unreadable(path) if os.path.lexists(path) else None
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if why:
+            raise ValueError(why)
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__} instead of a dict")
-    except ValueError as error:
+        strange = next((name for name, entry in entries.items() if not _is_entry(entry)), None)
+        if strange is not None:
+            raise ValueError(f"{strange!r} is no table of an evaluation")
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not JSON of ours ({error}), expected the metrics of earlier evaluations; move it away"
+            f"{path}: not JSON of ours ({first_sentence(error)}), expected the metrics of earlier evaluations; move it "
+            "away"
         ) from error
     return entries
 
 
-def remove(folder):
-    """Remove what evaluations of an earlier run left in its folder: tables, numbers, arrays, the page."""
-    folder = Path(folder)
-    tables = [f"{name}.md" for name in _entries(folder / METRICS)]
-    for pattern in (*tables, METRICS, "results_*.npy", "embeddings_*.npz", "report*.html"):
-        for path in folder.glob(pattern):
-            path.unlink()
+def _is_entry(entry):
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), dict) for name in ("scores", "versions"))
+
+
+def run_folder(path):
+    """The `RunFolder` of a folder into which results are written."""
+    return RunFolder(path, is_ours)
+
+
+def is_ours(path):
+    """Whether a file that no manifest names was written by an earlier version of this project, by its contents."""
+    if path.name == METRICS:
+        return bool(_entries(path))
+    if path.suffix == ".md":
+        entry = _entries(path.with_name(METRICS)).get(path.stem)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return entry is not None and HEADER in text and text.startswith(f"{entry.get('title')}\n")
+    if path.suffix in (".npy", ".npz"):
+        return _holds_ours(path)
+    with open(path, "rb") as file:
+        return path.suffix == ".html" and PAGE in file.read(1000)
+
+
+def _holds_ours(path):
+    """Whether a .npy file is a record of similarities, or a .npz file holds kept embeddings, by their fields."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names == RESULTS
+        with np.load(path, allow_pickle=False) as file:
+            return set(file.files) - {"checksum"} == EMBEDDINGS
+    except (*DAMAGED, AttributeError):  # a file of the other kind
+        return False
+
+
+def find_name(folder, result, facts):
+    """The `ResultName` under which an evaluation is saved: with a hash of its data where others have the name already.
+
+    folder: a `RunFolder`; facts: of the evaluation, see `save`. Raises InputError where a file in the way is not ours.
+    """
+    entry = _entries(folder.path / METRICS).get(result.table(), facts)
+    same = all(entry.get(name) == facts[name] for name in ("dataset", "split"))
+    fingerprint = facts["data"]["fingerprint"]
+    data = entry.get("data")  # none in entries of earlier versions
+    if not same or isinstance(data, dict) and data.get("fingerprint") != fingerprint:
+        result = result._replace(data=fingerprint[:8])
+    return result
 
 
 def save(folder, name, text, scores_by_label, facts):
     """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
 
-    Other entries of metrics.json stay. facts: a dict. Raises InputError where an existing metrics.json is damaged.
+    Other entries of metrics.json stay, those that another process adds at the same time too. facts: a dict. Raises
+    InputError where an existing metrics.json is damaged, or a file in the way is not ours.
     """
-    folder = Path(folder)
-    path = folder / METRICS
-    entries = _entries(path)
-    entries[name] = facts | dict(
-        versions=versions(),
-        scores={
-            label: dict(i2t=scores.image_to_text._asdict(), t2i=scores.text_to_image._asdict(), rsum=scores.rsum)
-            for label, scores in scores_by_label.items()
-        },
-    )
-    with atomic_write(folder / f"{name}.md") as file:
-        file.write((text + "\n").encode())
-    with atomic_write(path) as file:
-        file.write((json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
+    folder = run_folder(folder)
+    with folder.locked():
+        folder.claim(f"{name}.md", METRICS)
+        entries = _entries(folder.path / METRICS)
+        entries[name] = facts | dict(
+            versions=versions(),
+            scores={
+                label: dict(i2t=scores.image_to_text._asdict(), t2i=scores.text_to_image._asdict(), rsum=scores.rsum)
+                for label, scores in scores_by_label.items()
+            },
+        )
+        with folder.atomic_write(f"{name}.md") as file:
+            file.write((printable(text) + "\n").encode())
+        with folder.atomic_write(METRICS) as file:
+            file.write((json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
 
 
-def save_similarities(path, similarities):
-    """Write `npts` (images) and `sims` (N, C) as one plain .npy record, read back by np.load(path)["sims"]."""
-    record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, similarities.shape)])
-    record["npts"], record["sims"] = similarities.shape[0], similarities[:, :]
-    with atomic_write(path) as file:
-        np.save(file, record, allow_pickle=False)
+def save_similarities(path, similarities, form=1):
+    """Write `npts` (images) and `sims` (N, C) as a .npy file in a run folder.
+
+    form, as --save_results has it: 1: one record without pickle, np.load(path)["sims"]; "published": what existing
+    scripts read, a pickled dict, np.load(path, allow_pickle=True).item()["sims"].
+    """
+    npts, sims = similarities.shape[0], similarities[:, :]
+    with run_folder(path.parent).atomic_write(path.name) as file:
+        if form == "published":
+            _write_published(file, npts, sims)
+        else:
+            record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, sims.shape)])
+            record["npts"], record["sims"] = npts, sims
+            np.save(file, record, allow_pickle=False)
+
+
+def _write_published(file, npts, sims):
+    """What np.save makes of the published dict, as NumPy 1 writes it, which every version reads."""
+    protocol = 3 if sims.nbytes < 2**32 else 4  # 3 holds no more
+    content = pickle.dumps(np.array(dict(npts=npts, sims=np.ascontiguousarray(sims)), dtype=object), protocol)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+    file.write(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
 
 
 def load_similarities(path, allow_pickle=False):

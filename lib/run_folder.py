@@ -1,13 +1,15 @@
 """The files of a run folder that are ours: a manifest names them, and only those are ever replaced or deleted.
 
 A name is written into the manifest before the file is made. A file that was there before is somebody else's: it is
-neither replaced nor deleted, and the command that would do so is refused.
+neither replaced nor deleted, and the command that would do so is refused. The manifest also records the run itself, see
+`lib.run_start`: one atomic write of it begins a run and discards the files of the run before.
 """
 
 import contextlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
 from lib.errors import InputError, first_sentence
@@ -15,65 +17,109 @@ from lib.files import atomic_write, lock, why_unreadable
 
 MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"
+PART = r"[\w=+-][\w.=+ -]*"  # of a file's name: a data set or a split
+LONGEST_PART = 80  # bytes; two of them, and what stands around them, must be one name of at most 255 bytes
 OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest with other names is not ours
-    r"(train|eval|Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth|events\.out\.tfevents\..+"
-    r"|[\w.=+-]+\.md|results_[\w.=+-]+\.npy|embeddings_[\w.=+-]+\.npz|report[\w.=+-]*\.html"
+    r"(train|eval|Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth"
+    r"|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+"
+    r"|[\w.=+ -]+\.md|results_[\w.=+ -]+\.npy|embeddings_[\w.=+ -]+\.npz|report[\w.=+ -]*\.html"
 )
+RUN_FIELDS = dict(id=str, log=str, saved=bool, resumed_from=(str, type(None)), replaces=list)  # see `lib.run_start`
+
+
+def check_name(what, name):
+    """Refuse a data set or split that cannot be part of a file's name. Raises InputError that begins with `what`."""
+    if not re.fullmatch(PART, name) or len(name.encode()) > LONGEST_PART:
+        raise InputError(
+            f"{what} {name}: found a name that cannot be part of a file's name, expected at most {LONGEST_PART} bytes "
+            "of letters, digits, spaces and . _ - = +, not beginning with a dot or a space; rename the data folder or "
+            "its files, and give that name"
+        )
+
+
+def is_plain_file(path):
+    """Whether there is a file at `path` itself: no link, folder, pipe or device."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 class RunFolder:
     """A run folder and its manifest. Nothing is written before a file is claimed.
 
-    Raises InputError where the manifest is damaged or not ours.
+    is_ours: tells of a file that the manifest does not name whether its contents prove that this project wrote it:
+    folders from before manifests hold such files. Raises InputError where the manifest is damaged or not ours.
     """
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, is_ours=lambda path: False):
+        self.path, self._is_ours = Path(path), is_ours
 
     def read(self):
-        """The manifest, a dict; {"format": ..., "files": []} where there is none. Raises InputError."""
+        """The manifest, a dict; one without files where there is none. Raises InputError.
+
+        files: names of our files; discarded: those of them that belong to a run that was replaced, and are to be
+        deleted; run: what is known of the run whose checkpoints are here, a dict of RUN_FIELDS, or None; log: which
+        logs are here, a random name, or None.
+        """
         path = self.path / MANIFEST
         if not os.path.lexists(path):
-            return {"format": FORMAT, "files": []}
+            return _with_defaults({"format": FORMAT})
         why = why_unreadable(path)
         try:
             if why:
                 raise ValueError(why)
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or found.get("format") != FORMAT:
-                raise ValueError("no manifest of this project")
-            files = found.get("files")
-            if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-                raise ValueError("no list of files")
-            strange = next((name for name in files if not OWN_NAMES.fullmatch(name)), None)
-            if strange is not None:
-                raise ValueError(f"the name {strange!r}, which this project never writes")
+            return _validated(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be used (found {first_sentence(error)}), expected the manifest that train.py or "
                 "eval.py wrote; move it away, or name another folder"
             ) from error
-        return found
 
     def is_own(self, name):
         """Whether the manifest says that a run or an evaluation wrote this file, and it is no link."""
         return name in self.read()["files"] and not (self.path / name).is_symlink()
 
+    def holds(self, name):
+        """Whether there is a file of this name, ours or not, that was not discarded."""
+        return (self.path / name).exists() and name not in self.read()["discarded"]
+
+    def is_empty(self):
+        """Whether nothing is in the folder, or it is not there. Hidden files do not count."""
+        return not self.path.is_dir() or all(name.startswith(".") for name in os.listdir(self.path))
+
+    def locked(self):
+        """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""
+        return lock(self.path / MANIFEST_LOCK, wait=True)
+
     @contextlib.contextmanager
     def update(self):
-        """Change the manifest, a dict that is written when the block ends; other processes wait meanwhile."""
-        with lock(self.path / MANIFEST_LOCK, wait=True):
+        """Change the manifest, a dict that is written when the block ends; other processes wait meanwhile.
+
+        What is still there of the discarded files is deleted first.
+        """
+        with self.locked():
             content = self.read()
             before = json.dumps(content)
+            self._unlink(content, content["discarded"])
+            content["discarded"] = []
             yield content
             if json.dumps(content) != before:
                 with atomic_write(self.path / MANIFEST) as file:
                     file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
+    def _unlink(self, content, names):
+        """Delete files of these names, and take them out of a manifest's content. What is no plain file stays."""
+        for name in names:
+            if is_plain_file(self.path / name):
+                (self.path / name).unlink()
+        content["files"] = [name for name in content["files"] if name not in names]
+
     def claim(self, *names):
         """Enter names in the manifest, before their files are made. Raises InputError where a file is not ours."""
         assert all(OWN_NAMES.fullmatch(name) for name in names), names
-        if set(names) <= set(self.read()["files"]):
+        content = self.read()
+        if set(names) <= set(content["files"]) and not content["discarded"]:
             return
         with self.update() as content:
             for name in names:
@@ -81,13 +127,33 @@ class RunFolder:
                     self._refuse_foreign(name)
                     content["files"] = sorted({*content["files"], name})
 
+    def check(self, *names):
+        """What `claim` would refuse, before there is anything to write. Raises InputError."""
+        own = self.read()["files"]
+        for name in names:
+            if name not in own:
+                self._refuse_foreign(name)
+
     def _refuse_foreign(self, name):
         path = self.path / name
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not (is_plain_file(path) and not why_unreadable(path) and self._is_ours(path)):
+            kind = "folder" if path.is_dir() else "file"
             raise InputError(
-                f"{path}: found a file that {MANIFEST} does not name, expected none: this program replaces only what "
-                "it wrote; move the file away, or name another folder"
+                f"{path}: found a {kind} that {MANIFEST} does not name, expected none: this program replaces only "
+                f"what it wrote; move the {kind} away, or name another folder"
             )
+
+    def check_writable(self, names, own):
+        """Refuse what stands in the way of files of these names; own: those that are ours. Raises InputError."""
+        for name in names:
+            path = self.path / name
+            if path.is_symlink():
+                raise InputError(
+                    f"{path}: found a link, expected a file or nothing: this program writes through no link; put the "
+                    "file itself there, move the link away, or name another folder"
+                )
+            if name not in own:
+                self._refuse_foreign(name)
 
     @contextlib.contextmanager
     def atomic_write(self, name):
@@ -98,8 +164,30 @@ class RunFolder:
 
     def remove(self, *names):
         """Delete those of the named files that are ours, and take the names out of the manifest afterwards."""
-        own = [name for name in names if self.is_own(name)]
-        for name in own:
-            (self.path / name).unlink(missing_ok=True)
+        if not set(names) & set(self.read()["files"]):
+            return
         with self.update() as content:
-            content["files"] = [name for name in content["files"] if name not in own]
+            own = [name for name in names if name in content["files"] and not (self.path / name).is_symlink()]
+            self._unlink(content, own)
+
+
+def _validated(found):
+    """A manifest that was read. Raises ValueError."""
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError("no manifest of this project")
+    found = _with_defaults(found)
+    for key in ("files", "discarded"):
+        if not isinstance(found[key], list) or not all(isinstance(name, str) for name in found[key]):
+            raise ValueError(f"no list of names as {key}")
+        strange = next((name for name in found[key] if not OWN_NAMES.fullmatch(name)), None)
+        if strange is not None:
+            raise ValueError(f"the name {strange!r}, which this project never writes")
+    run = found["run"]
+    is_run = isinstance(run, dict) and all(isinstance(run.get(key), kind) for key, kind in RUN_FIELDS.items())
+    if run is not None and not is_run or not isinstance(found["log"], (str, type(None))):
+        raise ValueError("a damaged record of the run")
+    return found
+
+
+def _with_defaults(content):
+    return dict(files=[], discarded=[], run=None, log=None) | content

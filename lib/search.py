@@ -1,26 +1,24 @@
 """Search in a split: the best images of a caption, the best captions of an image; embeddings kept between searches.
 
-Embeddings are kept in the run folder under a hash of what they depend on: model file, features, captions. A file of
-another hash, or one that does not read back whole, is computed again and replaced.
+Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the model, features,
+region counts, captions. A file of another hash, or one that does not read back whole, is computed again and replaced.
 """
 
 # N images, C captions, E embedding
 
 import contextlib
-import hashlib
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from lib import engine
+from lib import cache, engine, fingerprint
 from lib.captions import split_words
+from lib.console import markdown_cell
 from lib.dataset import read_lines
 from lib.errors import InputError
-from lib.files import atomic_write
-from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
+from lib.metrics import Similarity, map_of
+from lib.pairing import ids_of_images
 
 
 class Found(NamedTuple):
@@ -32,11 +30,19 @@ class Found(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids."""
+    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids.
+
+    caption_images: (C,) image of every caption.
+    """
 
     captions: list
     ids: list
     has_ids: bool
+    caption_images: np.ndarray
+
+    def first_caption(self, image):
+        """The first caption of an image, a string."""
+        return self.captions[np.argmax(self.caption_images == image)]
 
     def label(self, image):
         """What an image of this number is called: "id 188 (image 16)", or "image 16" where that is its id too."""
@@ -62,14 +68,19 @@ def names(data):
     """The `Names` of a `lib.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
-    has_ids, images = path.exists(), len(captions) // CAPTIONS_PER_IMAGE
-    ids = read_lines(path) if has_ids else list(map(str, range(images)))
-    if len(ids) not in (images, len(captions)):
+    has_ids = path.exists()
+    ids = ids_of_images(path, read_lines(path), data.pairing) if has_ids else _numbers(data.pairing.num_images)
+    if len(ids) != data.pairing.num_images:
         raise InputError(
-            f"{path}: found {len(ids)} ids for {images} images, expected an id an image, or one a caption; "
-            "copy the file again, or remove it"
+            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id an image, or one a "
+            "caption; copy the file again, or remove it"
         )
-    return Names(captions[: data.num_captions], ids[:: len(ids) // images][: data.num_images], has_ids)
+    ids = [ids[image] for image in data.stored_images]
+    return Names(captions[: data.num_captions], ids, has_ids, data.caption_images)
+
+
+def _numbers(count):
+    return list(map(str, range(count)))
 
 
 def best(scores, count):
@@ -79,8 +90,8 @@ def best(scores, count):
 
 def best_captions(similarity, image, count):
     """The captions most similar to an image of the split: a list of `Found`."""
-    scores = similarity[image : image + 1, :][0]
-    return [Found(int(n), float(scores[n]), n // CAPTIONS_PER_IMAGE == image) for n in best(scores, count)]
+    scores, caption_images = similarity[image : image + 1, :][0], map_of(similarity)
+    return [Found(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in best(scores, count)]
 
 
 def best_images(scores, count, true_image=None):
@@ -102,8 +113,8 @@ def images_as_text(found, data, known):
     """
     with_rows = data.rows_per_image > 1
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} |{f' {one.number * data.rows_per_image} |' * with_rows} "
-        f"{known.ids[one.number]} | {known.captions[CAPTIONS_PER_IMAGE * one.number]} |"
+        f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
+        f"{markdown_cell(known.ids[one.number])} | {markdown_cell(known.first_caption(one.number))} |"
         for rank, one in enumerate(found, 1)
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
@@ -113,46 +124,39 @@ def images_as_text(found, data, known):
 def captions_as_text(found, known):
     """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {known.ids[one.number // CAPTIONS_PER_IMAGE]} | "
-        f"{'hit' if one.is_hit else ''} | {known.captions[one.number]} |"
+        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(known.ids[known.caption_images[one.number]])} | "
+        f"{'hit' if one.is_hit else ''} | {markdown_cell(known.captions[one.number])} |"
         for rank, one in enumerate(found, 1)
     ]
     return "\n".join(["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows])
 
 
-def kept_similarity(path, model, model_file, data, device):
-    """The `Similarity` of a split, from the embeddings kept at `path` if they are of this model and these data."""
-    key = fingerprint(model_file, data)
-    kept = _read(path, key, data)
+def kept_similarity(folder, name, model, model_options, data, device):
+    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this model and these data.
+
+    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder that cannot be
+    written, or a file of somebody else there, costs time alone.
+    """
+    hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
+    key = cache.digest(*hashes, data.regions_version)  # of the file that was opened, whatever has its name by now
+    kept = _read(folder.path / name, key, data)
     if kept is None:
         kept = engine.similarities(model, data, device)
-        with contextlib.suppress(OSError), atomic_write(path) as file:  # a folder that is read-only costs time alone
-            np.savez(file, key=key, images=kept.images.numpy(), captions=kept.captions.numpy())
+        with contextlib.suppress(OSError, InputError), folder.atomic_write(name) as file:
+            cache.write(file, key, images=kept.images.numpy(), captions=kept.captions.numpy())
     return kept
-
-
-def fingerprint(model_file, data):
-    """A hash of what embeddings depend on: size and time of model and features, and every piece of the captions."""
-    files = [Path(file).stat() for file in (model_file, data.regions_path)]
-    facts = [(file.st_size, file.st_mtime_ns) for file in files], data.regions.shape, str(data.regions.dtype)
-    digest = hashlib.sha256(repr((facts, data.num_images, data.rows_per_image)).encode())
-    for array in (data.captions.pieces, data.captions.word_starts, data.captions.caption_starts):
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _read(path, key, data):
     """The kept `Similarity`, or None if it is not there, damaged, or of something else."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            is_ours = str(file["key"]) == key
-            images, captions = file["images"], file["captions"]
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+    found = cache.read(path, key, ("images", "captions"))
+    if found is None:
         return None
-    fits = is_ours and images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
+    images, captions = found.values()
+    fits = images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
     fits = fits and (len(images), len(captions)) == (data.num_images, data.num_captions)
     if not fits or not images.dtype == captions.dtype == np.float32:
         return None
     if not np.isfinite(images).all() or not np.isfinite(captions).all():
         return None
-    return Similarity(torch.from_numpy(images), torch.from_numpy(captions))
+    return Similarity(torch.from_numpy(images), torch.from_numpy(captions), data.caption_images)

@@ -10,6 +10,7 @@ import graph_lib
 import train
 from benchmarks import ablation
 from lib.errors import InputError
+from lib.run_folder import RunFolder
 
 SMALL = "--batch_size 30 --embed_size 16 --nhead 2 --warmup 2"
 SCHEDULE = "--num_epochs 1"  # of a quick look with --epochs 1
@@ -119,6 +120,7 @@ def test_only_a_whole_ablation_goes_into_the_kept_files(ablate, tmp_path, monkey
 def test_a_run_that_ended_early_is_begun_again(ablate, tmp_path):
     folder = tmp_path / "small" / "seed0"
     folder.mkdir(parents=True)
+    RunFolder(folder).claim("model_best.pth")
     (folder / "model_best.pth").write_bytes(b"of an epoch before the interruption")
     found, _ = ablate("--rows", "small", "--seeds", "0", "--epochs", "1")
     assert found["small"][1] == "1"

@@ -125,13 +125,12 @@ def test_the_program_prints_and_saves_intervals(tmp_path, capsys):
     printed = capsys.readouterr().out
     saved = np.load(tmp_path / "0" / "results_demo.npy")["sims"]
     expected = bootstrap.markdown({"10": intervals(hits(saved), 30)}, 30)
-    assert expected in printed and expected in (tmp_path / "0" / "test.md").read_text()
-    entry = json.loads((tmp_path / "0" / "metrics.json").read_text())["test"]["bootstrap"]
+    assert expected in printed and expected in (tmp_path / "0" / "test+with=bootstrap.md").read_text()
+    entry = json.loads((tmp_path / "0" / "metrics.json").read_text())["test+with=bootstrap"]["bootstrap"]
     assert entry["10"]["rsum"] == list(intervals(hits(saved), 30)["rsum"])
 
     evaluation.main([*paths, "--bootstrap", "30"])
     assert "| 10, model 1 - model 2 |" in capsys.readouterr().out
-    assert (
-        "10, model 1 - model 2"
-        in json.loads((tmp_path / "0" / "metrics.json").read_text())["ensemble_test"]["bootstrap"]
-    )
+    entries = json.loads((tmp_path / "0" / "metrics.json").read_text())
+    (ensemble,) = (name for name in entries if name.startswith("ensemble_test+models="))
+    assert "10, model 1 - model 2" in entries[ensemble]["bootstrap"]

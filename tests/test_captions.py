@@ -1,12 +1,13 @@
 """Captions cut into words and pieces as BERT cuts them, and the statistics of altered words."""
 
 import math
+import os
 
 import numpy as np
 import pytest
 from published import small_tokeniser
 
-from lib import captions
+from lib import cache, captions
 from lib.captions import SpecialIds, augment, split_words, tokenise, tokenise_once
 
 PLAIN = [
@@ -141,6 +142,79 @@ def test_captions_are_remembered_under_all_that_they_depend_on(tokeniser, monkey
         path.write_bytes(path.read_bytes()[:200])
     assert tokenise_once(PLAIN, tokeniser, 7, tmp_path / "tokens").num_shortened > 0
     assert len(cuts) == len(cases) + 1
+
+
+def remembered_with(**changes):
+    def damage(path, key):
+        with np.load(path) as file:
+            found = {name: file[name] for name in (*captions.ARRAYS, "num_shortened")}
+        found |= {name: change(found[name]) for name, change in changes.items()}
+        with open(path, "wb") as file:  # with the right checksum: only the contents are wrong
+            cache.write(file, key, **found)
+
+    return damage
+
+
+def changed(path, key):
+    with np.load(path) as file:
+        found = dict(file)
+    found["pieces"][3] += 1
+    np.savez(path, **found)
+
+
+def as_pipe(path, key):
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGED = {
+    "another piece": changed,
+    "empty": lambda path, key: path.write_bytes(b""),
+    "a pipe": as_pipe,
+    "without a checksum": lambda path, key: np.savez(path, key=key, pieces=np.zeros(3, np.int32)),
+    "pickled": lambda path, key: np.savez(path, key=np.array([{}], dtype=object)),
+    "pieces of another type": remembered_with(pieces=lambda found: found.astype(float)),
+    "pieces beyond the vocabulary": remembered_with(pieces=lambda found: found + 10**6),
+    "pieces below 0": remembered_with(pieces=lambda found: -found - 1),
+    "pieces too few": remembered_with(pieces=lambda found: found[:-1]),
+    "starts that fall": remembered_with(word_starts=lambda found: np.concatenate(([0, 5], found[2:]))),
+    "starts that begin later": remembered_with(word_starts=lambda found: np.concatenate(([1], found[1:]))),
+    "starts that end elsewhere": remembered_with(caption_starts=lambda found: found * 0),
+    "no starts": remembered_with(word_starts=lambda found: found[:0]),
+    "a caption too few": remembered_with(caption_starts=lambda found: np.delete(found, 1)),
+    "a matrix": remembered_with(caption_starts=lambda found: found[:, None]),
+    "too many cut": remembered_with(num_shortened=lambda found: found + 100),
+    "cut below 0": remembered_with(num_shortened=lambda found: found - 100),
+    "cut in fractions": remembered_with(num_shortened=lambda found: found + 0.5),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
+def test_remembered_captions_that_are_damaged_are_cut_again_and_replaced(tokeniser, monkeypatch, tmp_path, damage):
+    monkeypatch.setattr(captions, "WORTH_REMEMBERING", len(PLAIN))
+    cuts, cut = [], tokenise
+    monkeypatch.setattr(captions, "tokenise", lambda *arguments: cuts.append(1) or cut(*arguments))
+    expected = tokenise_once(PLAIN, tokeniser, 7, tmp_path)
+    (path,) = tmp_path.iterdir()
+    with np.load(path) as file:
+        key = str(file["key"])
+    damage(path, key)
+    for number in (2, 2):  # the second time it is read again
+        for ours, wanted in zip(tokenise_once(PLAIN, tokeniser, 7, tmp_path), expected, strict=True):
+            assert np.array_equal(ours, wanted)
+        assert len(cuts) == number
+
+
+def test_remembered_captions_of_another_key_are_not_believed(tokeniser, monkeypatch, tmp_path):
+    monkeypatch.setattr(captions, "WORTH_REMEMBERING", len(PLAIN))
+    tokenise_once(PLAIN[::-1], tokeniser, 7, tmp_path)
+    (other,) = tmp_path.iterdir()
+    content = other.read_bytes()
+    tokenise_once(PLAIN, tokeniser, 7, tmp_path)
+    (path,) = {*tmp_path.iterdir()} - {other}
+    path.write_bytes(content)
+    for ours, wanted in zip(tokenise_once(PLAIN, tokeniser, 7, tmp_path), tokenise(PLAIN, tokeniser, 7), strict=True):
+        assert np.array_equal(ours, wanted)
 
 
 def test_a_fifth_of_the_words_is_altered_in_three_ways():

@@ -113,7 +113,7 @@ def test_pictures_hold_the_relations(run, drawn):
 def naive_pairs(similarities):
     """True pairs and hardest negatives by loops."""
     images, captions = similarities.shape
-    true = [[similarities[image, 5 * image + which] for which in range(5)] for image in range(images)]
+    true = [similarities[caption // 5, caption] for caption in range(captions)]
     of_images = [max(similarities[i, c] for c in range(captions) if c // 5 != i) for i in range(images)]
     of_captions = [max(similarities[i, c] for i in range(images) if i != c // 5) for c in range(captions)]
     return true, of_images, of_captions
@@ -131,7 +131,7 @@ def test_pairs_and_hardest_negatives_by_loops(monkeypatch, num_images, tile):
 
 def test_one_image_has_no_negatives(tmp_path):
     found = metrics.pair_similarities(np.arange(5, dtype=np.float32)[None])
-    np.testing.assert_array_equal(found.true, np.arange(5)[None])
+    np.testing.assert_array_equal(found.true, np.arange(5))
     assert np.isneginf(found.hardest_captions).all() and np.isneginf(found.hardest_images).all()
     logs.RunLog(tmp_path).histograms(found._asdict(), 3)
     assert events(tmp_path).Tags()["histograms"] == ["true"]
@@ -203,6 +203,7 @@ def test_drawing_draws_no_random_number(data, run, monkeypatch):
     graph_lib.add_options(parser)
     argv = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run)]
     (options,) = arguments.runs(arguments.parse_training(parser, argv))
+    train.choose_conventions(options, {})
     split, objective = train.open_data(options).validation, train.build_objective(options)
     model = train.load_model(
         run / checkpoint.BEST, checkpoint.load(run / checkpoint.BEST), options.bert_path, 128, "cpu"

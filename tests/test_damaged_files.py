@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 
 import eval as evaluation
 import train
-from lib import bert, check, dataset, files
+from lib import bert, check, dataset, files, run_start
 from lib.captions import tokenise
 from lib.dataset import LARGEST_FEATURE, RetrievalDataset, TrainingPairs
 from lib.errors import InputError, command_line
+from lib.run_folder import RunFolder
 
 HEADER = 128  # bytes of the header of a .npy file
 
@@ -33,6 +34,9 @@ def untouched(tmp_path):
     """The folder of a run that was interrupted; it must be afterwards as it was."""
     folder = tmp_path / "run"
     folder.mkdir()
+    with files.lock(folder / run_start.LOCK), RunFolder(folder).update() as manifest:
+        run = dict(id="1", log="1", saved=False, resumed_from=None, replaces=[])
+        manifest.update(files=["metrics.json", "train.txt"], run=run, log="1")
     (folder / "train.txt").write_text("of an earlier run\n")
     (folder / "metrics.json").write_text("{}\n")
     before = contents(folder)
@@ -572,17 +576,19 @@ def test_a_disk_that_takes_nothing_leaves_the_run_folder_as_it_was(finished, ref
 @pytest.mark.parametrize("name", ["train.txt", "Parameters.txt"])
 def test_a_folder_in_the_way_of_a_log_is_named(whole, tmp_path, refusal, name):
     (tmp_path / "run" / name / "kept").mkdir(parents=True)
-    argv = [*OPTIONS, "--data_path", whole, "--logger_name", tmp_path / "run"]
-    refusal(train.main, *argv, expected=[name, "is a directory", "name another place"])
+    argv = [*OPTIONS, "--data_path", whole, "--logger_name", tmp_path / "run", "--overwrite", "1"]
+    refusal(train.main, *argv, expected=[name, "found a folder", "move the folder away"])
     assert (tmp_path / "run" / name / "kept").is_dir()
 
 
-@pytest.mark.parametrize("name", ["test.md", "metrics.json"])
-def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name):
+@pytest.mark.parametrize("name, expected", [
+    ("test.md", ["is a directory", "name another place"]), ("metrics.json", ["a folder, not a file", "move it away"]),
+])  # fmt: skip
+def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name, expected):
     copied = shutil.copytree(finished, tmp_path / "run")
     in_place_of(copied / name, as_folder)
     before = contents(copied)
-    refusal(evaluation.main, "--model_path", copied, expected=[name, "is a directory", "name another place"])
+    refusal(evaluation.main, "--model_path", copied, expected=[name, *expected])
     assert {name: content for name, content in contents(copied).items() if name.suffix != ".md"} == {
         name: content for name, content in before.items() if name.suffix != ".md"
     }
@@ -603,12 +609,15 @@ def test_other_errors_of_the_file_system_keep_their_traceback():
         command_line(lambda: builtins.open("/nowhere/at/all"))
 
 
+NO_NAME = "cannot be part of a file's name"
 TEXTS = {
-    "no data set": (["--dataset", ""], ["_precomp", "no such folder", "--dataset"]),
-    "a data set of two lines": (["--dataset", "a\nb"], ["b_precomp", "no such folder"]),
-    "a data set with a long name": (["--dataset", "x" * 300], ["x_precomp", "no such folder"]),
-    "no split": (["--val_split", ""], ["_ims.npy", "no such file", "dev, test, train"]),
-    "a split elsewhere": (["--val_split", "../../x"], ["x_ims.npy", "no such file"]),
+    "no data set": (["--dataset", ""], ["--dataset", NO_NAME]),
+    "a data set of two lines": (["--dataset", "a\nb"], ["--dataset", NO_NAME]),
+    "a data set with a long name": (["--dataset", "x" * 300], ["--dataset", NO_NAME]),
+    "a data set that is not there": (["--dataset", "x" * 80], ["x_precomp", "no such folder", "--dataset"]),
+    "no split": (["--val_split", ""], ["--val_split", NO_NAME]),
+    "a split elsewhere": (["--val_split", "../../x"], ["--val_split", NO_NAME]),
+    "a split that is not there": (["--val_split", "x"], ["x_ims.npy", "no such file", "dev, test, train"]),
     "no BERT": (["--bert_path", ""], ["expected", "config.json"]),
     "a BERT that is a file": (["--bert_path", __file__], ["test_damaged_files.py", "expected a BERT", "--bert_path"]),
     "a BERT that is a folder of code": (["--bert_path", str(Path(__file__).parent)], ["tests", "config.json"]),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import string
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import contents
+from kills import Programs
 from safetensors import safe_open
 from transformers import AutoTokenizer, BertModel
 
 from lib import demo
 
 SIZES = {"train": 60, "dev": 20, "test": 30}
+LOCK = ".demo_precomp.lock"  # stays beside what was built
 WORDS = {word: (name, key) for name, table in demo.LOOKS.items() for key, row in table.items() for word in row}
 PLACE_KEYS = {words: key for key, row in demo.BACKGROUNDS.items() for words in row}
 RELATION_KEYS = {  # our own reading of the words, as of the sentences below
@@ -141,7 +145,22 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_write_bert", interrupt)
     with pytest.raises(KeyboardInterrupt):
         demo.build(tmp_path / "demo_precomp", sizes=SIZES)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+
+def test_a_build_killed_anywhere_is_not_in_the_way_of_the_next(tmp_path):
+    folder = tmp_path / "new"
+    build = f"demo.build({str(folder / 'demo_precomp')!r}, sizes={{'train': 2, 'dev': 1, 'test': 1}})"
+    with Programs("from lib import demo") as programs:
+        assert programs.run(build).status == 0
+        expected = contents(folder)
+        for killed in programs.killed_at_each(build, folder, lambda: shutil.rmtree(folder, ignore_errors=True)):
+            assert not (folder / "demo_precomp").exists(), killed.operation
+            assert programs.run(build).status == 0
+            found = contents(folder)
+            assert {name: found[name] for name in found if name.name != LOCK} == {
+                name: expected[name] for name in expected if name.name != LOCK
+            }
 
 
 # Scenes

@@ -237,7 +237,8 @@ def test_an_evaluation_of_several_processes_is_that_of_one(data, alone, tmp_path
         command = ["--model_path", str(folder), "--data_path", str(data), "--split", "train", "--save_results", "1"]
         run = partial(evaluation.main, [*command, "--export", str(folder / "export"), "--report"])
         assert run() is None if processes == 1 else in_processes(size, run) == [None] * size
-        files = ["train.md", "results_demo.npy", "export/image_embeddings.npy", "export/caption_embeddings.npy"]
+        files = ["train.md", "results_demo+split=train.npy"]
+        files += ["export/image_embeddings.npy", "export/caption_embeddings.npy"]
         written[processes] = [(folder / name).read_bytes() for name in files]
     assert written[1] == written[size]
 

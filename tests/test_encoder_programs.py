@@ -18,7 +18,7 @@ import graph_lib
 import train
 from lib import bert, demo
 from lib.errors import InputError
-from lib.model import build_model
+from lib.model import build_model, load
 from lib.vocabulary import SPECIAL
 
 OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 2 --log_step 4"
@@ -96,14 +96,13 @@ def test_the_same_seed_gives_the_same_bigru(run, without_bert, tmp_path):
 def test_words_that_training_has_not_seen_are_evaluated(run, without_bert, tmp_path):
     new = shutil.copytree(without_bert, tmp_path / "new")
     captions = new / "demo_precomp" / "test_caps.txt"
-    captions.write_text("zebras quarrel\n" * 50)
     copied = shutil.copytree(run, tmp_path / "copied")
-    evaluation.main(["--model_path", str(copied), "--data_path", str(new), "--save_results", "1"])
-    found = np.load(copied / "results_demo.npy")["sims"]
-    captions.write_text("quagga quagga\n" * 50)
-    evaluation.main(["--model_path", str(copied), "--data_path", str(new), "--save_results", "1"])
-    np.testing.assert_array_equal(np.load(copied / "results_demo.npy")["sims"], found)
-    assert np.isfinite(found).all()
+    for text in ("zebras quarrel", "quagga quagga"):
+        captions.write_text(f"{text}\n" * 50)
+        evaluation.main(["--model_path", str(copied), "--data_path", str(new), "--save_results", "1"])
+    first, second = (np.load(path)["sims"] for path in copied.glob("results_demo+data=*.npy"))
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(first).all() and (first != np.load(copied / "results_demo.npy")["sims"]).any()
 
 
 def test_glove_is_read_and_its_words_are_told(without_bert, tmp_path, capsys):
@@ -119,6 +118,36 @@ def test_glove_is_read_and_its_words_are_told(without_bert, tmp_path, capsys):
     with pytest.raises(InputError, match=r"glove.txt: line 1 holds 3 values, expected a word and the 12 values"):
         fit(without_bert, tmp_path / "refused", *BIGRU, "--glove", glove)
     assert not (tmp_path / "refused").exists()
+
+
+def test_accents_are_stripped_and_told_or_kept_in_training_and_after_it(without_bert, tmp_path):
+    data = shutil.copytree(without_bert, tmp_path / "data")
+    for split in ("train", "dev", "test"):
+        captions = data / "demo_precomp" / f"{split}_caps.txt"
+        captions.write_text(captions.read_text().replace("red", "schön").replace("blue", "schon"), encoding="utf-8")
+    told = "merges 2 different words into 1 of the vocabulary (schon: schon, schön); --strip_accents 0 keeps them apart"
+    for strip in (1, 0):
+        folder = fit(data, tmp_path / f"run{strip}", *BIGRU, "--strip_accents", strip)
+        assert (told in (folder / "train.txt").read_text()) is bool(strip)
+        assert {"schon", "schön"} & set(read(folder)["vocabulary"]) == ({"schon"} if strip else {"schon", "schön"})
+        check_evaluation_repeats(folder)
+        plain, accented = load(folder).encode_captions(["ein schon ball", "ein schön ball"])
+        assert np.array_equal(plain, accented) is bool(strip)
+    content = read(tmp_path / "run1")
+    del content["options"]["strip_accents"]  # as of a run from before the option
+    torch.save(content, tmp_path / "run1" / "model_best.pth")
+    check_evaluation_repeats(tmp_path / "run1")
+
+
+def test_vectors_in_capitals_are_warned_about(without_bert, tmp_path, capsys):
+    glove = tmp_path / "vectors.vec"
+    words = read(fit(without_bert, tmp_path / "run", *BIGRU))["vocabulary"]
+    values = " ".join(["0.5"] * 12)
+    glove.write_text(f"{len(words)} 12\n" + "".join(f"{word.upper()} {values}\n" for word in words))
+    capsys.readouterr()
+    fit(without_bert, tmp_path / "again", *BIGRU, "--glove", glove)
+    told = capsys.readouterr().out
+    assert "warning: only" in told and "in capitals alone" in told
 
 
 def test_checkpoints_from_before_these_options_are_the_published_encoders(data, tmp_path):

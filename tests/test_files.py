@@ -49,6 +49,33 @@ def test_temporaries_of_killed_processes_are_found_by_their_names(tmp_path):
     assert files.find_temporaries(tmp_path) == {left: "last.pth"}
 
 
+WRITE = """
+import sys, time
+from lib.files import atomic_write
+with atomic_write(sys.argv[1]) as file:
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_living_process_writes_is_not_removed(tmp_path):
+    argv = [sys.executable, "-c", WRITE, tmp_path / "file"]
+    writing = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE)
+    assert writing.stdout.readline() == b"writing\n"
+    left = files.find_temporaries(tmp_path)
+    assert set(left.values()) == {"file"}
+    files.remove_temporaries(tmp_path, {"file"})
+    assert files.find_temporaries(tmp_path) == left
+    writing.kill()
+    writing.wait()
+    writing.stdout.close()
+    files.remove_temporaries(tmp_path, {"other"})
+    assert files.find_temporaries(tmp_path) == left
+    with files.atomic_write(tmp_path / "file") as file:  # writing the same file again removes what was left of it
+        file.write(b"whole")
+    assert not files.find_temporaries(tmp_path) and (tmp_path / "file").read_bytes() == b"whole"
+
+
 def test_a_lock_excludes_another_process_and_ends_with_it(tmp_path):
     held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE)
     assert held.stdout.readline() == b"held\n"

@@ -262,6 +262,7 @@ def split_of(num_images=4, seed=0):
     ids = [draw.integers(1, VOCABULARY, length) for length in draw.integers(2, 12, 5 * num_images)]
     return SimpleNamespace(
         num_images=num_images, regions=regions, ids=ids, captions=SimpleNamespace(lengths=np.array([*map(len, ids)])),
+        caption_images=np.arange(5 * num_images) // 5,
         image_block=lambda start, stop: (regions[start:stop], torch.full((stop - start,), 5)),
         caption_block=lambda which: pad_pieces([ids[caption] for caption in which]),
     )  # fmt: skip

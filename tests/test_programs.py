@@ -16,12 +16,11 @@ from helpers import evaluate, make_data, read, same, scalars, shared
 from published import SHAPES
 
 from lib import bert, checkpoint, demo, logs, metrics
+from lib.run_folder import RunFolder
 
 SIZES = {"train": 60, "dev": 20, "test": 20}
-OPTIONS = (
-    "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 "
-    "--learning_rate 0.002"
-)
+OPTIONS = "--num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 --learning_rate 0.002"
+FOLDER_FILES = {"run_manifest.json", ".run_manifest.lock", ".lock"}
 HEADER = "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |"
 
 
@@ -48,7 +47,7 @@ def test_a_run_leaves_its_files(run):
     names = {re.sub(r"tfevents\..*", "tfevents", path.name) for path in run.iterdir()}
     assert names == {
         "Parameters.txt", "train.txt", "eval.txt", "events.out.tfevents", "model_best.pth", "last.pth", "test.md",
-        "metrics.json", "results_demo.npy",
+        "metrics.json", "results_demo.npy", *FOLDER_FILES,
     }  # fmt: skip
 
 
@@ -117,6 +116,7 @@ def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
     content = read(run)
     assert set(content) == {
         "format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options", "vocabulary",
+        "reader",
     }  # fmt: skip
     assert isinstance(content["options"], dict) and content["options"]["val_split"] == "dev"
     assert content["step"] == 10 * content["epoch"]
@@ -161,11 +161,13 @@ def test_an_ensemble_is_the_mean_of_similarities(copied, data, tmp_path, capsys)
     other = fit(data, tmp_path / "other", "--seed", "1", "--num_epochs", "1")
     evaluate("--model_path", copied, "--model_path", other, "--save_results", 1)
     assert "ensemble of 2 models (mean of similarities)" in capsys.readouterr().out
-    fresh = np.load(copied / "results_demo.npy")["sims"]
+    (key,) = {*json.loads((copied / "metrics.json").read_text())} - {"test"}
+    assert re.fullmatch(r"ensemble_test\+models=[0-9a-f]{8}", key) and (copied / f"{key}.md").exists()
+    fresh = np.load(copied / f"results_demo+{key.split('+')[1]}.npy")["sims"]
     single = np.load(other / "results_demo.npy")["sims"]
-    evaluate("--model_path", copied, "--save_results", 1)
     np.testing.assert_allclose(fresh, (np.load(copied / "results_demo.npy")["sims"] + single) / 2, atol=1e-6)
-    assert json.loads((copied / "metrics.json").read_text())["ensemble_test"]["num_models"] == 2
+    entry = json.loads((copied / "metrics.json").read_text())[key]
+    assert entry["num_models"] == 2 and entry["checkpoints"] == ["model_best.pth", "../other/model_best.pth"]
 
 
 def as_published(folder, path, prefix="", **options):
@@ -202,7 +204,8 @@ def test_a_published_checkpoint_evaluates_as_it_is(run, data, tmp_path, prefix, 
         "--model_path", tmp_path / "theirs.pth", "--data_path", data, "--bert_path", bert_path, "--save_results", 1
     )
     assert "best epoch by rsum on test (after 7 epochs)" in capsys.readouterr().out
-    ours, theirs = (np.load(folder / "results_demo.npy")["sims"] for folder in (run, tmp_path))
+    files = run / "results_demo.npy", tmp_path / "results_demo+checkpoint=theirs.pth.npy"
+    ours, theirs = (np.load(file)["sims"] for file in files)
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -242,13 +245,20 @@ def test_a_finished_run_is_replaced_only_when_asked(copied, data, capsys):
     with pytest.raises(ValueError, match="--overwrite 1"):
         fit(data, copied)
     assert (copied / "model_best.pth").read_bytes() == before
-    evaluate("--model_path", copied, "--split", "dev")
-    for name in ("report.html", "embeddings_model_best_demo_test.npz", "notes.md"):
+    RunFolder(copied).claim("dev.md", "report.html", "embeddings_model_best_demo_test.npz")  # as evaluations do
+    for name in ("dev.md", "report.html", "embeddings_model_best_demo_test.npz"):
         (copied / name).touch()
+    others = {"notes.md", "report_mine.html", "results_mine.npy", "embeddings_mine.npz", "events.out.tfevents.1.mine"}
+    for name in others:
+        (copied / name).write_text("mine")
     fit(data, copied, "--overwrite", "1", "--num_epochs", "1", "--save_results", "0")
-    left = {path.name for path in copied.iterdir() if "tfevents" not in path.name}
+    for name in others:
+        assert (copied / name).read_text() == "mine"
+        (copied / name).unlink()
+    left = {path.name for path in copied.iterdir() if "tfevents" not in path.name and path.name[0] != "."}
     assert left == {
-        "Parameters.txt", "train.txt", "eval.txt", "model_best.pth", "last.pth", "test.md", "metrics.json", "notes.md"
+        "Parameters.txt", "train.txt", "eval.txt", "model_best.pth", "last.pth", "test.md", "metrics.json",
+        "run_manifest.json",
     }  # fmt: skip
     assert (copied / "metrics.json").read_text().count('"versions"') == 1  # of the test split alone
     assert len(list(copied.glob("events*"))) == 1 and [step for step, _ in scalars(copied)["rsum"]] == [10]

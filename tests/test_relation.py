@@ -6,6 +6,8 @@ from functools import partial
 import helpers
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lib import relation
 from lib.encoders import Encoded
@@ -211,6 +213,48 @@ def test_relevance_has_the_loops_gradient_and_none_at_distance_zero(count):
     twins = embeddings.detach()[:1].repeat(count, 1).requires_grad_()
     (gradient,) = torch.autograd.grad((weights * distance_relevance(twins, twins)).sum(), twins)
     assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("distance", ["l2", "l2sq"])
+def test_the_gradient_of_relevance_is_that_of_finite_differences(distance):
+    left, right = (normal(count, 3, seed=count).requires_grad_() for count in (4, 6))
+    assert torch.autograd.gradcheck(lambda *rows: distance_relevance(*rows, distance), (left, right))
+    assert torch.autograd.gradcheck(lambda rows: distance_relevance(rows, right.detach(), distance), left)
+    assert torch.autograd.gradcheck(lambda rows: distance_relevance(left.detach(), rows, distance), right)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l2sq"])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-4])
+def test_the_gradient_of_near_embeddings_does_not_cancel_in_float32(spread, distance):
+    rows = (unit_rows(1, 32, seed=0) + spread * unit_rows(12, 32, seed=1)).float()
+    rows[3] = rows[7]
+    weights = normal(12, 12, seed=2)
+    exact = rows.double().requires_grad_()
+    squares = (exact[:, None] - exact[None]).square().sum(2)
+    apart = torch.where(squares == 0, 0, squares.masked_fill(squares == 0, 1).sqrt())  # the root has no slope at 0
+    naive = (-(apart if distance == "l2" else apart.square())).exp()
+    (expected,) = torch.autograd.grad((weights * naive).sum(), exact)
+    rows.requires_grad_()
+    (found,) = torch.autograd.grad((weights.float() * distance_relevance(rows, rows, distance)).sum(), rows)
+    torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l2sq"])
+def test_neither_direction_of_relevance_holds_a_difference_of_every_pair(distance):
+    count, dim, sizes = 40, 24, {}
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes[str(function)] = max(tensor.numel() for tensor in tree_leaves(found))
+            return found
+
+    embeddings = unit_rows(count, dim, seed=0).float().requires_grad_()
+    with Sizes():
+        distance_relevance(embeddings, embeddings, distance).sum().backward()
+    assert "cdist_backward" not in " ".join(sizes)  # on a GPU it holds all differences inside
+    assert {"aten.mm.default", "aten._cdist_forward.default"} <= sizes.keys()
+    assert max(sizes.values()) == count * max(count, dim)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])

@@ -57,7 +57,7 @@ def check_same_run(folder, whole):
     for name in ("batch_time", "data_time"):
         assert [step for step, _ in ours.pop(name)] == [step for step, _ in theirs.pop(name)]
     assert ours == theirs
-    assert not list(folder.glob("*.part"))
+    assert not files.find_temporaries(folder)
 
 
 class Stopped(Exception):
@@ -164,8 +164,9 @@ def test_overwriting_leaves_nothing_of_the_run_before(data, whole, tmp_path, mon
     stop_at_step(monkeypatch, 1)
     with pytest.raises(Stopped):
         train.main(command(data, folder, "--overwrite", "1"))
-    assert {re.sub(r"tfevents\..*", "tfevents", path.name) for path in folder.iterdir()} == {
-        "last.pth", "train.txt", "Parameters.txt", "events.out.tfevents"
+    names = {re.sub(r"tfevents\..*", "tfevents", path.name) for path in folder.iterdir() if path.name[0] != "."}
+    assert names == {
+        "last.pth", "train.txt", "Parameters.txt", "events.out.tfevents", "run_manifest.json"
     }  # fmt: skip
     assert read(folder, checkpoint.LAST)["step"] == 0
 
@@ -296,18 +297,34 @@ def test_a_full_disk_stops_with_the_earlier_checkpoint_whole(data, whole, tmp_pa
             train.main(command(data, folder, "--resume", "auto"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (folder / checkpoint.LAST).read_bytes() == before and not list(folder.glob("*.part"))
+    assert (folder / checkpoint.LAST).read_bytes() == before and not files.find_temporaries(folder)
     train.main(command(data, folder, "--resume", "auto"))
     check_same_run(folder, whole)
 
 
 def test_a_log_that_cannot_be_written_is_told_in_a_line(tmp_path):
     log = logs.RunLog(tmp_path)
-    for name in ("train.txt", "eval.txt"):
-        (tmp_path / name).symlink_to("/dev/full")
-    for write, name in ((log.train, "train"), (log.evaluation, "eval")):
-        with pytest.raises(InputError, match=rf"{name}\.txt: found no space left on device"):
-            write("a line")
+    writers = {"train": log.train, "eval": log.evaluation}
+    for name, write in writers.items():
+        write("a line")
+        os.truncate(tmp_path / f"{name}.txt", 10**6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, write in writers.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+        try:
+            with pytest.raises(InputError, match=rf"{name}\.txt: found file too large"):
+                write("a line")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_log_is_not_written_through_a_link(tmp_path):
+    log = logs.RunLog(tmp_path / "run")
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run" / "train.txt").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=r"train\.txt: found "):
+        log.train("a line")
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_files_are_flushed_before_they_are_renamed(tmp_path, monkeypatch):

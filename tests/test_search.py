@@ -1,6 +1,8 @@
 """Search, kept embeddings and export, as people ask for them, against the similarities of the evaluation."""
 
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +12,7 @@ from damage import OPTIONS
 from helpers import evaluate, read
 
 import train
-from lib import bert, engine, metrics, report, search
+from lib import bert, cache, engine, metrics, report, run_folder, search
 from lib.dataset import read_lines
 from lib.errors import InputError
 from lib.metrics import Similarity
@@ -61,7 +63,7 @@ def test_an_image_is_named_by_its_id_too(run, data, capsys):
 
 
 def test_an_image_has_one_name_where_number_and_id_are_the_same():
-    known = search.Names(["caption"] * 15, ["0", "a", "1"], True)
+    known = search.Names(["caption"] * 15, ["0", "a", "1"], True, np.arange(15) // 5)
     assert [known.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
     assert [known.find(which) for which in ("1", "id:1", "id:a")] == [1, 2, 1]
 
@@ -138,11 +140,24 @@ def test_embeddings_are_kept_and_read_again(run, capsys, encodings):
 
 
 def kept_with(**arrays):
+    """Other contents, with the key and the checksum that fit them."""
+
     def damage(path):
         with np.load(path) as file:
-            np.savez(path, **dict(file) | arrays)
+            found = {name: file[name] for name in ("images", "captions")} | arrays
+            key = str(found.pop("key", file["key"]))
+        with open(path, "wb") as file:
+            cache.write(file, key, **found)
 
     return damage
+
+
+def exchanged(path):
+    """The contents of an image changed, under the old checksum."""
+    with np.load(path) as file:
+        found = dict(file)
+    found["images"][0] = found["images"][1]
+    np.savez(path, **found)
 
 
 def flipped(path):
@@ -157,6 +172,7 @@ DAMAGED = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "one bit flipped": flipped,
     "a pickle": lambda path: np.savez(path, key=np.array([{}], dtype=object)),
+    "an image exchanged": exchanged,
     "another key": kept_with(key="0"),
     "an image too few": kept_with(images=np.zeros((9, 16), np.float32)),
     "another width": kept_with(images=np.zeros((10, 8), np.float32)),
@@ -193,21 +209,93 @@ def test_stale_embeddings_are_computed_again(run, data, tmp_path, capsys, encodi
     content = read(run)
     content["model"]["image_encoder.projection.bias"] += 1
     torch.save(content, run / "model_best.pth")
-    assert ask(run, capsys, *where) != third and len(encodings) == 4
+    fourth = ask(run, capsys, *where)
+    assert fourth != third and len(encodings) == 4
+
+    np.save(folder / "test_num_regions.npy", np.full(10, 5))
+    fifth = ask(run, capsys, *where)
+    assert fifth != fourth and len(encodings) == 5
+
+    content["options"]["residual_weight"] = 0.3  # no weight, and another embedding
+    torch.save(content, run / "model_best.pth")
+    assert ask(run, capsys, *where) != fifth and len(encodings) == 6
+
+
+def test_features_of_the_same_size_and_time_are_told_apart(run, data, tmp_path, capsys, encodings):
+    path = shutil.copytree(data, tmp_path / "data") / "demo_precomp" / "test_ims.npy"
+    first = ask(run, capsys, "--data_path", tmp_path / "data")
+    times = path.stat()
+    np.save(path, np.load(path)[::-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert ask(run, capsys, "--data_path", tmp_path / "data") != first and len(encodings) == 2
+
+
+def test_a_checkpoint_replaced_while_a_split_is_encoded_gets_no_embeddings_of_the_one_before(
+    run, capsys, monkeypatch, encodings
+):
+    newer = torch.load(run / "model_best.pth", weights_only=True)
+    newer["model"]["image_encoder.projection.weight"] *= -1
+    encode = engine.similarities
+
+    def replace_meanwhile(*arguments):
+        torch.save(newer, run / "model_best.pth")
+        return encode(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "similarities", replace_meanwhile)
+        first = ask(run, capsys)
+    second = ask(run, capsys)
+    assert second != first and len(encodings) == 2  # of which the first was of the older checkpoint
+
+
+def test_a_model_of_the_same_weights_is_known_under_another_time(run, capsys, encodings):
+    first = ask(run, capsys)
+    os.utime(run / "model_best.pth")
+    assert ask(run, capsys) == first and len(encodings) == 1
+
+
+def test_embeddings_of_somebody_else_are_left_alone(run, capsys, encodings):
+    (run / KEPT).write_bytes(b"mine")
+    first = ask(run, capsys)
+    assert ask(run, capsys) == first and len(encodings) == 2 and (run / KEPT).read_bytes() == b"mine"
+
+
+def test_embeddings_from_before_manifests_are_replaced(run, capsys, encodings):
+    np.savez(run / KEPT, key="0", images=np.zeros((10, 16), np.float32), captions=np.zeros((50, 16), np.float32))
+    first = ask(run, capsys)
+    assert ask(run, capsys) == first and len(encodings) == 1 and run_folder.RunFolder(run).is_own(KEPT)
+
+
+HOSTILE = "\x1b[31mred\x07 | a\tb \u202edog\x9b"
+
+
+def test_hostile_captions_and_ids_are_printed_as_escapes(run, data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data") / "demo_precomp"
+    (folder / "test_caps.txt").write_text(f"{HOSTILE}\n" * 50, encoding="utf-8")
+    (folder / "test_ids.txt").write_text("".join(f"{HOSTILE}{number}\n" for number in range(10)), encoding="utf-8")
+    evaluate("--model_path", run, "--data_path", tmp_path / "data", "--query", HOSTILE, "--query_image", 1)
+    printed = capsys.readouterr().out
+    assert not set(printed) & set("\x1b\x07\x9b\u202e\t")
+    tables = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert tables and all("\\x1b[31mred\\x07 \\| a\\tb" in line for line in tables if "rank" not in line)
+    for line in tables:  # a bar of a cell is no border
+        assert len(re.findall(r"(?<!\\)\|", line)) in (6, 7)
+    assert "for id \\x1b[31mred" in printed and "for: \\x1b[31mred" in printed
 
 
 def test_a_run_folder_that_cannot_be_written_is_searched_all_the_same(run, capsys, monkeypatch):
     def refuse(path):
-        raise PermissionError(path)
+        raise InputError(f"{path}: found permission denied")
 
-    monkeypatch.setattr(search, "atomic_write", refuse)
+    monkeypatch.setattr(run_folder, "atomic_write", refuse)
     assert "best of 10 images" in ask(run, capsys) and not (run / KEPT).exists()
 
 
 def test_a_search_leaves_tables_alone(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     ask(run, capsys)
-    assert {path.name: path.read_bytes() for path in run.iterdir() if path.name != KEPT} == before
+    after = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in (KEPT, run_folder.MANIFEST)}
+    assert after == {name: content for name, content in before.items() if name != run_folder.MANIFEST}
 
 
 @pytest.mark.parametrize("split", ["test", "dev"])

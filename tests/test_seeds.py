@@ -103,11 +103,12 @@ def test_evaluation_of_several_seeds_gives_each_mean_deviation_and_ensemble(runs
     entry = json.loads((runs / "metrics.json").read_text())["seeds"]
     assert entry["seeds"] == [0, 2, 10] and entry["split"] == "test"
     assert [entry["scores"][f"20, seed {seed}"]["rsum"] for seed in (0, 2, 10)] == rsums
-    saved = np.load(runs / "results_demo.npy")
+    saved = np.load(runs / "results_demo+models=seeds.npy")
     capsys.readouterr()
     evaluation.main([str(runs / f"seed{seed}") for seed in (0, 2, 10)] + ["--save_results", "1"])
     assert rows(capsys.readouterr().out)["20"] == found["20, ensemble"]
-    np.testing.assert_array_equal(np.load(runs / "seed0" / "results_demo.npy")["sims"], saved["sims"])
+    (path,) = (runs / "seed0").glob("results_demo+models=*.npy")
+    np.testing.assert_array_equal(np.load(path)["sims"], saved["sims"])
 
 
 def test_another_split_of_several_seeds_has_a_table_of_its_own(runs):

@@ -231,7 +231,7 @@ def calls():
 def test_every_array_is_read_without_pickle_and_every_checkpoint_with_weights_only():
     arrays = [(file, keywords.get("allow_pickle")) for file, name, keywords in calls() if name == "np.load"]
     assert [file for file, allowed in arrays if allowed != "False"] == ["lib/report.py"]  # `load_similarities`
-    assert {"lib/layout.py", "lib/captions.py", "lib/convert.py"} <= {file for file, _ in arrays}
+    assert {"lib/layout.py", "lib/cache.py", "lib/conversion.py"} <= {file for file, _ in arrays}
     assert ("lib/report.py", "allow_pickle") in arrays  # what its caller says, and it is False unless it is said
     found = [(file, keywords.get("weights_only")) for file, name, keywords in calls() if name == "torch.load"]
     assert found and {allowed for _, allowed in found} == {"True"}

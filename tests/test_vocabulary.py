@@ -11,7 +11,16 @@ from lib import captions
 from lib.captions import split_words, tokenise, tokenise_once
 from lib.dataset import RetrievalDataset
 from lib.errors import InputError
-from lib.vocabulary import SPECIAL, Vocabulary, frequent_words, read_glove, word_embeddings
+from lib.vocabulary import (
+    SPECIAL,
+    Vocabulary,
+    describe_merged,
+    describe_vectors,
+    frequent_words,
+    merged_words,
+    read_glove,
+    word_embeddings,
+)
 
 TEXTS = [
     "A dog runs.", "a Dog sleeps; the cat runs", "THE dog and a café", "the naïve cat's dog", "",
@@ -117,7 +126,7 @@ def test_words_that_glove_holds_start_there_and_the_others_at_random(vocabulary,
     torch.manual_seed(0)
     embedding = word_embeddings(vocabulary, 3)
     before = embedding.weight.detach().clone()
-    assert read_glove(glove(tmp_path, GLOVE, end), vocabulary, embedding) == 2
+    assert read_glove(glove(tmp_path, GLOVE, end), vocabulary, embedding) == (2, ["cat"])
     expected = before.clone()
     expected[5], expected[8] = torch.tensor([0.5, -0.01, 3]), torch.tensor([7.0, 8, 9])
     assert torch.equal(embedding.weight.detach(), expected) and embedding.weight.requires_grad
@@ -127,7 +136,7 @@ def test_a_word_of_other_letters_than_latin_ones_is_found(tmp_path):
     vocabulary = Vocabulary(["狗"])
     embedding = word_embeddings(vocabulary, 3)
     lines = ["été\u0085 1 2 3".encode(), "狗 4 5 6".encode()]
-    assert read_glove(glove(tmp_path, lines), vocabulary, embedding) == 1
+    assert read_glove(glove(tmp_path, lines), vocabulary, embedding).num_found == 1
     assert embedding.weight[5].tolist() == [4, 5, 6]
 
 
@@ -161,3 +170,76 @@ def test_a_glove_file_that_is_not_there_or_empty_is_refused(vocabulary, tmp_path
             read_glove(path, vocabulary, embedding)
     with pytest.raises(InputError, match="the file is empty"):
         read_glove(glove(tmp_path, []), vocabulary, embedding)
+
+
+HEADED = "a the red ball dog schön schon sàn sân săn".split()
+
+
+def vectors_of(folder, words, head=None):
+    lines = [f"{word} {number} 0.5 -1".encode() for number, word in enumerate(words)]
+    return glove(folder, ([] if head is None else [head]) + lines)
+
+
+@pytest.mark.parametrize("head", [b"10 3", b"10 3 ", b"10\t3"])
+def test_the_head_line_of_word2vec_and_fasttext_is_passed_over(tmp_path, head):
+    vocabulary = Vocabulary(["dog", "schön", "10"], strip_accents=False)
+    embedding = word_embeddings(vocabulary, 3)
+    before = embedding.weight.detach().clone()
+    assert read_glove(vectors_of(tmp_path, HEADED, head), vocabulary, embedding) == (2, [])
+    assert embedding.weight[5:7].tolist() == [[4, 0.5, -1], [5, 0.5, -1]]
+    assert torch.equal(embedding.weight[7], before[7])
+
+
+def test_a_head_line_of_another_size_or_in_another_place_is_refused(vocabulary, tmp_path):
+    for dim in (2, 300):
+        with pytest.raises(InputError, match=f"head line says that vectors hold 3 values, expected the {dim} of .*3,"):
+            read_glove(vectors_of(tmp_path, HEADED, b"10 3"), vocabulary, word_embeddings(vocabulary, dim))
+    for lines, number in (([*GLOVE, b"10 3"], 7), ([b"ten 3", *GLOVE], 1), ([b"10 3.0", *GLOVE], 1)):
+        with pytest.raises(InputError, match=f"line {number} holds 1 values"):
+            read_glove(glove(tmp_path, lines), vocabulary, word_embeddings(vocabulary, 3))
+    with pytest.raises(InputError, match="the file is empty"):
+        read_glove(glove(tmp_path, [b"0 3"]), vocabulary, word_embeddings(vocabulary, 3))
+    with_values = glove(tmp_path, [b"dog 3", b"10 4"])  # of one value each, no head
+    vocabulary = Vocabulary(["dog", "10"])
+    assert read_glove(with_values, vocabulary, word_embeddings(vocabulary, 1)).num_found == 2
+
+
+def test_vectors_of_capitals_are_warned_about(tmp_path):
+    vocabulary = Vocabulary(["dog", "été", "a", "zebra"])
+    embedding = word_embeddings(vocabulary, 3)
+    found = read_glove(vectors_of(tmp_path, ["DOG", "Dog", "ÉTÉ", "A", "the"]), vocabulary, embedding)
+    assert found == (0, ["dog", "été", "a"])
+    told = describe_vectors(found, vocabulary)
+    assert told.startswith("warning: only 0.0% of the words of the vocabulary have a vector in this file: 3 words ")
+    assert "in capitals alone (dog, été, a)" in told and "give vectors of lower-case words" in told
+    found = read_glove(vectors_of(tmp_path, ["dog", "Dog", "a", "A"]), vocabulary, embedding)
+    assert found == (2, []) and describe_vectors(found, vocabulary) == ""
+    found = read_glove(vectors_of(tmp_path, ["Hund", "dog"]), vocabulary, embedding)
+    assert "only 25.0%" in describe_vectors(found, vocabulary) and "language" in describe_vectors(found, vocabulary)
+
+
+def test_accents_are_kept_when_asked():
+    texts = ["Sàn nhà", "sân nhà", "Să\u0301n sa\u0300n", "schön, schon", "san"]
+    assert frequent_words(texts, 1) == ["san", "nha", "schon", ","]
+    found = frequent_words(texts, 1, strip_accents=False)
+    assert set(found) == {"sàn", "nhà", "sân", "sắn", "schön", ",", "schon", "san"}
+    assert found[:2] == ["nhà", "sàn"]  # twice each: composed and decomposed letters are one
+    vocabulary = Vocabulary(found, strip_accents=False)
+    ids = tokenise(["SÀN sa\u0300n san", "schon SCHÖN"], vocabulary)
+    words = dict(enumerate((*SPECIAL, *found)))
+    assert [words[piece] for piece in ids.pieces] == ["sàn", "sàn", "san", "schon", "schön"]
+    assert tokenise(["sàn"], Vocabulary(["san"])).pieces.tolist() == [5]
+
+
+def test_words_that_stripping_accents_merges_are_told():
+    texts = ["Ein schöner Hund, schon schön", "sàn", "sân", "săn sa\u0300n", "café", "Hund hund"]
+    words = frequent_words(texts, 1)
+    found = merged_words(texts, words)
+    assert found == {"schon": ["schon", "schön"], "san": sorted(["sàn", "sân", "săn"])}
+    told = describe_merged(found)
+    assert "merges 5 different words into 2 of the vocabulary" in told
+    assert "schon: schon, schön" in told and "--strip_accents 0" in told
+    assert merged_words(texts, ["hund", "schon"]).keys() == {"schon"}  # rare words are no part of the vocabulary
+    assert merged_words(["a dog", "a cat"], ["a"]) == {} and describe_merged({}) == ""
+    many = describe_merged({str(number): ["a", "b"] for number in range(8)})
+    assert "into 8 of" in many and "; 4: a, b and 3 more)" in many

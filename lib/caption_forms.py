@@ -1,0 +1,107 @@
+"""Lines of a caption file that share a form which is no caption, such as `name.jpg#0<TAB>text`, and how to strip it."""
+
+# C captions
+
+import json
+import re
+import shlex
+from typing import NamedTuple
+
+import numpy as np
+
+LOOKED_AT = 1000  # lines, spread over the file
+SHARED = 0.95  # of them have the form
+PICTURE = r"\.(?:jpe?g|png|gif|bmp|webp|npy|npz)"
+CSV = (
+    'import csv, sys; '
+    'sys.stdout.writelines(" ".join(",".join(row[1:]).split()) + "\\n" for row in csv.reader(sys.stdin))'
+)
+JSON = 'import json, sys; sys.stdout.writelines(" ".join({}.split()) + "\\n" for line in sys.stdin)'
+JSON_KEYS = ("caption", "raw", "text", "sentence", "title")  # of the text in an object
+FORMS = (  # pattern of the beginning of a line, description, shell filter that leaves the caption
+    (rf"[^|]*(?:{PICTURE}|\d)\s*\|\s*\d+\s*\|", "columns separated by |", "cut -d '|' -f 3-"),
+    (rf"[^|]*(?:{PICTURE}|\d)\s*\|", "columns separated by |", "cut -d '|' -f 2-"),
+    (r"[\d\s.,;+-]+$", "numbers and nothing else", None),
+    (rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]', "`id,text`", "cut -d , -f 2-"),
+    (rf"\S+(?:#\d+|{PICTURE})\s", "a file name and a text", "sed -E 's/^[^ ]+ +//'"),
+    (r"\d{3,}\s+[^\d\s]", "a number and a text", "sed -E 's/^[^ ]+ +//'"),
+)
+
+
+class Form(NamedTuple):
+    """What lines share: a description, and a shell filter from such lines to captions, or None where there is none."""
+
+    description: str
+    command: str | None
+
+
+def find_form(texts):
+    """The `Form` that nearly all lines share, or None where they are captions. texts: (C,) strings."""
+    places = np.unique(np.linspace(0, max(len(texts) - 1, 0), LOOKED_AT).astype(int))
+    chosen = [texts[number] for number in places[: len(texts)] if texts[number]]
+    if not chosen:
+        return None
+    found = _find_columns(chosen) or _find_json(chosen)
+    if found:
+        return found
+    form = next((Form(*form) for pattern, *form in FORMS if _is_shared(pattern, chosen)), None)
+    if form and form.description == "`id,text`" and any(',"' in text for text in chosen):
+        form = form._replace(command=f"python -c {shlex.quote(CSV)}")  # a quoted text
+    return form
+
+
+def _is_shared(pattern, texts):
+    return sum(bool(re.match(pattern, text)) for text in texts) >= SHARED * len(texts)
+
+
+def _find_columns(texts):
+    """The `Form` of lines with tabs, whose caption is the column of the most words, or None."""
+    if not _is_shared(r"[^\t]*\t", texts):
+        return None
+    rows = [text.split("\t") for text in texts]
+    num_columns = min(len(row) for row in rows if len(row) > 1)
+    words = [sum(len(row[column].split()) for row in rows if len(row) > column) for column in range(num_columns)]
+    column = int(np.argmax(words)) + 1
+    is_token = column == 2 and _is_shared(r"[^\t]*#\d+\t", texts)
+    description = "`name#number`, a tab and a text" if is_token else "columns separated by tabs"
+    return Form(description, f"cut -f {column}{'-' * (column == num_columns)}")
+
+
+def _find_json(texts):
+    """The `Form` of lines of JSON, or None."""
+    if not _is_shared(r'[{\["]', texts):
+        return None
+    values = [value for value in map(_read_json, texts) if isinstance(value, (dict, list, str))]
+    if len(values) < SHARED * len(texts):
+        return None
+    if all(isinstance(value, str) for value in values):
+        return Form("JSON", f"python -c {shlex.quote(JSON.format('json.loads(line)'))}")
+    objects = [value for value in values if isinstance(value, dict)]
+    for key in JSON_KEYS:
+        if len(objects) == len(values) and all(isinstance(value.get(key), str) for value in objects):
+            taken = f'json.loads(line)["{key}"]'
+            return Form("JSON", f"python -c {shlex.quote(JSON.format(taken))}")
+    return Form("JSON", None)
+
+
+def _read_json(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def warning(path, texts):
+    """A line for people where the captions of a file share a form, with the command that strips it; else None."""
+    form = find_form(texts)
+    if form is None:
+        return None
+    example = next(text for text in texts if text)
+    example = example if len(example) <= 60 else example[:57] + "..."
+    old, new = shlex.quote(str(path)), shlex.quote(f"{path}.new")
+    how = (
+        f"to keep the text alone: {form.command} < {old} > {new} && mv {new} {old}"
+        if form.command
+        else "write the captions as text, one a line"
+    )
+    return f"{path}: its lines are no captions alone, but {form.description}, such as {example!r}; {how}"
