@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PASSED, FAILED = 10, 11  # exit statuses of a process that ran tests; 0 and 1 are those of one that did not get so far
 PROCESSES = multiprocessing.get_context("forkserver")  # a process for each mistake; what takes long is imported once
 PROCESSES.set_forkserver_preload(["torch", "transformers", "pytest"])
 LEFT_OUT = ".git", ".venv", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", "*_precomp"
@@ -53,7 +54,7 @@ MUTANTS = {
         "train.py", "scores.rsum > self.best_rsum", "scores.rsum >= self.best_rsum", KEPT),
     "the best model is not kept": Mutant("train.py", "self.best_rsum = scores.rsum", "pass", KEPT),
     "the best model counts an epoch too few": Mutant(
-        "train.py", "self._write(self.best_file, self.epoch + 1)", "self._write(self.best_file, self.epoch)", KEPT),
+        "train.py", "self.epoch + (self.step > 0))", "self.epoch)", KEPT),
     "validation reads the test split": Mutant(
         "train.py", "engine.similarities(self.model, self.data.validation",
         "engine.similarities(self.model, self.data.test", KEPT),
@@ -174,8 +175,8 @@ MUTANTS = {
     # Tables: eval.py, lib/report.py, lib/metrics.py
     "the table says another split selected the epoch": Mutant(
         "eval.py", 'one.options["val_split"] for one in found', '"dev" for one in found', "test_programs.py"),
-    "another split's table replaces that of the test split": Mutant(
-        "eval.py", 'split if len(runs) == 1 else', '"test" if len(runs) == 1 else', "test_programs.py"),
+    "results on other data replace those of the usual": Mutant(
+        "lib/report.py", "    if not same or isinstance(data, dict) and", "    if False and", "test_results.py"),
     "an ensemble is the first model": Mutant(
         "eval.py", "    similarities = metrics.ensemble(models)\n    text,", "    similarities = models[0]\n    text,",
         "test_programs.py"),
@@ -198,7 +199,7 @@ MUTANTS = {
         "lib/losses.py", "directions = (similarities, similarities.T)", "directions = (similarities,)",
         "test_losses.py"),
     "the temperature has no limit": Mutant(
-        "lib/losses.py", "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", "test_baselines.py"),
+        "lib/losses.py", "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", "test_losses.py"),
     "the connection is one too many": Mutant(
         "lib/relation.py", "max(int(closeness.size(1) * threshold), 1)", "int(closeness.size(1) * threshold) + 1",
         "test_relation.py"),
@@ -237,13 +238,13 @@ def is_seen(folder, mutant):
         status = status_of(folder, mutant.tests.split())
     finally:
         path.write_text(text, encoding="utf-8")
-    if status not in (0, 1):
-        raise ValueError(f"pytest ended with status {status}: do {mutant.tests} exist?")
-    return status == 1
+    if status not in (PASSED, FAILED):
+        raise ValueError(f"pytest ended with status {status}, expected {PASSED} or {FAILED}: do {mutant.tests} run?")
+    return status == FAILED
 
 
 def status_of(folder, tests):
-    """pytest's exit status for tests of the tree at `folder`, up to the first that fails."""
+    """How tests of the tree at `folder` end, up to the first that fails: PASSED, FAILED, or that they cannot run."""
     process = PROCESSES.Process(target=run_tests, args=(folder, tests))
     process.start()
     process.join()
@@ -251,14 +252,14 @@ def status_of(folder, tests):
 
 
 def run_tests(folder, tests):
-    """Run tests of the tree at `folder` up to the first that fails, and exit with pytest's status."""
+    """Run tests of the tree at `folder` up to the first that fails, and exit with pytest's status and PASSED."""
     os.chdir(folder)
     sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests") and Path(path) != ROOT]
     sys.modules.pop("mutants", None)
     sys.dont_write_bytecode = True  # two files of one size and second would be taken for one another
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         status = pytest.main(["-x", "-p", "no:cacheprovider", "--tb=no", *(f"tests/{name}" for name in tests)])
-    sys.exit(int(status))
+    sys.exit(PASSED + int(status))
 
 
 def main(argv=None):
@@ -276,8 +277,8 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as temporary:
         folder = shutil.copytree(ROOT, Path(temporary) / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
         tests = sorted({test for name in options.only for test in MUTANTS[name].tests.split()})
-        if status := status_of(folder, tests):
-            print(f"pytest ends with status {status} without any mistake planted, expected 0: {' '.join(tests)}")
+        if (status := status_of(folder, tests)) != PASSED:
+            print(f"pytest ends with status {status}, expected {PASSED}, without any mistake: {' '.join(tests)}")
             return 1
         for name in options.only:
             started, why = time.monotonic(), ""
