@@ -101,6 +101,7 @@ class Training:
 
     def _restore(self, path, content):
         """Go on from what `_save` wrote, in its own folder or in another one."""
+        checkpoint.check_progress(path, content, len(self.loader), self.options.num_epochs)
         checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]

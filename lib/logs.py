@@ -16,7 +16,8 @@ from tqdm import tqdm
 from lib import distributed
 from lib.charts import png
 from lib.console import write_line
-from lib.files import atomic_write, report_write_errors
+from lib.errors import InputError
+from lib.files import atomic_write, report_write_errors, why_unreadable
 
 try:
     from tensorboard_logger import Logger as TensorBoard
@@ -37,6 +38,7 @@ class RunLog:
 
     def __init__(self, folder, sizes=None):
         self.folder = Path(folder)
+        check_sizes(self.folder, sizes or {})
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
@@ -111,6 +113,24 @@ class RunLog:
         print_line(text + times)
         with report_write_errors(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
             log.write(text + "\n")
+
+
+def check_sizes(folder, sizes):
+    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them: each ends a line. Raises InputError."""
+    for name in {TRAIN, EVAL} & sizes.keys():
+        path, size = folder / name, sizes[name]
+        if not size or not os.path.lexists(path):
+            continue
+        if why := why_unreadable(path):
+            raise InputError(f"{path}: {why}; expected the log of the run: move it away, or start with --resume none")
+        with open(path, "rb") as file:
+            file.seek(size - 1)
+            last = file.read(1)
+        if last not in (b"", b"\n"):  # b"": the log is shorter, as after a power cut
+            raise InputError(
+                f"{path}: found text that goes on after {size} bytes, where the saved run ends it, expected the end of "
+                "a line: one of log and last.pth was changed; start anew with --resume none, or another --logger_name"
+            )
 
 
 def print_line(text):

@@ -159,7 +159,8 @@ def test_permission_bits_are_such_an_obstacle():
         (closed / "file").write_text("x")
         closed.chmod(0)
         with as_nobody():
-            assert files.obstacle(path) == files.obstacle(closed / "file") == "not to be opened (permission denied)"
+            for file in (path, closed / "file"):
+                assert files.why_unreadable(file) == "not to be opened (permission denied)"
             for read in (dataset.open_regions, dataset.read_lines):
                 with pytest.raises(InputError, match="file: not to be opened .permission denied.; "):
                     read(path)
@@ -168,10 +169,10 @@ def test_permission_bits_are_such_an_obstacle():
 
 def test_a_file_below_a_file_and_a_name_too_long_are_obstacles(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert files.obstacle(tmp_path / "file") is None
-    assert files.obstacle(tmp_path / "file" / "below") == "not to be opened (not a directory)"
-    assert files.obstacle(tmp_path / ("x" * 300)) == "not to be opened (file name too long)"
-    assert files.obstacle(tmp_path / "other") == "no such file"
+    assert files.why_unreadable(tmp_path / "file") is None
+    assert files.why_unreadable(tmp_path / "file" / "below") == "not to be opened (not a directory)"
+    assert files.why_unreadable(tmp_path / ("x" * 300)) == "not to be opened (file name too long)"
+    assert files.why_unreadable(tmp_path / "other") == "no such file"
 
 
 # Contents

@@ -14,8 +14,9 @@ ORDER = (
     "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.run_folder", "lib.interrupt",
     "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
-    "lib.convert", "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report",
-    "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
+    "lib.convert", "lib.sampling", "lib.dataset", "lib.unpickle", "lib.fragment",
+    "lib.state", "lib.checkpoint", "lib.charts", "lib.logs", "lib.report",
+    "lib.bootstrap", "lib.losses", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
     "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
     "train",
 )  # fmt: skip
