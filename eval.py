@@ -3,6 +3,9 @@
 Prints the retrieval table and writes it into the run folder, with metrics.json beside it (SPEC section 7).
 """
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +26,7 @@ from lib import (
     report,
     search,
 )
+from lib.console import one_line
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
 from lib.logs import print_line
@@ -75,8 +79,8 @@ def summarise(similarities, dataset, split, found):
     num_images, num_captions = similarities.shape
     models = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
     title = (
-        f"{dataset}, split {split}: {num_images} images, {num_captions} captions; {models}; "
-        f"best epoch by rsum on {' and '.join(selected)} (after {epochs} epochs)"
+        f"{one_line(dataset)}, split {one_line(split)}: {num_images} images, {num_captions} captions; {models}; "
+        f"best epoch by rsum on {one_line(' and '.join(selected))} (after {epochs} epochs)"
     )
     facts = dict(
         dataset=dataset, split=split, selected_on=selected, num_models=len(found), title=title,
@@ -178,6 +182,8 @@ def evaluate(options):
     first = runs[0]
     dataset, split, folder = first.dataset, first.data.split, first.path.parent
     package = extended.annotations(search.names(first.data)) if options.extended else None
+    if options.report:
+        html_report.read_curves(folder)  # refuses what is no log, before there is anything to lose
     models = [engine.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
@@ -225,7 +231,8 @@ def evaluate_seeds(folder, seeds, options, device):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
-    with distributed.processes(), distributed.together():
+    remedy = "evaluate on a machine with more memory, or end other programs"
+    with distributed.processes(), distributed.together(), engine.memory_errors("the evaluation", remedy):
         evaluate(arguments.parse_evaluation(argv))
 
 

@@ -3,6 +3,9 @@
 Logs, curves and the best model go into the run folder; the best model's table on the test split ends the run.
 """
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +19,13 @@ import graph_lib
 from eval import load_split, open_folder, summarise
 from lib import bert, charts, checkpoint, distributed, engine, metrics, optim, report
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, test_split, training_loader
-from lib.errors import InputError, command_line, first_sentence
+from lib.errors import InputError, command_line
 from lib.files import atomic_write
 from lib.interrupt import Interrupt
 from lib.layout import read_lines
 from lib.logs import NoLog, RunLog, StepLog, print_line
 from lib.model import build_model, load_model
+from lib.run_folder import RunFolder
 from lib.vocabulary import Vocabulary, frequent_words, read_glove, word_embeddings
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
@@ -66,6 +70,7 @@ class Training:
         torch.use_deterministic_algorithms(bool(options.deterministic))
         torch.manual_seed(options.seed)
         reader = read_embeddings(options, self.vocabulary) if self.vocabulary else bert.model(options.bert_path)
+        check_memory(options, reader, self.data.train.regions.shape, self.device)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if options.compile:
             self.model.compile(dynamic=True)  # what training calls; evaluation calls the encoders, as they are
@@ -350,6 +355,25 @@ def open_data(options, vocabulary=None):
     return data
 
 
+def check_memory(options, reader, regions_shape, device):
+    """Refuse a model or a batch that this machine has no memory for, before it is made. Raises InputError.
+
+    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it cannot hold.
+    """
+    with torch.device("meta"):  # shapes without values, and no random number drawn
+        modules = build_model(vars(options), reader, options.img_dim), build_objective(options)
+    copies = 4 if device.type == "cpu" else 1
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    needed = 4 * (copies * parameters + options.batch_size * regions_shape[1] * regions_shape[2])
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > found:
+        raise InputError(
+            f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, --topk {options.topk}, "
+            f"--batch_size {options.batch_size}: training needs more than {needed / 1e9:.0f} GB of memory, found "
+            f"{found / 1e9:.0f} GB, expected it to fit: give smaller ones"
+        )
+
+
 def build_objective(options):
     """The training objective that the options describe."""
     return graph_lib.Objective(
@@ -415,14 +439,12 @@ def read_command_line(argv):
 
 def train(runs):
     """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
-    try:
-        return [Training(options).run() for options in runs]
-    except torch.OutOfMemoryError as error:
-        size = runs[0].batch_size
-        raise InputError(
-            f"out of memory at --batch_size {size} ({first_sentence(error)}), expected it to fit: try --batch_size "
-            f"{max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
-        ) from error
+    size, results = runs[0].batch_size, []
+    remedy = f"try --batch_size {max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
+    for options in runs:
+        with RunFolder(options.logger_name).keep_traceback(), engine.memory_errors(f"--batch_size {size}", remedy):
+            results.append(Training(options).run())
+    return results
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lib.console import one_line, write_line
 from lib.errors import InputError
 from lib.layout import (
     find_rows_per_image,
@@ -46,7 +47,7 @@ def add_command(commands):
 def run(options):
     """Print the report; exit status 1 if there is something to mend."""
     report = check(options.folder, options.sample)
-    print(report)
+    write_line(report)
     if report.mends:
         sys.exit(1)
 
@@ -148,7 +149,7 @@ def read_rows(path, numbers):
     row_bytes = open_regions(path)[0].size * 4
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
     blocks = []
-    with tqdm(total=len(numbers) * row_bytes, desc=path.name, unit="B", unit_scale=True, leave=False,
+    with tqdm(total=len(numbers) * row_bytes, desc=one_line(path.name), unit="B", unit_scale=True, leave=False,
               disable=None) as progress:  # fmt: skip
         for start in range(0, len(numbers), at_once):
             # Mapped anew: pages of a mapping that is gone count no longer as this process's memory.

@@ -6,6 +6,9 @@ python -m lib.dataset convert --help              a folder of own features (lib/
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 import contextlib
 import math
 import mmap
@@ -23,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib import check, convert, distributed
 from lib.captions import PADDING_ID, tokenise_once
-from lib.errors import InputError, command_line
+from lib.errors import InputError, command_line, first_sentence
 from lib.interrupt import leave_to_parent
-from lib.layout import find_rows_per_image, open_regions, read_lines, read_num_regions
+from lib.layout import check_unchanged, file_state, find_rows_per_image, open_regions, read_lines, read_num_regions
 from lib.metrics import CAPTIONS_PER_IMAGE
 from lib.options import Parser
 from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
@@ -92,6 +95,7 @@ class RetrievalDataset:
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
         captions_path = self.folder / f"{split}_caps.txt"
+        self.regions_state = file_state(self.regions_path) if os.path.exists(self.regions_path) else None
         self.regions = open_regions(self.regions_path)
         texts = read_lines(captions_path)
         rows, num_regions = self.regions.shape[:2]
@@ -133,6 +137,10 @@ class RetrievalDataset:
             )
         return regions
 
+    def check_unchanged(self):
+        """Raises InputError where the file of the regions is not what it was: to be called before a batch is read."""
+        check_unchanged(self.regions_path, self.regions_state)
+
     def unchecked_regions(self, image):
         """(n, D), the true regions of one image, whatever they hold."""
         row = image * self.rows_per_image
@@ -141,6 +149,7 @@ class RetrievalDataset:
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
+        self.check_unchanged()
         found = [self.image_regions(image) for image in range(start, stop)]
         lengths = np.array([len(regions) for regions in found])
         padded = np.zeros((len(found), lengths.max(), self.region_dim), dtype=np.float32)
@@ -218,12 +227,14 @@ class TrainingPairs:
             [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
         )
         own = self.share
+        self.split.check_unchanged()
         for image in image_ids[own]:
             self.split.image_regions(image)
         return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
 
     def fill(self, draw, pin_memory=False):
         """The `Batch` of a `Draw`; in pinned memory what goes to a GPU, if asked for."""
+        self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
         images = draw.image_ids[self.share]
         for row, image, kept, length in zip(regions.numpy(), images, draw.kept, draw.region_lengths):
@@ -301,11 +312,25 @@ def batches(loader, pin_memory=False):
         return pairs.fill(draw, pin_memory)
 
     with ThreadPoolExecutor(1) as thread:
-        for draw in loader:
+        for draw in _from_workers(loader):
             ahead.append(thread.submit(fill, draw))
             if len(ahead) > 1:
                 yield ahead.popleft().result()
         yield from (last.result() for last in ahead)
+
+
+def _from_workers(loader):
+    """What a loader gives. Raises InputError where the system ended one of its workers."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(
+            f"{loader.dataset.pairs.split.folder}: a loader process was ended ({first_sentence(error)}), expected it "
+            "to go on: the system does so without memory; give fewer --workers, then repeat the command with "
+            "--resume auto"
+        ) from error
 
 
 def main(argv=None):

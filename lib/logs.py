@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.charts import png
-from lib.console import write_line
+from lib.console import one_line, write_line
 from lib.errors import InputError
 from lib.files import atomic_write, report_write_errors, why_unreadable
 
@@ -62,7 +62,7 @@ class RunLog:
 
     def parameters(self, options):
         """Write the options, a dict, one a line."""
-        lines = [f"{name}: {value}\n" for name, value in sorted(options.items())]
+        lines = [f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())]
         with atomic_write(self.folder / PARAMETERS) as file:
             file.write("".join(lines).encode())
 

@@ -1,6 +1,7 @@
 """Retrieval tables as people read them: Markdown, and metrics.json beside it (SPEC section 7)."""
 
 import json
+import os
 import pickle
 import platform
 import re
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from lib import metrics
+from lib.console import one_line
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
 from lib.logs import EVAL
@@ -23,7 +25,9 @@ HEADER = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
-VALIDATION = re.compile(r"epoch (\d+) step (\d+) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+VALIDATION = re.compile(r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+LARGEST_LOG, LONGEST_LINE = 5e8, 10_000  # bytes, characters: no run writes more
+LARGEST_VALUE = 1e15  # that a curve shows
 VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "rsum")
 
 
@@ -39,21 +43,46 @@ class Validation(NamedTuple):
 
 
 def read_validations(folder):
-    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file."""
-    return [
-        Validation(
-            int(found[1]), int(found[2]), found[3], [float(recall) for recall in re.findall(r"R@\d+ (\S+)", found[4])],
-            float(found[5]), bool(found[6]),
-        )
-        for line in log_lines(folder, EVAL)
-        if (found := VALIDATION.match(line))
-    ]  # fmt: skip
+    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file.
+
+    A line that holds anything else than finite numbers is none. Raises InputError where the file is no file.
+    """
+    validations = []
+    for line in log_lines(folder, EVAL):
+        if found := VALIDATION.match(line):
+            numbers = [number(text) for text in (*re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5])]
+            if len(numbers) == 7 and None not in numbers:
+                *recalls, rsum = numbers
+                validations.append(
+                    Validation(int(found[1]), int(found[2]), one_line(found[3]), recalls, rsum, bool(found[6]))
+                )
+    return validations
+
+
+def number(text):
+    """The finite number that a word of a log says, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= LARGEST_VALUE else None  # NaN is no number either
 
 
 def log_lines(folder, name):
-    """The lines of a text log in a run folder; none where there is no such file."""
+    """The lines of a text log in a run folder; none where there is no such file.
+
+    Raises InputError where something else than a log stands there.
+    """
     path = Path(folder) / name
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not os.path.lexists(path):
+        return []
+    why = why_unreadable(path)
+    if not why and path.stat().st_size > LARGEST_LOG:
+        why = f"a file of {path.stat().st_size / 1e9:.1f} GB"
+    if why:
+        raise InputError(f"{path}: {why}; expected the log of a run: move it away, and the report is made without it")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [line for line in lines if len(line) <= LONGEST_LINE]
 
 
 def markdown_of_validations(validations):
@@ -143,12 +172,16 @@ def versions():
 def _entries(path):
     """What metrics.json holds, a dict by name of a table; none where there is no file. Raises InputError."""
     try:
+        why = why_unreadable(path) if os.path.lexists(path) and not path.is_dir() else None
+        if why:
+            raise ValueError(why)
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(entries, dict):
             raise ValueError(f"a {type(entries).__name__} instead of a dict")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not JSON of ours ({error}), expected the metrics of earlier evaluations; move it away"
+            f"{path}: not JSON of ours ({first_sentence(error)}), expected the metrics of earlier evaluations; move it "
+            "away"
         ) from error
     return entries
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lib import distributed
 from lib.captions import PADDING_ID, split_words
 from lib.errors import InputError
+from lib.files import why_unreadable
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<mask>")  # ids 0, 1, ...; no word of a caption holds a bracket
 LARGEST_AT_FIRST = 0.1  # of the embeddings of words
@@ -67,6 +68,8 @@ def read_glove(path, vocabulary, embedding):
     Every line must have as many values as an embedding; those of words that are asked for are looked at. Returns how
     many words were found. Raises InputError naming the line that does not fit.
     """
+    if why := why_unreadable(path):
+        raise InputError(f"--glove {path}: {why}; expected a GloVe text file such as glove.6B.300d.txt: name another")
     wanted = {word.encode(): vocabulary.ids[word] for word in vocabulary.words}
     dim, vectors, number = embedding.embedding_dim, {}, 0
     try:

@@ -11,7 +11,7 @@ import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.run_folder", "lib.interrupt",
+    "lib.start", "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.run_folder", "lib.interrupt",
     "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.check",
     "lib.convert", "lib.sampling", "lib.dataset", "lib.unpickle", "lib.fragment",
