@@ -29,6 +29,7 @@ from lib import (
 from lib.console import one_line
 from lib.dataset import RetrievalDataset, folder_of, test_split
 from lib.errors import InputError, command_line
+from lib.files import report_write_errors
 from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
@@ -41,8 +42,9 @@ def open_folder(data_path, dataset):
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
         print_line(f"building the demo data in {demo_folder}")
-        demo_folder.parent.mkdir(parents=True, exist_ok=True)
-        demo.build(demo_folder)
+        with report_write_errors(demo_folder):
+            demo_folder.parent.mkdir(parents=True, exist_ok=True)
+            demo.build(demo_folder)
     return folder_of(data_path, dataset)
 
 

@@ -4,6 +4,7 @@ The text logs hold no times and no paths of the moment, so that two runs of one 
 on the console and in TensorBoard. The only file that knows tensorboard_logger.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.charts import png
-from lib.console import one_line, write_line
+from lib.console import one_line, printable, write_line
 from lib.errors import InputError
 from lib.files import atomic_write, report_write_errors, why_unreadable
 
@@ -48,7 +49,7 @@ class RunLog:
                     path.unlink()
             while any(f".{int(time.time())}." in path.name for path in self._files()):
                 time.sleep(0.1)  # the logger's file is named by the second
-            self.tensorboard = TensorBoard(str(self.folder), flush_secs=2) if TensorBoard else None
+            self.tensorboard = _open_tensorboard(self.folder) if TensorBoard else None
         if not TensorBoard:
             print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
 
@@ -57,8 +58,9 @@ class RunLog:
         return [path for path in found if path.exists()]
 
     def sizes(self):
-        """Bytes written so far: a dict of file name -> size."""
-        return {path.name: path.stat().st_size for path in self._files()}
+        """Bytes written so far: a dict of file name -> size. Raises InputError where a file has gone meanwhile."""
+        with report_write_errors(self.folder):
+            return {path.name: path.stat().st_size for path in self._files()}
 
     def parameters(self, options):
         """Write the options, a dict, one a line."""
@@ -68,7 +70,7 @@ class RunLog:
 
     def train(self, text, times=""):
         """A line of train.txt; `times` follows it on the console only."""
-        self._line(TRAIN, text, times)
+        self._line(TRAIN, one_line(text), times)
 
     def evaluation(self, text):
         """A line of eval.txt."""
@@ -77,7 +79,7 @@ class RunLog:
     def scalars(self, values, step):
         """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
         if self.tensorboard:
-            with report_write_errors(self.folder):
+            with self._writing_curves():
                 for name, value in values.items():
                     self.tensorboard.log_value(name, value, step=step)
 
@@ -102,17 +104,40 @@ class RunLog:
                 )  # fmt: skip
         self._summary("histo", fields, step)
 
+    @contextlib.contextmanager
+    def _writing_curves(self):
+        with report_write_errors(self.folder), _closed_on_error(self.tensorboard):
+            yield
+
     def _summary(self, kind, fields, step):
         """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
         if self.tensorboard:
-            with report_write_errors(self.folder):
+            with self._writing_curves():
                 summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
                 self.tensorboard._log_summary(kind, summary, None, step=step)
 
     def _line(self, file, text, times=""):
         print_line(text + times)
         with report_write_errors(self.folder / file), open(self.folder / file, "a", encoding="utf-8") as log:
-            log.write(text + "\n")
+            log.write(printable(text) + "\n")
+
+
+def _open_tensorboard(folder):
+    logger = TensorBoard.__new__(TensorBoard)
+    with _closed_on_error(logger):
+        logger.__init__(str(folder), flush_secs=2)
+    return logger
+
+
+@contextlib.contextmanager
+def _closed_on_error(logger):
+    """Close a logger's file where writing to it fails: what is left in its buffer would fail again, at exit."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: it has opened no file yet
+            logger._writer.close()
+        raise
 
 
 def check_sizes(folder, sizes):
