@@ -245,7 +245,9 @@ class StepLog:
 
 def _stack(scalars):
     """Scalars of the device as one tensor of the CPU: the one place where the log waits for them."""
-    return torch.stack(list(scalars)).cpu()
+    scalars = list(scalars)
+    device = scalars[-1].device  # a run that goes on has read the first ones from a file, onto the CPU
+    return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars]).cpu()
 
 
 def _mean(values, is_finite):

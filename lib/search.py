@@ -19,7 +19,7 @@ from lib import engine
 from lib.captions import split_words
 from lib.dataset import read_lines
 from lib.errors import InputError
-from lib.files import atomic_write
+from lib.files import atomic_write, why_unreadable
 from lib.metrics import CAPTIONS_PER_IMAGE, Similarity
 
 
@@ -143,6 +143,8 @@ def fingerprint(model_file, data):
 
 def _read(path, key, data):
     """The kept `Similarity`, or None if it is not there, damaged, or of something else."""
+    if why_unreadable(path):  # a pipe would wait
+        return None
     try:
         with np.load(path, allow_pickle=False) as file:
             is_ours = str(file["key"]) == key

@@ -69,7 +69,10 @@ def read_glove(path, vocabulary, embedding):
     many words were found. Raises InputError naming the line that does not fit.
     """
     if why := why_unreadable(path):
-        raise InputError(f"--glove {path}: {why}; expected a GloVe text file such as glove.6B.300d.txt: name another")
+        raise InputError(
+            f"--glove {path}: cannot be read ({why}), expected a GloVe text file such as glove.6B.300d.txt; name "
+            "another"
+        )
     wanted = {word.encode(): vocabulary.ids[word] for word in vocabulary.words}
     dim, vectors, number = embedding.embedding_dim, {}, 0
     try:
