@@ -12,7 +12,7 @@ import torch
 from lib import state, unpickle
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
-from lib.state import expect
+from lib.state import ADDED_OPTIONS, expect
 from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
@@ -142,7 +142,7 @@ def load(path):
     try:
         is_published = content.get("format") != FORMAT
         given = vars(content["opt"]) if is_published else dict(content["options"])
-        options = state.plain_options(given | state.ADDED_OPTIONS if is_published else state.ADDED_OPTIONS | given)
+        options = state.plain_options(given | ADDED_OPTIONS if is_published else ADDED_OPTIONS | given)
         model = from_published(*content["model"]) if is_published else dict(content["model"])
         for name in state.MODEL_OPTIONS if is_published else (*state.MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
