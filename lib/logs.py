@@ -144,7 +144,7 @@ def check_sizes(folder, sizes):
     """The text logs can be cut to these sizes, as `RunLog.sizes` gave them: each ends a line. Raises InputError."""
     for name in {TRAIN, EVAL} & sizes.keys():
         path, size = folder / name, sizes[name]
-        if not size or not os.path.lexists(path):
+        if not os.path.lexists(path):
             continue
         if why := why_unreadable(path):
             raise InputError(f"{path}: {why}; expected the log of the run: move it away, or start with --resume none")

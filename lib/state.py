@@ -145,7 +145,7 @@ def check_position(position):
     for name in sizes:
         if not isinstance(name, str) or not LOG_NAMES.fullmatch(name):
             raise ValueError(f"log_sizes names {shown(name)}, expected logs of a run")
-        expect(sizes, name, int, 0, LARGEST_NUMBER)
+        expect(sizes, name, int, 1, LARGEST_NUMBER)  # none is made before its first line
     _check_step_log(expect(position, "step_log", dict))
 
 

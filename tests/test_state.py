@@ -105,6 +105,7 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     "a log elsewhere": (put("position", "log_sizes", {"../x": 1}), ["log_sizes names '../x'"]),
     "a log that is no log": (put("position", "log_sizes", {"notes.txt": 1}), ["log_sizes names 'notes.txt'"]),
     "a log of negative size": (put("position", "log_sizes", {"train.txt": -1}), ["train.txt -1"]),
+    "a log of nothing": (put("position", "log_sizes", {"train.txt": 0}), ["train.txt 0, expected"]),
     "a log of a fraction": (put("position", "log_sizes", {"train.txt": 1.5}), ["train.txt 1.5"]),
     "a log that ends in a line": (put("position", "log_sizes", {"train.txt": 7}), ["train.txt", "7 bytes"]),
     "reports in words": (put("position", "step_log", "reports", "none"), ["reports 'none', expected a list"]),
