@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from lib import checkpoint, distributed, export
+from lib.console import one_line, printable
 from lib.engine import PRECISIONS
 from lib.errors import InputError
-from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SWITCH, Parser
+from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SIZE, SWITCH, Parser, number
 from lib.run_folder import check_name
+from lib.state import TEXT_ENCODERS
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
@@ -41,6 +43,8 @@ METHODS = {
 }
 SAMPLING = ("random", "neighbour")
 RESULTS_FORMS = "1: save npts and sims as results_DATASET.npy; published: as a pickled dict, for existing scripts"
+LARGEST_BATCH, LARGEST_WORD, MOST_EPOCHS = 2**16, 2**13, 10**6
+MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4  # of --bootstrap; results and queries of a search or a report
 
 
 def training_parser():
@@ -53,7 +57,7 @@ def training_parser():
                       help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
     data.add_argument("--strip_accents", type=SWITCH, default=1, help="bigru: 0: words keep accents and other marks")
     data.add_argument("--glove", help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from")
-    data.add_argument("--img_dim", type=COUNT, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
+    data.add_argument("--img_dim", type=SIZE, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
     data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
     data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
     data.add_argument("--val_split", default="dev", help="split that selects the epoch; the published: test, testall")
@@ -105,9 +109,10 @@ def training_parser():
         "--method", choices=METHODS, default="hrem",
         help="preset of model and losses; options given by hand win: the paper's, VSE++ or VSE-infinity (gpo)",
     )  # fmt: skip
-    model.add_argument("--embed_size", type=COUNT, default=1024, help="E, size of the embedding space")
-    model.add_argument("--text_encoder", choices=("bert", "bigru"), default="bert", help="what reads the captions")
-    model.add_argument("--word_dim", type=COUNT, default=300, help="bigru: size of a word embedding")
+    model.add_argument("--embed_size", type=SIZE, default=1024, help="E, size of the embedding space")
+    model.add_argument("--text_encoder", choices=TEXT_ENCODERS, default="bert", help="what reads the captions")
+    model.add_argument("--word_dim", type=number(int, 1, LARGEST_WORD), default=300,
+                       help="bigru: size of a word embedding")  # fmt: skip
     model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
     model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
 
@@ -119,7 +124,7 @@ def training_parser():
     hinge.add_argument("--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives")
 
     optim = parser.add_argument_group("optimisation (lib/SPEC.md, section 6)")
-    optim.add_argument("--num_epochs", type=COUNT, default=30, help="epochs")
+    optim.add_argument("--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="epochs")
     optim.add_argument("--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch")
     optim.add_argument(
         "--batch_sampling", choices=SAMPLING, default="random",
@@ -137,10 +142,7 @@ def training_parser():
 
 def number_of_pairs(text):
     """An argparse type: a batch size, at least 2, because one pair has no negative and no batch statistics."""
-    value = COUNT(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 2")
-    return value
+    return number(int, 2, LARGEST_BATCH)(text)
 
 
 def results_form(text):
@@ -280,7 +282,7 @@ def evaluation_parser():
 
     table = parser.add_argument_group("table (lib/SPEC.md, section 7)")
     table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
-    table.add_argument("--bootstrap", type=COUNT_OR_NONE, default=0,
+    table.add_argument("--bootstrap", type=number(int, 0, MOST_SAMPLES), default=0,
                        help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip
     table.add_argument("--extended", action="store_true",
                        help="COCO testall: ECCV Caption and CxC too (needs the package eccv_caption)")  # fmt: skip
@@ -294,9 +296,11 @@ def evaluation_parser():
     files = parser.add_argument_group("report and export")
     files.add_argument("--report", action="store_true",
                        help="of one model: write report.html, or report_SPLIT.html, into the run folder")  # fmt: skip
-    files.add_argument("--gallery", type=COUNT_OR_NONE, default=6, help="report: queries of each kind to show")
+    files.add_argument("--gallery", type=number(int, 0, MOST_SHOWN), default=6,
+                       help="report: queries of each kind to show")  # fmt: skip
     files.add_argument("--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt")
-    files.add_argument("--topk", type=COUNT, default=5, help="results of a query, in a search and in the report")
+    files.add_argument("--topk", type=number(int, 1, MOST_SHOWN), default=5,
+                       help="results of a query, in a search and in the report")  # fmt: skip
     files.add_argument("--export", metavar="DIR", help="write the embeddings into DIR, a new folder, as .npy files")
     add_device_options(parser.add_argument_group("device"))
     return parser
@@ -335,6 +339,11 @@ def is_given(options, option):
 def _check_search(options):
     if options.query is not None and not options.query.strip():
         raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
+    if options.query is not None and options.query != printable(options.query):
+        raise InputError(
+            f"--query {one_line(options.query):.60}: found control characters or bytes that are no UTF-8, expected "
+            "plain text; type it again"
+        )
     nowhere = [name for name in options.run if not Path(name).exists()]
     if options.query is not None and nowhere:
         raise InputError(

@@ -3,6 +3,9 @@
 Prints the retrieval table and writes it into the run folder, with metrics.json beside it (SPEC section 7).
 """
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +32,7 @@ from lib import (
 from lib.console import one_line
 from lib.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
 from lib.errors import InputError, command_line
+from lib.files import report_write_errors
 from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
@@ -43,7 +47,8 @@ def open_folder(data_path, dataset):
     demo_folder = Path(data_path) / "demo_precomp"
     if dataset == "demo" and not demo_folder.exists():
         print_line(f"building the demo data in {demo_folder}")
-        demo.build_once(demo_folder)
+        with report_write_errors(demo_folder):
+            demo.build_once(demo_folder)
     return folder_of(data_path, dataset)
 
 
@@ -281,6 +286,8 @@ def evaluate_runs(runs, options, device):
     facts = find_facts(first.dataset, first.data, pairs, folder)
     distributed.from_first(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.names(first.data)) if options.extended else None
+    if options.report:
+        html_report.read_curves(folder)  # refuses what is no log, before there is anything to lose
     models = [engine.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
@@ -326,7 +333,8 @@ def evaluate_seeds(folder, seeds, options, device):
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
-    with distributed.processes(), distributed.together():
+    remedy = "evaluate on a machine with more memory, or end other programs"
+    with distributed.processes(), distributed.together(), engine.memory_errors("the evaluation", remedy):
         evaluate(arguments.parse_evaluation(argv))
 
 

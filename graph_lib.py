@@ -15,10 +15,11 @@ from torch import nn
 from lib.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.fragment import POOLINGS, after_attention, transformer_layer
 from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
-from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY_BELOW_ONE, SWITCH
+from lib.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
 from lib.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
 LOSSES = ("trip", "vse", "infonce")
+MOST_LAYERS, MOST_MATCHES = 100, 1000
 
 
 class Loss(NamedTuple):
@@ -203,7 +204,7 @@ def add_options(parser):
     fragments.add_argument("--mask_padding", type=SWITCH, default=0,
                            help="1: dropped regions count neither in batch norm nor in relations")  # fmt: skip
     fragments.add_argument("--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v")
-    fragments.add_argument("--nhead", type=COUNT, default=16, help="attention heads of every transformer")
+    fragments.add_argument("--nhead", type=SIZE, default=16, help="attention heads of every transformer")
     fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
 
     graph = parser.add_argument_group("instance-level relations (lib/SPEC.md, section 4)")
@@ -216,11 +217,13 @@ def add_options(parser):
     graph.add_argument("--distance", choices=("l2", "l2sq"), default="l2",
                        help="in exp(-distance / sigma): as released, or squared as in the paper")  # fmt: skip
     graph.add_argument("--warmup", type=COUNT_OR_NONE, default=8000, help="steps before the graph takes part")
-    graph.add_argument("--num_layers_enc", type=COUNT, default=1, help="transformer layers of the graph, a stage")
+    graph.add_argument("--num_layers_enc", type=number(int, 1, MOST_LAYERS), default=1,
+                       help="transformer layers of the graph, a stage")  # fmt: skip
     graph.add_argument("--graph_lr_factor", type=NOT_NEGATIVE, default=1.0, help="learning rate of the graph, relative")
     graph.add_argument("--mask_weight", type=NOT_NEGATIVE, default=1.0, help="weight of relevance S in the attention")
     graph.add_argument("--threshold", type=FRACTION, default=0.5, help="share of the batch that a row connects to")
-    graph.add_argument("--topk", type=COUNT, default=10, help="K: fragment matches that the relevance MLP reads")
+    graph.add_argument("--topk", type=number(int, 1, MOST_MATCHES), default=10,
+                       help="K: fragment matches that the relevance MLP reads")  # fmt: skip
     graph.add_argument("--reg_loss_weight", type=NOT_NEGATIVE, default=10, help="weight of the regulariser")
     graph.add_argument("--norm_input", type=SWITCH, default=1, help="1: the graph reads normalised embeddings")
     graph.add_argument("--cross_loss", type=SWITCH, default=1, help="1: add the losses g(u, w') + g(u', w)")

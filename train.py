@@ -3,6 +3,9 @@
 Logs, curves and the best model go into the run folder; the best model's table on the test split ends the run.
 """
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 import os
 import sys
 from pathlib import Path
@@ -87,6 +90,7 @@ class Training:
             self.reader = dict(settings=settings, tokeniser=tokeniser)
         if content:
             self._check_data(resumed_file, content["position"].get("data"))
+        check_memory(options, reader, self.data.train.regions.shape, self.device)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
@@ -118,6 +122,7 @@ class Training:
 
     def _restore(self, path, content):
         """Take over what `_save` wrote of this run or another. Changes no file."""
+        checkpoint.check_progress(path, content, len(self.loader), self.options.num_epochs)
         checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
@@ -426,6 +431,25 @@ def open_data(options, vocabulary=None):
     return data
 
 
+def check_memory(options, reader, regions_shape, device):
+    """Refuse a model or a batch that this machine has no memory for, before it is made. Raises InputError.
+
+    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it cannot hold.
+    """
+    with torch.device("meta"):  # shapes without values, and no random number drawn
+        modules = build_model(vars(options), reader, options.img_dim), build_objective(options)
+    copies = 4 if device.type == "cpu" else 1
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    needed = 4 * (copies * parameters + options.batch_size * regions_shape[1] * regions_shape[2])
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > found:
+        raise InputError(
+            f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, --topk {options.topk}, "
+            f"--batch_size {options.batch_size}: training needs more than {needed / 1e9:.0f} GB of memory, found "
+            f"{found / 1e9:.0f} GB, expected it to fit: give smaller ones"
+        )
+
+
 def build_objective(options):
     """The training objective that the options describe."""
     return graph_lib.Objective(
@@ -493,19 +517,17 @@ def read_command_line(argv):
 
 def train(runs):
     """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
-    try:
-        return [train_one(options) for options in runs]
-    except torch.OutOfMemoryError as error:
-        size = runs[0].batch_size
-        raise InputError(
-            f"out of memory at --batch_size {size} ({first_sentence(error)}), expected it to fit: try --batch_size "
-            f"{max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
-        ) from error
+    size, results = runs[0].batch_size, []
+    remedy = f"try --batch_size {max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
+    for options in runs:
+        with engine.memory_errors(f"--batch_size {size}", remedy):
+            results.append(train_one(options))
+    return results
 
 
 def train_one(options):
     """One run, with its folders locked meanwhile. Raises InputError. Returns `Result`."""
-    with RunFolders(options.model_name, options.logger_name) as folders:
+    with RunFolders(options.model_name, options.logger_name) as folders, folders.logs.keep_traceback():
         return Training(options, folders).run()
 
 

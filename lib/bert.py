@@ -4,6 +4,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ TELLING = 0.02  # a share of the vocabulary: as many words with capitals, or acc
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")  # of a folder, by transformers
+CHOOSES_CODE = re.compile("implementation|kernel|auto_map")  # settings by which a hub's code would compute: not read
 DAMAGED = (  # what reading a folder was seen to raise when one of its files is damaged
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError, AssertionError,
     IndexError, OverflowError, pickle.UnpicklingError, SafetensorError, StrictDataclassError,
@@ -53,7 +55,8 @@ def configuration(path):
         size = settings.get(name, 1)
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: found {name} {size!r}, expected 1 or more; copy or download the folder again")
-    return _load(path, lambda: BertConfig.from_dict(settings))
+    chosen = {name: value for name, value in settings.items() if not CHOOSES_CODE.search(name)}
+    return _load(path, lambda: BertConfig.from_dict(chosen))
 
 
 def _is_unnamed_bert(settings):

@@ -22,6 +22,8 @@ from lib import caption_forms
 from lib.console import one_line, write_line
 from lib.errors import InputError
 from lib.layout import (
+    check_unchanged,
+    file_state,
     find_splits,
     open_regions,
     read_lines,
@@ -152,12 +154,14 @@ def _check_images(report, path, shape, rows_per_image, sample):
 
 def read_rows(path, numbers):
     """Read these rows of a file of region features, in blocks. Returns `Rows`."""
+    opened = file_state(path)
     row_bytes = open_regions(path)[0].size * 4
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
     blocks = []
     with tqdm(total=len(numbers) * row_bytes, desc=one_line(path.name), unit="B", unit_scale=True, leave=False,
               disable=None) as progress:  # fmt: skip
         for start in range(0, len(numbers), at_once):
+            check_unchanged(path, opened)
             # Mapped anew: pages of a mapping that is gone count no longer as this process's memory.
             block = np.ascontiguousarray(open_regions(path)[numbers[start : start + at_once]], dtype="<f4")
             is_filled = block.any(axis=2)  # (n, R)

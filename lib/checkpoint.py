@@ -1,39 +1,23 @@
 """Checkpoints: ours, and the published format read as it is (SPEC section 8).
 
-Every file is loaded with weights_only: nothing in it can run. The one class let in is argparse.Namespace, in which the
-published training script kept its options.
+Every file is read by `lib.unpickle`: nothing in it can run. What it holds is checked before anything is changed.
 """
 
-import argparse
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from lib import state, unpickle
 from lib.errors import InputError, first_sentence
 from lib.files import atomic_write, why_unreadable
 from lib.run_folder import RunFolder
+from lib.state import ADDED_OPTIONS, expect
 from lib.vocabulary import Vocabulary
 
 FORMAT = "hrem-1"
 BEST, LAST = "model_best.pth", "last.pth"
-ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
-)  # fmt: skip
-MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
-OPTION_KINDS = dict(  # read where they are there
-    dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, seed=int,
-)  # fmt: skip
-DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
-    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
-
 # published names -> names of our modules, as regular expressions; what maps to None was never used
 IMAGE_NAMES = {
     r"fc\.fc\.": "projection.",
@@ -101,7 +85,7 @@ def from_published(image_state, text_state):
 
 def model_options(options):
     """Those of a checkpoint's options that its embeddings depend on, a dict."""
-    return {name: options[name] for name in (*MODEL_OPTIONS, *ADDED_OPTIONS)}
+    return {name: options[name] for name in (*state.MODEL_OPTIONS, *ADDED_OPTIONS)}
 
 
 def save(path, model, objective, optimizer, **counted):
@@ -167,68 +151,101 @@ def find_seeds(folder):
 
 def load(path):
     """Read a checkpoint of either format on the CPU. Returns `Checkpoint`. Raises InputError naming the file."""
-    content = _read(path)
+    content = unpickle.read(path)
     try:
         is_published = content.get("format") != FORMAT
-        options = vars(content["opt"]) | ADDED_OPTIONS if is_published else ADDED_OPTIONS | dict(content["options"])
-        state = from_published(*content["model"]) if is_published else dict(content["model"])
-        for name in MODEL_OPTIONS if is_published else (*MODEL_OPTIONS, "val_split"):
+        given = vars(content["opt"]) if is_published else dict(content["options"])
+        options = state.plain_options(given | ADDED_OPTIONS if is_published else ADDED_OPTIONS | given)
+        model = from_published(*content["model"]) if is_published else dict(content["model"])
+        for name in state.MODEL_OPTIONS if is_published else (*state.MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
-        _check_options(options)
-        vocabulary = None
-        if options["text_encoder"] != "bert":
-            vocabulary = Vocabulary(content["vocabulary"], strip_accents=bool(options["strip_accents"]))
-        counted = int(content["epoch"]), float(content["best_rsum"])
-        reader = dict(content.get("reader") or {})
-        found = Checkpoint(state, options, *counted, is_published, vocabulary, reader, "position" in content)
+        state.check_options(options)
+        vocabulary = None if options["text_encoder"] == "bert" else state.read_vocabulary(content, options)
+        counted = dict(epoch=int(content["epoch"]), best_rsum=float(content["best_rsum"]))
+        epoch = expect(counted, "epoch", int, 0, state.MOST_STEPS)
+        best_rsum = expect(counted, "best_rsum", float, -1, state.BEST_POSSIBLE)
+        reader, is_last = dict(content.get("reader") or {}), "position" in content
+        found = Checkpoint(model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "
             f"{first_sentence(error)}); expected a file written by train.py or one in the published format"
         ) from error
-    rows = getattr(state.get("image_encoder.projection.weight"), "shape", ())[:1]
-    if rows and rows[0] != options["embed_size"]:  # before a model of any size is made
-        raise InputError(
-            f"{path}: a checkpoint of another size: its image projection has {rows[0]} rows, expected embed_size "
-            f"{options['embed_size']} as its options say; fetch it again, or train again"
-        )
+    _check_sizes(path, found)
     return found
 
 
-def _check_options(options):
-    """Raises ValueError or TypeError that names an option which describes no model."""
-    for name, kind in OPTION_KINDS.items():
-        if not isinstance(options.get(name), (kind, type(None))):
-            raise TypeError(f"{name} {options[name]!r}")
-    dim, heads = options["embed_size"], options["nhead"]
-    if not (isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0):
-        raise ValueError(f"embed_size {dim!r} and nhead {heads!r}")
-    for name in ("dropout", "residual_weight"):
-        if not (isinstance(options[name], (int, float)) and 0 <= options[name] <= 1):
-            raise ValueError(f"{name} {options[name]!r}")
+def _check_sizes(path, found):
+    """The sizes that the options name are those of the weights: known before a model of any size is made."""
+    named = dict(embed_size=("image_encoder.projection.weight", 0), img_dim=("image_encoder.projection.weight", 1))
+    if found.vocabulary:
+        named["word_dim"] = ("text_encoder.words.weight", 1)
+    for option, (name, axis) in named.items():
+        if option not in found.options:
+            continue
+        shape, wanted = tuple(getattr(found.model.get(name), "shape", ())), found.options[option]
+        if not shape:
+            raise InputError(
+                f"{path}: not a whole checkpoint: {name} is nothing, expected a size of {option} {wanted}; fetch it "
+                "again, or train again (--bert_path names the BERT that it needs)"
+            )
+        if len(shape) != 2 or shape[axis] != wanted:
+            raise InputError(
+                f"{path}: a checkpoint of another size: {name} has {shape[axis] if len(shape) == 2 else shape} "
+                f"{('rows', 'columns')[axis]}, expected {option} {wanted} as its options say; fetch it again, or train "
+                "again"
+            )
 
 
 def load_run(path):
-    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`. Raises InputError."""
-    content = _read(path)
+    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`, all of it checked.
+
+    What depends on the run's parts is checked by `restore`. Raises InputError.
+    """
+    content = unpickle.read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or "position" not in content:
         raise InputError(
             f"{path}: found {_kind(content)}, expected a {LAST} written by train.py: only that holds all that a run "
             "needs to go on; give --resume its path, or start anew with --resume none"
         )
-    return content
+    try:
+        return content | {"options": state.read_run_options(content)}
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _refusal(path, error) from error
+
+
+def check_progress(path, content, steps_per_epoch, num_epochs):
+    """What `load_run` read lies within the epochs of the run that goes on from it. Raises InputError."""
+    if content["epoch"] > num_epochs:
+        raise InputError(
+            f"{path}: the run has trained {content['epoch']} epochs, found --num_epochs {num_epochs}; expected at "
+            f"least as many: give --num_epochs {content['epoch']} for the table of its best epoch"
+        )
+    if content["position"]["step_in_epoch"] > steps_per_epoch:
+        error = ValueError(
+            f"step_in_epoch {content['position']['step_in_epoch']}, expected 0 to {steps_per_epoch}, the steps of an "
+            "epoch"
+        )
+        raise _refusal(path, error)
 
 
 def restore(path, content, model, objective, optimizer):
-    """Put what `load_run` read into the parts of a run. Raises InputError where it does not fit."""
+    """Put what `load_run` read into the parts of a run, once all of it is known to fit. Raises InputError."""
     try:
-        for name, part in dict(model=model, objective=objective, optimizer=optimizer).items():
-            part.load_state_dict(content[name])
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: does not fit this run ({first_sentence(error)}), expected a {LAST} of the same options, data and "
-            "BERT: name that one, or start anew with --resume none"
-        ) from error
+        state.check_module(content["model"], model, "model")
+        state.check_module(content["objective"], objective, "objective")
+        state.check_optimizer(content["optimizer"], optimizer, content["step"])
+    except (ValueError, RuntimeError) as error:
+        raise _refusal(path, error) from error
+    for name, part in dict(model=model, objective=objective, optimizer=optimizer).items():
+        part.load_state_dict(content[name])
+
+
+def _refusal(path, error):
+    return InputError(
+        f"{path}: does not fit this run (found {first_sentence(error)}), expected a {LAST} of the same options, data "
+        "and BERT, as train.py wrote it: name that one, or start anew with --resume none"
+    )
 
 
 def load_into(model, checkpoint, path):
@@ -236,11 +253,10 @@ def load_into(model, checkpoint, path):
     wanted = model.state_dict()
     for name, value in wanted.items():
         found = checkpoint.model.get(name)
-        if not _is_plain(found) or found.shape != value.shape:
-            shape = tuple(found.shape) if _is_plain(found) else "nothing" if found is None else "no plain tensor"
+        if wrong := state.why_unfit(found, value):
             raise InputError(
-                f"{path}: a checkpoint of another size: {name} is {shape}, expected {tuple(value.shape)}; give the "
-                "--bert_path and the data set that it was trained with"
+                f"{path}: a checkpoint of another size: {name} {wrong}; give the --bert_path and the data set that it "
+                "was trained with"
             )
     surplus = sorted(checkpoint.model.keys() - wanted.keys())
     if surplus:
@@ -255,32 +271,6 @@ def load_into(model, checkpoint, path):
                 f"{path}: {name} holds NaN or Inf, expected finite weights; take another checkpoint of this run, or "
                 "fetch it again"
             )
-
-
-def _is_plain(value):
-    """A tensor of real numbers, all of them there: none that is sparse, quantised or without memory."""
-    is_whole = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return is_whole and not value.is_quantized and not value.is_complex()
-
-
-def _read(path):
-    why = why_unreadable(path)
-    if why:
-        raise InputError(f"{path}: {why}; expected a checkpoint file: name another")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a program of TorchScript is warned about, and refused
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: refused: the file is damaged or would run code when read ({first_sentence(error)}); expected "
-            "tensors and plain values only: fetch it again from a source that you trust"
-        ) from error
-    except DAMAGED as error:
-        raise InputError(
-            f"{path}: cannot be read as a checkpoint ({first_sentence(error)}); expected a complete file written by "
-            "torch.save: copy or download it again"
-        ) from error
 
 
 def _kind(content):

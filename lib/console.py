@@ -28,9 +28,12 @@ def markdown_cell(text):
 def write_line(text, stream=None):
     """Write `printable(text)` and a line feed to `stream` (default: standard output).
 
-    Characters that the stream's encoding lacks are escaped. Once a reader has closed the pipe, nothing more is shown.
+    Characters that the stream's encoding lacks are escaped. Once a reader has closed the pipe, nothing more is shown;
+    nor where the stream was closed from the start. Raises OSError where the disk behind the stream is full.
     """
     stream = stream or sys.stdout
+    if stream is None:
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = printable(text).encode(encoding, "backslashreplace").decode(encoding)
     try:
@@ -38,6 +41,9 @@ def write_line(text, stream=None):
         stream.flush()
     except BrokenPipeError:
         _discard(stream)
+    except OSError:
+        _discard(stream)  # what is left in the buffer would fail again at exit
+        raise
 
 
 def _is_unsafe(code):

@@ -6,6 +6,9 @@ python -m lib.dataset convert --help              a folder of own features (lib/
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
+if __name__ == "__main__":
+    import lib.start  # noqa: F401  before the imports that take seconds
+
 import contextlib
 import math
 import mmap
@@ -24,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from lib import caption_forms, check, convert, distributed
 from lib.cache import digest
 from lib.captions import PADDING_ID, tokenise_once
-from lib.errors import InputError, command_line
-from lib.fingerprint import file_version, of_tokeniser
+from lib.errors import InputError, command_line, first_sentence
+from lib.fingerprint import of_tokeniser
 from lib.interrupt import leave_to_parent
-from lib.layout import open_regions, read_lines, read_num_regions
+from lib.layout import check_unchanged, file_state, open_regions, read_lines, read_num_regions
 from lib.options import Parser
 from lib.pairing import drop_blank_end, find_pairing
 from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
@@ -124,7 +127,7 @@ class RetrievalDataset:
     def __init__(self, folder, split, tokeniser, longest_caption=512):
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
-        self.regions_version = file_version(self.regions_path)  # before it is opened: a later file has another one
+        self.regions_state = file_state(self.regions_path) if os.path.exists(self.regions_path) else None
         self.regions = open_regions(self.regions_path)
         captions_path = self.folder / f"{split}_caps.txt"
         texts, note = drop_blank_end(self.folder, split, read_lines(captions_path), len(self.regions))
@@ -210,6 +213,10 @@ class RetrievalDataset:
             )
         return regions
 
+    def check_unchanged(self):
+        """Raises InputError where the file of the regions is not what it was: to be called before a batch is read."""
+        check_unchanged(self.regions_path, self.regions_state)
+
     def unchecked_regions(self, image):
         """(n, D), the true regions of one image, whatever they hold."""
         array, stored = np.asarray(self.regions), self.stored_images[image]  # a memmap takes time for every slice
@@ -218,6 +225,7 @@ class RetrievalDataset:
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
+        self.check_unchanged()
         found = [self.image_regions(image) for image in range(start, stop)]
         lengths = np.array([len(regions) for regions in found])
         padded = np.zeros((len(found), lengths.max(), self.region_dim), dtype=np.float32)
@@ -295,12 +303,14 @@ class TrainingPairs:
             [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
         )
         own = self.share
+        self.split.check_unchanged()
         for image in image_ids[own]:
             self.split.image_regions(image)
         return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
 
     def fill(self, draw, pin_memory=False):
         """The `Batch` of a `Draw`; in pinned memory what goes to a GPU, if asked for."""
+        self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
         images = draw.image_ids[self.share]
         for row, image, kept, length in zip(regions.numpy(), images, draw.kept, draw.region_lengths):
@@ -378,11 +388,25 @@ def batches(loader, pin_memory=False):
         return pairs.fill(draw, pin_memory)
 
     with ThreadPoolExecutor(1) as thread:
-        for draw in loader:
+        for draw in _from_workers(loader):
             ahead.append(thread.submit(fill, draw))
             if len(ahead) > 1:
                 yield ahead.popleft().result()
         yield from (last.result() for last in ahead)
+
+
+def _from_workers(loader):
+    """What a loader gives. Raises InputError where the system ended one of its workers."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise InputError(
+            f"{loader.dataset.pairs.split.folder}: a loader process was ended ({first_sentence(error)}), expected it "
+            "to go on: the system does so without memory; give fewer --workers, then repeat the command with "
+            "--resume auto"
+        ) from error
 
 
 def main(argv=None):

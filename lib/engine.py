@@ -9,6 +9,7 @@ gradient is not finite is undone on the device.
 import contextlib
 import functools
 import os
+import re
 import time
 
 import numpy as np
@@ -23,6 +24,7 @@ from lib.metrics import Similarity
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
 EVALUATED_AT_ONCE = 128
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
+OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # what torch says of a CPU's
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
 CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
@@ -79,6 +81,18 @@ def matrix_products(precision):
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def memory_errors(what, remedy):
+    """Inside, too little memory of the machine or of its GPU becomes an InputError with this remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or OUT_OF_MEMORY.search(str(error))
+        if not is_memory:
+            raise
+        raise InputError(f"out of memory at {what} ({first_sentence(error)}), expected it to fit: {remedy}") from error
 
 
 class BatchLoss(nn.Module):

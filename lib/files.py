@@ -40,6 +40,8 @@ def why_unreadable(path):
         return "a link to a file that is not there" if os.path.islink(path) else "no such file"
     except OSError as error:
         return f"not to be opened ({error.strerror.lower()})"
+    except ValueError as error:  # a NUL in the name
+        return f"not to be opened ({error})"
     return "a folder, not a file" if stat.S_ISDIR(mode) else "a pipe, socket or device, not a file"
 
 

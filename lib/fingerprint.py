@@ -6,7 +6,6 @@ counts and weights are hashed whole. The same contents elsewhere, or with every 
 
 # N images, C captions, R regions, D region feature size
 
-import os
 
 import numpy as np
 
@@ -25,15 +24,6 @@ BERT_SETTINGS = (  # of its configuration, what changes its output
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
     "hidden_dropout_prob", "attention_probs_dropout_prob",
 )  # fmt: skip
-
-
-def file_version(path):
-    """Size and time of a file, or None where there is none: what tells that it was replaced."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 def of_split(data):

@@ -25,7 +25,7 @@ PUBLISHED = {  # SPEC section 10, by the beginning of a data set's name: I2T R@1
 SELECTED_ON = {"Flickr30K": "test", "COCO 1K": "testall", "COCO 5K": "testall"}  # the published epochs
 SAMPLE = 60  # images of the similarity matrix, each with its first caption
 BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
-TRAIN_LINE = re.compile(r"epoch \d+ step (\d+): loss (\S+) .*, rate ([^\s;]+)")
+TRAIN_LINE = re.compile(r"epoch \d+ step (\d{1,15}): loss (\S+) .*, rate ([^\s;]+)")
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fcfcfb; --ink: #1f2328; --soft: #656d76; --rule: #d8dce1; --panel: #f2f3f5;
@@ -209,15 +209,21 @@ class Curves(NamedTuple):
 
 
 def read_curves(folder):
-    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs. Returns `Curves`."""
+    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs. Returns `Curves`.
+
+    Lines without finite numbers are left out. Raises InputError where a log is no file.
+    """
     loss, rate = [], []
     for line in report.log_lines(folder, TRAIN):
         if found := TRAIN_LINE.match(line):
-            loss.append((int(found[1]), float(found[2])))
-            rate.append((int(found[1]), float(found[3])))
+            loss.append((int(found[1]), report.number(found[2])))
+            rate.append((int(found[1]), report.number(found[3])))
     validations = report.read_validations(folder)
     rsum, split = [(one.step, one.rsum) for one in validations], validations[-1].split if validations else ""
-    return Curves(*([point for point in points if np.isfinite(point[1])] for points in (loss, rate, rsum)), split)
+    def shown(points):
+        return sorted((point for point in points if point[1] is not None), key=lambda point: point[0])
+
+    return Curves(shown(loss), shown(rate), shown(rsum), split)
 
 
 def _training(folder):

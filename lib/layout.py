@@ -8,12 +8,17 @@ Every InputError names the file, what was found there, what was expected and the
 import os
 import tokenize
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
 
+UNCHANGED = (  # what is expected of a file that is mapped, and the remedy
+    "expected the features to stay as they are while a program reads them: copy the file again, then repeat the "
+    "command (train.py: with --resume auto)"
+)
 SPLITS = ("train", "dev", "test", "testall")
 WORK, SWITCH = ".conversion", ".converted"  # of lib/conversion.py, in a data folder: still to fill, files still to move
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
@@ -93,6 +98,34 @@ def open_regions(path):
             "2048); save it again in this shape"
         )
     return regions
+
+
+class FileState(NamedTuple):
+    """What tells that a file is still the one that was opened."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def file_state(path):
+    """The `FileState` of a file. Raises InputError where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}; {UNCHANGED}") from error
+    return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def check_unchanged(path, opened):
+    """Refuse a file that was written to, cut or replaced since its `FileState` was `opened`. Raises InputError.
+
+    To be called before what is mapped is read: a process that reads beyond the end of a file is killed.
+    """
+    found = file_state(path)
+    if found != opened:
+        what = f"{found.size} bytes, {opened.size} when it was opened" if found.size != opened.size else "a newer file"
+        raise InputError(f"{path}: changed while it was in use (found {what}); {UNCHANGED}")
 
 
 def read_num_regions(path, num_rows, num_regions):

@@ -4,6 +4,7 @@ The text logs hold no times and no paths of the moment, so that two runs of one 
 on the console and in TensorBoard. The only file that knows tensorboard_logger.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -17,8 +18,9 @@ from tqdm import tqdm
 
 from lib import distributed
 from lib.charts import png
-from lib.console import write_line
-from lib.files import report_write_errors
+from lib.console import one_line, printable, write_line
+from lib.errors import InputError
+from lib.files import report_write_errors, why_unreadable
 from lib.run_folder import RunFolder, is_plain_file
 
 try:
@@ -41,6 +43,7 @@ class RunLog:
 
     def __init__(self, folder, sizes=None):
         self.folder, self._own = Path(folder), RunFolder(folder)
+        check_sizes(self.folder, sizes or {})
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
@@ -62,7 +65,9 @@ class RunLog:
             time.sleep(0.1)
         self._own.claim(path.name)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
-        logger = TensorBoard(str(self.folder), flush_secs=2, dummy_time=second)
+        logger = TensorBoard.__new__(TensorBoard)
+        with _closed_on_error(logger):
+            logger.__init__(str(self.folder), flush_secs=2, dummy_time=second)
         logger._dummy_time = None  # from here on it looks at the clock
         return logger
 
@@ -71,18 +76,19 @@ class RunLog:
         return [self.folder / name for name in names if is_plain_file(self.folder / name)]
 
     def sizes(self):
-        """Bytes written so far: a dict of file name -> size."""
-        return {path.name: path.stat().st_size for path in self._files()}
+        """Bytes written so far: a dict of file name -> size. Raises InputError where a file has gone meanwhile."""
+        with report_write_errors(self.folder):
+            return {path.name: path.stat().st_size for path in self._files()}
 
     def parameters(self, options):
         """Write the options, a dict, one a line."""
-        lines = [f"{name}: {value}\n" for name, value in sorted(options.items())]
+        lines = [f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())]
         with self._own.atomic_write(PARAMETERS) as file:
             file.write("".join(lines).encode())
 
     def train(self, text, times=""):
         """A line of train.txt; `times` follows it on the console only."""
-        self._line(TRAIN, text, times)
+        self._line(TRAIN, one_line(text), times)
 
     def evaluation(self, text):
         """A line of eval.txt."""
@@ -91,7 +97,7 @@ class RunLog:
     def scalars(self, values, step):
         """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
         if self.tensorboard:
-            with report_write_errors(self.folder):
+            with self._writing_curves():
                 for name, value in values.items():
                     self.tensorboard.log_value(name, value, step=step)
 
@@ -116,10 +122,15 @@ class RunLog:
                 )  # fmt: skip
         self._summary("histo", fields, step)
 
+    @contextlib.contextmanager
+    def _writing_curves(self):
+        with report_write_errors(self.folder), _closed_on_error(self.tensorboard):
+            yield
+
     def _summary(self, kind, fields, step):
         """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
         if self.tensorboard:
-            with report_write_errors(self.folder):
+            with self._writing_curves():
                 summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
                 self.tensorboard._log_summary(kind, summary, None, step=step)
 
@@ -129,7 +140,7 @@ class RunLog:
         with report_write_errors(self.folder / file):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
             with open(os.open(self.folder / file, flags, 0o666), "a", encoding="utf-8") as log:
-                log.write(text + "\n")
+                log.write(printable(text) + "\n")
 
 
 def _cut(path, size):
@@ -143,6 +154,35 @@ def _cut(path, size):
             os.ftruncate(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _closed_on_error(logger):
+    """Close a logger's file where writing to it fails: what is left in its buffer would fail again, at exit."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: it has opened no file yet
+            logger._writer.close()
+        raise
+
+
+def check_sizes(folder, sizes):
+    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them: each ends a line. Raises InputError."""
+    for name in {TRAIN, EVAL} & sizes.keys():
+        path, size = folder / name, sizes[name]
+        if not size or not os.path.lexists(path):
+            continue
+        if why := why_unreadable(path):
+            raise InputError(f"{path}: {why}; expected the log of the run: move it away, or start with --resume none")
+        with open(path, "rb") as file:
+            file.seek(size - 1)
+            last = file.read(1)
+        if last not in (b"", b"\n"):  # b"": the log is shorter, as after a power cut
+            raise InputError(
+                f"{path}: found text that goes on after {size} bytes, where the saved run ends it, expected the end of "
+                "a line: one of log and last.pth was changed; start anew with --resume none, or another --logger_name"
+            )
 
 
 def print_line(text):
@@ -232,7 +272,9 @@ class StepLog:
 
 def _stack(scalars):
     """Scalars of the device as one tensor of the CPU: the one place where the log waits for them."""
-    return torch.stack(list(scalars)).cpu()
+    scalars = list(scalars)
+    device = scalars[-1].device  # a run that goes on has read the first ones from a file, onto the CPU
+    return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars]).cpu()
 
 
 def _mean(values, is_finite):

@@ -37,6 +37,10 @@ class Parser(argparse.ArgumentParser):
         self._refuse_names(unknown)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for name, value in vars(options).items():
+            for text in value if isinstance(value, list) else [value]:
+                if "\0" in str(text):  # no file has such a name
+                    self.error(f"--{name}: found {str(text)!r:.60} with a NUL character, expected text without one")
         return options
 
     def _refuse_names(self, unknown):
@@ -62,20 +66,21 @@ def number(kind, low, high=float("inf"), low_allowed=True):
     def parse(text):
         try:
             value = kind(text)
-        except ValueError:
+        except ValueError:  # of an int of thousands of digits too
             value = None
         if value is None or not low <= value <= high or value == low and not low_allowed or value == float("inf"):
             noun = "a whole number" if kind is int else "a number"
             least = f"of at least {low}" if low_allowed else f"above {low}"
             most = "" if high == float("inf") else f" and at most {high}"
-            raise argparse.ArgumentTypeError(f"found {text!r}, expected {noun} {least}{most}")
+            raise argparse.ArgumentTypeError(f"found {text!r:.60}, expected {noun} {least}{most}")
         return value
 
     return parse
 
 
-COUNT = number(int, 1)
-COUNT_OR_NONE = number(int, 0)
+COUNT = number(int, 1, 10**9)
+COUNT_OR_NONE = number(int, 0, 10**9)
+SIZE = number(int, 1, 2**16)  # of what layers are as wide as
 POSITIVE = number(float, 0, low_allowed=False)
 NOT_NEGATIVE = number(float, 0)
 FRACTION = number(float, 0, 1)

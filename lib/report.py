@@ -14,7 +14,7 @@ import transformers
 
 from lib import metrics
 from lib.cache import DAMAGED
-from lib.console import printable
+from lib.console import one_line, printable
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
 from lib.logs import EVAL
@@ -29,7 +29,9 @@ HEADER = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
-VALIDATION = re.compile(r"epoch (\d+) step (\d+) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+VALIDATION = re.compile(r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+LARGEST_LOG, LONGEST_LINE = 5e8, 10_000  # bytes, characters: no run writes more
+LARGEST_VALUE = 1e15  # that a curve shows
 VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "rsum")
 
 
@@ -45,21 +47,46 @@ class Validation(NamedTuple):
 
 
 def read_validations(folder):
-    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file."""
-    return [
-        Validation(
-            int(found[1]), int(found[2]), found[3], [float(recall) for recall in re.findall(r"R@\d+ (\S+)", found[4])],
-            float(found[5]), bool(found[6]),
-        )
-        for line in log_lines(folder, EVAL)
-        if (found := VALIDATION.match(line))
-    ]  # fmt: skip
+    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file.
+
+    A line that holds anything else than finite numbers is none. Raises InputError where the file is no file.
+    """
+    validations = []
+    for line in log_lines(folder, EVAL):
+        if found := VALIDATION.match(line):
+            numbers = [number(text) for text in (*re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5])]
+            if len(numbers) == 7 and None not in numbers:
+                *recalls, rsum = numbers
+                validations.append(
+                    Validation(int(found[1]), int(found[2]), one_line(found[3]), recalls, rsum, bool(found[6]))
+                )
+    return validations
+
+
+def number(text):
+    """The finite number that a word of a log says, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) <= LARGEST_VALUE else None  # NaN is no number either
 
 
 def log_lines(folder, name):
-    """The lines of a text log in a run folder; none where there is no such file."""
+    """The lines of a text log in a run folder; none where there is no such file.
+
+    Raises InputError where something else than a log stands there.
+    """
     path = Path(folder) / name
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    if not os.path.lexists(path):
+        return []
+    why = why_unreadable(path)
+    if not why and path.stat().st_size > LARGEST_LOG:
+        why = f"a file of {path.stat().st_size / 1e9:.1f} GB"
+    if why:
+        raise InputError(f"{path}: {why}; expected the log of a run: move it away, and the report is made without it")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [line for line in lines if len(line) <= LONGEST_LINE]
 
 
 def markdown_of_validations(validations):

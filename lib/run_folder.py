@@ -19,6 +19,7 @@ MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"
 PART = r"[\w=+-][\w.=+ -]*"  # of a file's name: a data set or a split
 LONGEST_PART = 80  # bytes; two of them, and what stands around them, must be one name of at most 255 bytes
+TRACEBACK = "traceback.txt"
 OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest with other names is not ours
     r"(train|eval|Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth"
     r"|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+"
@@ -161,6 +162,26 @@ class RunFolder:
         self.claim(name)
         with atomic_write(self.path / name) as file:
             yield file
+
+    @contextlib.contextmanager
+    def keep_traceback(self):
+        """Inside, an unexpected exception learns to save its traceback here, once a program ends with it."""
+        try:
+            yield
+        except Exception as error:  # any: it is handed on as it is
+            error.save_traceback = self._save_traceback
+            raise
+
+    def _save_traceback(self, text):
+        """Write traceback.txt; returns its path, or None where the folder is no run's or cannot be written."""
+        if not os.path.lexists(self.path / MANIFEST):
+            return None
+        try:
+            with self.atomic_write(TRACEBACK) as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
+        except InputError:
+            return None
+        return self.path / TRACEBACK
 
     def remove(self, *names):
         """Delete those of the named files that are ours, and take the names out of the manifest afterwards."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lib import distributed
 from lib.captions import PADDING_ID, split_words
 from lib.errors import InputError
+from lib.files import why_unreadable
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<mask>")  # ids 0, 1, ...; no word of a caption holds a bracket
 LARGEST_AT_FIRST = 0.1  # of the embeddings of words
@@ -112,6 +113,11 @@ def read_glove(path, vocabulary, embedding):
     must have as many values as an embedding; those of words that are asked for are looked at. Returns `Vectors`. Raises
     InputError naming the line that does not fit.
     """
+    if why := why_unreadable(path):
+        raise InputError(
+            f"--glove {path}: cannot be read ({why}), expected a GloVe text file such as glove.6B.300d.txt; name "
+            "another"
+        )
     wanted = {word.encode(): vocabulary.ids[word] for word in vocabulary.words}
     dim, vectors, other_case, number = embedding.embedding_dim, {}, set(), 0
     try:

@@ -23,7 +23,7 @@ import train
 from lib import bert, check, dataset, files, run_start
 from lib.captions import tokenise
 from lib.dataset import LARGEST_FEATURE, RetrievalDataset, TrainingPairs
-from lib.errors import InputError, command_line
+from lib.errors import InputError
 from lib.run_folder import RunFolder
 
 HEADER = 128  # bytes of the header of a .npy file
@@ -602,11 +602,6 @@ def test_a_run_folder_that_cannot_be_is_refused(whole, tmp_path, refusal, option
         argv = [*OPTIONS, "--data_path", whole, "--logger_name", tmp_path / "run", option, tmp_path / name]
         refusal(train.main, *argv, expected=[tmp_path / name, "expected", "name another"])
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-
-
-def test_other_errors_of_the_file_system_keep_their_traceback():
-    with pytest.raises(FileNotFoundError):
-        command_line(lambda: builtins.open("/nowhere/at/all"))
 
 
 NO_NAME = "cannot be part of a file's name"

@@ -11,15 +11,17 @@ import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "lib.console", "lib.errors", "lib.distributed", "lib.files", "lib.cache", "lib.run_folder", "lib.interrupt",
+    "lib.start", "lib.console", "lib.errors",
+    "lib.distributed", "lib.files", "lib.cache", "lib.run_folder", "lib.interrupt",
     "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.fingerprint", "lib.captions",
     "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.pairing",
     "lib.caption_forms", "lib.check",
     "lib.element_type", "lib.tsv_columns", "lib.tsv", "lib.karpathy", "lib.conversion", "lib.convert",
-    "lib.sampling", "lib.dataset", "lib.checkpoint", "lib.result_names",
+    "lib.sampling", "lib.dataset", "lib.unpickle", "lib.fragment", "lib.state",
+    "lib.checkpoint", "lib.result_names",
     "lib.charts", "lib.logs", "lib.report", "lib.pretrained",
     "lib.proof", "lib.run_start",
-    "lib.bootstrap", "lib.losses", "lib.fragment", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
+    "lib.bootstrap", "lib.losses", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
     "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
     "train",
 )  # fmt: skip

@@ -1,16 +1,21 @@
 """What the programs say of their options: help that fits its reader, hints for a wrong name, exit statuses."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from damage import OPTIONS, contents
 from helpers import PATIENCE
 
 import arguments
+import eval as evaluation
 import graph_lib
+import train
+from lib import check, convert, dataset
 from lib.errors import InputError, command_line
 from lib.options import Parser
 
@@ -111,3 +116,131 @@ def test_an_interrupted_process_ends_with_status_130_and_no_traceback(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and error == ""
+
+
+def main_of(program):
+    return {"train.py": train.main, "eval.py": evaluation.main, "check": dataset.main, "convert": dataset.main}[program]
+
+
+def parsers():
+    """{program: parser}, those of `python -m lib.dataset` by the name of the command."""
+    commands = Parser(prog="python -m lib.dataset").add_subparsers()
+    check.add_command(commands)
+    convert.add_command(commands)
+    return {name: make() for name, make in PARSERS.items()} | commands.choices
+
+
+def options_of(program, accept):
+    """An argument list that names each option of a program that `accept` takes, and the value to put last."""
+    parser = parsers()[program]
+    found = [action for action in parser._actions if action.dest != "help" and accept(action)]
+    return [(program, action.option_strings[:1], action.dest) for action in found]
+
+
+def is_text(action):
+    return action.nargs != 0 and action.type in (None, Path, arguments.image_name) and not action.choices
+
+
+def is_number(action):
+    return action.type not in (None, Path, arguments.image_name) and action.nargs != 0
+
+
+REQUIRED = {"check": ["check"], "convert": ["convert", "--tsv", "x", "--json", "x", "--out", "x"]}
+TEXTS = [found for program in parsers() for found in options_of(program, is_text)]
+NUMBERS = [found for program in parsers() for found in options_of(program, is_number)]
+
+
+def identify(found):
+    return f"{found[0]} {found[2]}"
+
+
+@pytest.mark.parametrize("found", TEXTS, ids=identify)
+def test_no_text_holds_a_nul(found, refusal, tmp_path, monkeypatch):
+    program, option, dest = found
+    monkeypatch.chdir(tmp_path)
+    required = REQUIRED.get(program, [])
+    argv = [*required, *option, "a\0b"] if program == "convert" or option else [*required, "a\0b"]
+    error = refusal(main_of(program), *argv, expected=["expected"])
+    assert "NUL" in error or "\\x00" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("found", NUMBERS, ids=identify)
+def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
+    program, option, dest = found
+    monkeypatch.chdir(tmp_path)
+    values = ["1" + "0" * 30, "1" + "0" * 5000]
+    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight"):
+        values = ["1e400", "nan"]  # any finite number may do
+    for value in values:
+        error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])
+        assert len(error) < 400
+    assert not list(tmp_path.iterdir())
+
+
+def as_pipe(path):
+    os.mkfifo(path)
+
+
+def as_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def as_folder(path):
+    path.mkdir()
+
+
+PATHS = {  # options that name a file or a folder -> what they are given beside it
+    ("train.py", "--data_path"): [], ("train.py", "--bert_path"): ["--dataset", "demo"],
+    ("train.py", "--glove"): ["--dataset", "demo", "--text_encoder", "bigru", "--word_dim", "4"],
+    ("train.py", "--resume"): ["--dataset", "demo"],
+    ("train.py", "--logger_name"): [], ("train.py", "--model_name"): [],
+    ("eval.py", "--model_path"): [], ("eval.py", "--data_path"): ["--model_path", "RUN"],
+    ("eval.py", "--bert_path"): ["--model_path", "RUN"], ("eval.py", "--export"): ["--model_path", "RUN"],
+    ("eval.py", "--images"): ["--model_path", "RUN", "--report"],
+    ("check", None): ["check"], ("convert", "--tsv"): REQUIRED["convert"], ("convert", "--json"): REQUIRED["convert"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("put", [as_pipe, as_device])
+@pytest.mark.parametrize("program, option", PATHS, ids=str)
+def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
+    whole, finished, tmp_path, refusal, monkeypatch, program, option, put
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_text("")
+    put(tmp_path / "strange")
+    more = [str(finished) if word == "RUN" else word for word in PATHS[program, option]]
+    if "demo" in more:
+        more += ["--data_path", str(whole), "--batch_size", "20", "--embed_size", "16", "--nhead", "2"]
+    before = contents(finished)
+    argv = [*more, *([option] if option else []), tmp_path / "strange"]
+    signal.alarm(60)  # what waits for a pipe would wait for ever
+    error = refusal(main_of(program), *argv, expected=["strange", "expected"])
+    signal.alarm(0)
+    assert contents(finished) == before and "Traceback" not in error
+
+
+def test_all_paths_are_among_those():
+    """Every option whose text names a file or a folder is tried above."""
+    no_path = {"dataset", "val_split", "split", "query", "query_image", "device", "run", "out"}
+    named = {(program, option[0] if option else None) for program, option, dest in TEXTS if dest not in no_path}
+    assert named == set(PATHS)
+
+
+TOO_LARGE = {
+    "embeddings": (["--embed_size", "65536", "--nhead", "16"], "--embed_size 65536"),
+    "layers": (["--embed_size", "32768", "--nhead", "16", "--num_layers_enc", "100"], "--num_layers_enc 100"),
+}
+
+
+@pytest.mark.parametrize("more, expected", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_a_model_beyond_the_memory_is_refused_before_it_is_made(whole, tmp_path, refusal, more, expected):
+    argv = [*OPTIONS, "--device", "cpu", "--data_path", whole, "--logger_name", tmp_path / "run", *more]
+    refusal(train.main, *argv, expected=[expected, "GB of memory, found", "give smaller ones"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_query_is_of_characters(finished, refusal):
+    for text in ("dog\udcff", "a\x1b[31mdog"):
+        refusal(evaluation.main, "--model_path", finished, "--query", text, expected=["--query", "plain text"])

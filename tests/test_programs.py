@@ -19,7 +19,10 @@ from lib import bert, checkpoint, demo, logs, metrics
 from lib.run_folder import RunFolder
 
 SIZES = {"train": 60, "dev": 20, "test": 20}
-OPTIONS = "--num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 --learning_rate 0.002"
+OPTIONS = (
+    "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 12 --log_step 4 "
+    "--learning_rate 0.002"
+)
 FOLDER_FILES = {"run_manifest.json", ".run_manifest.lock", ".lock"}
 HEADER = "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |"
 

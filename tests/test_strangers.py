@@ -244,3 +244,27 @@ def test_nothing_else_that_runs_what_it_reads_is_called():
         "torch.jit.load", "torch.hub.load", "np.fromfile", "np.memmap",
     }  # fmt: skip
     assert not [(file, name) for file, name, _ in calls() if name in running or name.startswith("subprocess.")]
+
+
+HUB_CODE = {
+    "attention of a hub": dict(attn_implementation="kernels-community/flash-attn"),
+    "attention of a hub, by its inner name": dict(_attn_implementation="someone/kernel@main"),
+    "attention of a hub, deeper": dict(_attn_implementation_internal="someone/kernel"),
+    "attention for every part": dict(attn_implementation={"": "someone/kernel"}),
+    "attention that is not installed": dict(attn_implementation="flash_attention_2"),
+    "experts of a hub": dict(experts_implementation="someone/kernel", _experts_implementation="someone/kernel"),
+    "kernels": dict(use_kernels=True, kernel_config={"RMSNorm": "someone/kernel:RMSNorm"}),
+}
+
+
+@pytest.mark.parametrize("settings", HUB_CODE.values(), ids=HUB_CODE)
+def test_a_configuration_does_not_choose_what_computes(whole, data, monkeypatch, settings):
+    folder = data / "demo_precomp"
+    configure(**settings)(folder)
+    monkeypatch.setattr(socket, "socket", lambda *arguments, **more: pytest.fail("opened a connection"))
+    for found in (bert.model(folder / "bert"), bert.model(folder / "bert", pretrained=False)):
+        assert found.config._attn_implementation in ("eager", "sdpa")
+        assert not any("/" in str(value) for name, value in vars(found.config).items() if "implementation" in name)
+        assert not hasattr(found.config, "kernel_config") and not hasattr(found.config, "use_kernels")
+    ours, expected = (bert.model(place / "demo_precomp" / "bert").state_dict() for place in (data, whole))
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
