@@ -280,8 +280,7 @@ DAMAGED_WORK = {
 def test_damaged_work_is_begun_anew_and_said(inputs, out, tmp_path, monkeypatch, damage, expected, capsys):
     whole = converted(inputs, tmp_path / "whole_precomp")
     monkeypatch.setattr(convert.tsv, "read_features", lambda *line: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run(*arguments(inputs, out))
+    assert run(*arguments(inputs, out)) == 1
     monkeypatch.undo()
     damage(out / layout.WORK)
     linked = {path: path.read_bytes() for path in out.glob("x")}

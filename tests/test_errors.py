@@ -110,8 +110,6 @@ def test_a_training_saves_it_there(whole, temporary, tmp_path, monkeypatch, ende
     def step(*arguments, **settings):
         raise AttributeError("of our own making")
 
-    folder.mkdir()
-    RunFolder(folder).claim("train.txt")
     monkeypatch.setattr(engine, "training_step", step)
     argv = [*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)]
     status, line = ended(lambda: train.main(argv))
