@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,7 @@ CONSOLES = {"ascii": {"PYTHONIOENCODING": "ascii"}, "C": {"LC_ALL": "C"}}
 
 @pytest.mark.parametrize("env", CONSOLES.values(), ids=CONSOLES)
 def test_no_console_is_too_poor_to_print_on(foreign, finished, tmp_path, env):
+    finished = shutil.copytree(finished, tmp_path / "finished")
     python, folder = [sys.executable, "-W", "ignore"], tmp_path / "läufe"
     done = [
         run([*python, ROOT / "train.py", *OPTIONS, "--data_path", foreign, "--logger_name", folder], env=env),
@@ -204,7 +206,8 @@ def test_a_stream_that_is_closed_is_no_obstacle(whole, tmp_path, closed):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_full_disk_behind_the_output_is_told_in_a_line(finished):
+def test_a_full_disk_behind_the_output_is_told_in_a_line(finished, tmp_path):
+    finished = shutil.copytree(finished, tmp_path / "finished")
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-W", "ignore", ROOT / "eval.py", finished], env=ENVIRONMENT, stdout=full,
