@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(RUN) eval.py --dataset demo
 
 test: $(VENV)/.installed-for-tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 test-long: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest -m long -s

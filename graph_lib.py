@@ -15,7 +15,7 @@ from torch import nn
 from lib.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.fragment import POOLINGS, after_attention, transformer_layer
 from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
-from lib.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
+from lib.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
 from lib.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
 LOSSES = ("trip", "vse", "infonce")
@@ -195,8 +195,11 @@ def add_options(parser):
     losses = parser.add_argument_group("losses (lib/SPEC.md, section 5)")
     losses.add_argument("--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w")
     losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
-    losses.add_argument("--longest_distance", type=POSITIVE, help="trip: negatives this far or farther are not drawn "
-                        "(default: 1.9 for names with coco first and folders with testall, else 1.7)")  # fmt: skip
+    losses.add_argument(
+        "--longest_distance", type=number(float, 0, 2, low_allowed=False),
+        help="trip: negatives this far or farther are not drawn (default: 1.9 for COCO and folders with testall, "
+        "else 1.7)",
+    )  # fmt: skip
 
     fragments = parser.add_argument_group("fragment-level relations (lib/SPEC.md, section 3)")
     fragments.add_argument("--pooling", choices=POOLINGS, default="maxk+relation",

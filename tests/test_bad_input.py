@@ -73,7 +73,7 @@ DAMAGED_FOLDERS = {  # what is done to a good folder -> what the refusal must sa
     "heads that do not divide": (configure(num_attention_heads=3), ["bert", "number of attention heads (3)"]),
     "more layers than weights": (configure(num_hidden_layers=3), ["bert", "weights lack encoder.layer.2", "download"]),
     "a word as a size": (configure(hidden_size="many"), ["bert", "hidden_size", "expected 1 or more"]),
-    "a configuration that ends early": (edit("bert/config.json", lambda text: text[:20]), ["bert", "not a valid JSON"]),
+    "a configuration that ends early": (edit("bert/config.json", lambda text: text[:20]), ["bert", "config file"]),
     "a configuration that is a list": (edit("bert/config.json", lambda text: b"[]"), ["bert", "'unknown'"]),
     "a vocabulary of a larger BERT": (
         edit("bert/vocab.txt", lambda text: text + b"xxx\nyyy\nzzz\n"),

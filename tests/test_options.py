@@ -193,7 +193,7 @@ def as_folder(path):
 PATHS = {  # options that name a file or a folder -> what they are given beside it
     ("train.py", "--data_path"): [], ("train.py", "--bert_path"): ["--dataset", "demo"],
     ("train.py", "--glove"): ["--dataset", "demo", "--text_encoder", "bigru", "--word_dim", "4"],
-    ("train.py", "--resume"): ["--dataset", "demo"],
+    ("train.py", "--resume"): ["--dataset", "demo"], ("train.py", "--init_from"): ["--dataset", "demo"],
     ("train.py", "--logger_name"): [], ("train.py", "--model_name"): [],
     ("eval.py", "--model_path"): [], ("eval.py", "--data_path"): ["--model_path", "RUN"],
     ("eval.py", "--bert_path"): ["--model_path", "RUN"], ("eval.py", "--export"): ["--model_path", "RUN"],
@@ -223,7 +223,7 @@ def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
 
 def test_all_paths_are_among_those():
     """Every option whose text names a file or a folder is tried above."""
-    no_path = {"dataset", "val_split", "split", "query", "query_image", "device", "run", "out"}
+    no_path = {"dataset", "val_split", "test_split", "split", "query", "query_image", "device", "run", "out"}
     named = {(program, option[0] if option else None) for program, option, dest in TEXTS if dest not in no_path}
     assert named == set(PATHS)
 
