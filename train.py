@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import find_facts, load_split, open_folder, summarise
+from eval import find_facts, load_split, open_folder, save, summarise
 from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, pretrained, report
 from lib.dataset import NO_SPLIT, RetrievalDataset, TrainingPairs, batches, conventions, training_loader
 from lib.errors import InputError, command_line, first_sentence
@@ -349,9 +349,7 @@ class Training:
             facts = find_facts(options.dataset, self.data.test, [(self.best_file, best)], folder)
             text, scores = summarise(similarities, facts)
             self.log.evaluation("\n" + text)
-            report.save(folder, name.table(), text, scores, facts)
-            if options.save_results:
-                report.save_similarities(folder / name.results(), similarities, options.save_results)
+            save(folder, name, (text, scores, facts), similarities, options.save_results)
             return scores
 
         return distributed.from_first(written)

@@ -85,9 +85,15 @@ class RunFolder:
         """Whether there is a file of this name, ours or not, that was not discarded."""
         return (self.path / name).exists() and name not in self.read()["discarded"]
 
-    def is_empty(self):
-        """Whether nothing is in the folder, or it is not there. Hidden files do not count."""
-        return not self.path.is_dir() or all(name.startswith(".") for name in os.listdir(self.path))
+    def is_empty(self, but=None):
+        """Whether nothing is in the folder, or it is not there. Hidden files do not count.
+
+        but: a path; what it names in this folder, or lies in, does not count either.
+        """
+        if not self.path.is_dir():
+            return True
+        ignored = os.path.relpath(os.path.realpath(but), os.path.realpath(self.path)).split(os.sep)[0] if but else None
+        return all(name.startswith(".") or name == ignored for name in os.listdir(self.path))
 
     def locked(self):
         """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""

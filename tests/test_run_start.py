@@ -89,7 +89,7 @@ def test_asked_for_a_run_starts_beside_other_files_and_leaves_them(whole, tmp_pa
                                   "model_best.pth", "Parameters.txt"])  # fmt: skip
 def test_a_file_of_others_with_a_name_of_ours_is_refused_before_anything_is_written(whole, tmp_path, refusal, name):
     folder = place(tmp_path / "run", {name: "mine"})
-    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "move the file away"])
+    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "away"])
     assert visible(folder) == {Path(name): b"mine"}
 
 
