@@ -319,12 +319,15 @@ def evaluate_runs(runs, options, device):
         text += "\n\n" + extended.markdown(facts["extended"])
     print_line(text)
     page = partial(write_report, run=first, scores=scores, facts=facts, similarities=similarities, options=options)
-    save(
-        folder, result, (text, scores, facts), similarities, options.save_results,
-        page if options.report else None, runs,
-    )  # fmt: skip
-    if options.export is not None:
-        export.write(options.export, similarities, search.names(first.data), facts["title"], report.markdown(scores))
+    try:
+        save(
+            folder, result, (text, scores, facts), similarities, options.save_results,
+            page if options.report else None, runs,
+        )  # fmt: skip
+    finally:  # the run folder may be somebody else's, the one to export to is not
+        if options.export is not None:
+            known = search.names(first.data)
+            export.write(options.export, similarities, known, facts["title"], report.markdown(scores))
 
 
 def evaluate_seeds(folder, seeds, options, device):

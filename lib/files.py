@@ -127,6 +127,8 @@ def lock(path, wait=False):
 
 
 def _acquire(path, wait):
+    if path.is_symlink():
+        raise InputError(f"{path}: found a link, expected its lock or nothing; move it away, or name another folder")
     with report_write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:

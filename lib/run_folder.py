@@ -74,7 +74,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be used (found {first_sentence(error)}), expected the manifest that train.py or "
-                "eval.py wrote; move it away, or name another folder"
+                "eval.py wrote; move it away (one that may not be read: change its permissions), or name another folder"
             ) from error
 
     def is_own(self, name):
@@ -126,6 +126,7 @@ class RunFolder:
         """Enter names in the manifest, before their files are made. Raises InputError where a file is not ours."""
         assert all(OWN_NAMES.fullmatch(name) for name in names), names
         content = self.read()
+        self.check_writable(names, self._plain(content["files"]))
         if set(names) <= set(content["files"]) and not content["discarded"]:
             return
         with self.update() as content:
@@ -136,10 +137,11 @@ class RunFolder:
 
     def check(self, *names):
         """What `claim` would refuse, before there is anything to write. Raises InputError."""
-        own = self.read()["files"]
-        for name in names:
-            if name not in own:
-                self._refuse_foreign(name)
+        self.check_writable(names, self._plain(self.read()["files"]))
+
+    def _plain(self, names):
+        """Those of the names that are plain files: a folder or pipe in place of a file of ours is somebody else's."""
+        return [name for name in names if is_plain_file(self.path / name)]
 
     def _refuse_foreign(self, name):
         path = self.path / name

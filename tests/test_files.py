@@ -94,6 +94,10 @@ def test_a_lock_is_never_a_file_of_somebody_else(tmp_path):
     with pytest.raises(InputError, match="found a file that this program did not write"), files.lock(path):
         pass
     assert path.read_text() == "process 3 on host\nmine\n" and not files._held
+    path.rename(tmp_path / "theirs")
+    path.symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match=f"{path}: found a link"), files.lock(path):
+        pass
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(InputError, match=f"{path}: .*(pipe|locked)"), files.lock(path):

@@ -319,6 +319,22 @@ def test_a_file_of_somebody_else_is_refused_before_anything_is_computed(run, ref
     assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
 
 
+def as_folder(path):
+    path.unlink()
+    (path / "mine").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("name", ["test.md", "metrics.json", "results_demo.npy", "report.html"])
+@pytest.mark.parametrize("change", [as_link, as_pipe, as_folder])
+def test_what_stands_in_place_of_our_file_is_not_ours_whatever_the_manifest_says(run, refusal, name, change):
+    evaluate(run, "--report", "--save_results", 1)
+    change(run / name)
+    before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
+    error = refusal(evaluation.main, run, "--report", "--save_results", 1, expected=[name, "move"])
+    assert "printed" not in error
+    assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
+
+
 def test_published_run_folders_get_new_files_alone(run, tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -330,16 +346,22 @@ def test_published_run_folders_get_new_files_alone(run, tmp_path):
     assert {name: after[name] for name in before} == before and (folder / "dev.md").exists()
 
 
-def test_a_table_that_cannot_be_saved_is_printed_and_said(run, monkeypatch, capfd):
-    def refuse(*arguments, **settings):
-        raise PermissionError(13, "Permission denied", str(run / "test.md"))
+def test_a_table_that_cannot_be_saved_is_printed_and_said(run, tmp_path, monkeypatch, capfd):
+    """What goes elsewhere is written all the same."""
+    original = os.open
+
+    def refuse(path, *arguments, **settings):
+        if str(path).startswith(str(run)):
+            raise PermissionError(13, "Permission denied", str(run / "test.md"))
+        return original(path, *arguments, **settings)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr("lib.files.os.open", refuse)
-        evaluation.command_line(lambda: evaluate(run))
+        evaluation.command_line(lambda: evaluate(run, "--export", tmp_path / "exported"))
     printed = capfd.readouterr()
     assert ended.value.code == 2 and "| images |" in printed.out and printed.err.count("\n") == 1
     assert "permission denied" in printed.err and "copy the checkpoint into a folder of your own" in printed.err
+    assert (tmp_path / "exported" / "README.md").exists()
 
 
 def test_hostile_names_reach_no_file_raw(run, tmp_path, capsys):
