@@ -134,8 +134,6 @@ def _acquire(path, wait):
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         _check_lock_file(path, descriptor)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     except OSError as error:
         is_held = error.errno in (errno.EACCES, errno.EAGAIN)
         holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) if is_held else ""
@@ -149,6 +147,9 @@ def _acquire(path, wait):
             f"{path.parent}: in use by {holder or 'another process'}, expected no other process to write there; wait "
             "for it, end it, or name another folder"
         ) from error
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, its file does not say for whom
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return descriptor
 
 
