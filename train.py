@@ -129,6 +129,10 @@ class Training:
         self.skipped.fill_(position["skipped"])
         self.step = content["step"]
         self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
+        split = self.data.validation.split
+        if not fingerprint.is_same((position.get("data") or {}).get(split, {}), self.fingerprint[split]):
+            self.best_rsum = -1.0
+            print_line(f"warning: the best score so far is of other {split} data: the next model becomes the best")
 
     def _start(self, resumed_file, content):
         """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
