@@ -47,8 +47,13 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def older(copied):
-    """A run folder from before there were manifests."""
+    """A run folder from before there were manifests, and some of the options."""
     (copied / MANIFEST).unlink()
+    for name in ("last.pth", "model_best.pth"):
+        options = torch.load(copied / name, weights_only=True)["options"]
+        saved_with(copied / name, options={key: options[key] for key in options if key != "strip_accents"})
+    lines = (copied / "Parameters.txt").read_text().splitlines(keepends=True)
+    (copied / "Parameters.txt").write_text("".join(line for line in lines if not line.startswith("strip_accents")))
     return copied
 
 
