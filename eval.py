@@ -7,6 +7,7 @@ if __name__ == "__main__":
     import lib.start  # noqa: F401  before the imports that take seconds
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from lib.console import one_line
 from lib.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
 from lib.errors import InputError, command_line
 from lib.files import report_write_errors
+from lib.layout import FileState, file_state
 from lib.logs import print_line
 from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
 from lib.pictures import Pictures, demo_scenes
@@ -119,7 +121,7 @@ def _plain(options):
 class Run(NamedTuple):
     """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split.
 
-    test_split: the split that results of this run are reported on.
+    test_split: the split that results of this run are reported on; state: of the checkpoint file when it was read.
     """
 
     path: Path
@@ -129,11 +131,20 @@ class Run(NamedTuple):
     dataset: str
     data: RetrievalDataset
     test_split: str
+    state: FileState
+
+    def check_unchanged(self):
+        """Refuse results of a checkpoint file that was replaced meanwhile, as by a training. Raises InputError."""
+        if not os.path.exists(self.path) or file_state(self.path) != self.state:
+            raise InputError(
+                f"{self.path}: found another file than the one that was evaluated, expected no training to replace it "
+                "meanwhile; evaluate again"
+            )
 
 
 def open_run(path, options, device):
     """The model of a checkpoint file and the split asked for. Raises InputError. Returns `Run`."""
-    trained = checkpoint.load(path)
+    state, trained = file_state(path), checkpoint.load(path)
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
@@ -145,7 +156,7 @@ def open_run(path, options, device):
     tell_casing(tokeniser_of(trained, bert_path))
     model = load_model(path, trained, bert_path, data.region_dim, device)
     fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
-    return Run(path, trained, model, bert_path, dataset, data, test_split)
+    return Run(path, trained, model, bert_path, dataset, data, test_split, state)
 
 
 def choose_test_split(trained, data_path, dataset, split):
@@ -219,20 +230,24 @@ def check_files(options, folder, result, facts):
     folder.check(*find_files(options, report.find_name(folder, result, facts)))
 
 
-def save(options, folder, result, table, similarities, write_page=None):
+def save(folder, result, table, similarities, form=0, write_page=None, runs=()):
     """Save a table, (text, scores, facts), and what the options ask for beside it. Raises InputError.
 
-    write_page: writes the report to a path. The lock: two evaluations of different things never take the same name.
+    form: of the file of similarities, as --save_results has it, 0: none; write_page: writes the report to a path; runs:
+    each a `Run` whose checkpoint must not have changed. The lock: two evaluations of different things never take the
+    same name, and a training that ends meanwhile does not lose its table to that of an earlier epoch.
     """
     text, scores, facts = table
-    runs = report.run_folder(folder)
+    saved = report.run_folder(folder)
     try:
-        with runs.locked():
-            named = report.find_name(runs, result, facts)
+        with saved.locked():
+            for run in runs:
+                run.check_unchanged()
+            named = report.find_name(saved, result, facts)
             report.save(folder, named.table(), text, scores, facts)
-            if options.save_results:
-                report.save_similarities(folder / named.results(), similarities, options.save_results)
-            if options.report:
+            if form:
+                report.save_similarities(folder / named.results(), similarities, form)
+            if write_page:
                 write_page(folder / named.report())
     except InputError as error:
         raise InputError(
@@ -240,7 +255,7 @@ def save(options, folder, result, table, similarities, write_page=None):
             "checkpoint into a folder of your own and evaluate it there"
         ) from error
     if "+" in named.table():
-        why = f" ({result.table()}.md is of other data)" if named.data else ""
+        why = " (other data under this name were evaluated here before)" if named.data else ""
         print_line(f"saved as {folder / named.table()}.md{why}")
 
 
@@ -303,12 +318,16 @@ def evaluate_runs(runs, options, device):
         extended.check_against(facts["extended"], list(scores.values())[-1])
         text += "\n\n" + extended.markdown(facts["extended"])
     print_line(text)
-    save(
-        options, folder, result, (text, scores, facts), similarities,
-        lambda path: write_report(path, first, scores, facts, similarities, options),
-    )  # fmt: skip
-    if options.export is not None:
-        export.write(options.export, similarities, search.names(first.data), facts["title"], report.markdown(scores))
+    page = partial(write_report, run=first, scores=scores, facts=facts, similarities=similarities, options=options)
+    try:
+        save(
+            folder, result, (text, scores, facts), similarities, options.save_results,
+            page if options.report else None, runs,
+        )  # fmt: skip
+    finally:  # the run folder may be somebody else's, the one to export to is not
+        if options.export is not None:
+            known = search.names(first.data)
+            export.write(options.export, similarities, known, facts["title"], report.markdown(scores))
 
 
 def evaluate_seeds(folder, seeds, options, device):
@@ -328,7 +347,8 @@ def evaluate_seeds(folder, seeds, options, device):
     by_seed = {seed: report.tables(found, first.data.split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     print_line(text)
-    save(options, folder, result, (text, report.label_seeds(by_seed, ensemble), facts), similarities)
+    table = text, report.label_seeds(by_seed, ensemble), facts
+    save(folder, result, table, similarities, options.save_results, runs=runs)
 
 
 def main(argv=None):

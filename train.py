@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import arguments
 import graph_lib
-from eval import find_facts, load_split, open_folder, summarise
+from eval import find_facts, load_split, open_folder, save, summarise
 from lib import bert, charts, checkpoint, distributed, engine, fingerprint, metrics, optim, pretrained, report
 from lib.dataset import NO_SPLIT, RetrievalDataset, TrainingPairs, batches, conventions, training_loader
 from lib.errors import InputError, command_line, first_sentence
@@ -129,6 +129,10 @@ class Training:
         self.skipped.fill_(position["skipped"])
         self.step = content["step"]
         self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
+        split = self.data.validation.split
+        if not fingerprint.is_same((position.get("data") or {}).get(split, {}), self.fingerprint[split]):
+            self.best_rsum = -1.0
+            print_line(f"warning: the best score so far is of other {split} data: the next model becomes the best")
 
     def _start(self, resumed_file, content):
         """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
@@ -349,9 +353,7 @@ class Training:
             facts = find_facts(options.dataset, self.data.test, [(self.best_file, best)], folder)
             text, scores = summarise(similarities, facts)
             self.log.evaluation("\n" + text)
-            report.save(folder, name.table(), text, scores, facts)
-            if options.save_results:
-                report.save_similarities(folder / name.results(), similarities, options.save_results)
+            save(folder, name, (text, scores, facts), similarities, options.save_results)
             return scores
 
         return distributed.from_first(written)

@@ -33,6 +33,12 @@ What these embeddings retrieve (R@K in percent):
 """
 
 
+FILES = (
+    "image_embeddings.npy", "caption_embeddings.npy", "image_ids.txt", "caption_images.txt", "captions.txt",
+    "README.md",
+)  # fmt: skip
+
+
 def check(folder):
     """Refuse a folder that holds anything. Raises InputError."""
     folder = Path(folder)
@@ -42,9 +48,21 @@ def check(folder):
 
 
 def write(folder, similarity, known, title, table):
-    """Write the embeddings of a `lib.metrics.Similarity` into `folder`; known: `lib.search.Names`."""
+    """Write the embeddings of a `lib.metrics.Similarity` into `folder`, all or none; known: `lib.search.Names`.
+
+    folder: of `check`, new or empty. Raises InputError where the disk is full.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(folder, similarity, known, title, table)
+    except InputError:  # the same command again finds the folder empty
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _write(folder, similarity, known, title, table):
     images, captions = similarity.images.numpy(), similarity.captions.numpy()
     for name, rows in (("image_embeddings", images), ("caption_embeddings", captions)):
         with atomic_write(folder / f"{name}.npy") as file:

@@ -13,6 +13,7 @@ from lib.console import one_line
 from lib.errors import InputError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)  # what `atomic_write` names its files
+LOCK_CONTENT = re.compile(rb"(process \d+ on [^\n]*\n)?")
 _held = {}  # locks of this process: {real path: [descriptor, how often it is held]}
 
 
@@ -126,12 +127,13 @@ def lock(path, wait=False):
 
 
 def _acquire(path, wait):
+    if path.is_symlink():
+        raise InputError(f"{path}: found a link, expected its lock or nothing; move it away, or name another folder")
     with report_write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        _check_lock_file(path, descriptor)
     except OSError as error:
         is_held = error.errno in (errno.EACCES, errno.EAGAIN)
         holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) if is_held else ""
@@ -145,7 +147,21 @@ def _acquire(path, wait):
             f"{path.parent}: in use by {holder or 'another process'}, expected no other process to write there; wait "
             "for it, end it, or name another folder"
         ) from error
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, its file does not say for whom
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return descriptor
+
+
+def _check_lock_file(path, descriptor):
+    """Refuse a file that `_acquire` has not written: it would be overwritten. Raises InputError."""
+    is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if not is_file or not LOCK_CONTENT.fullmatch(os.pread(descriptor, 1000, 0)):
+        os.close(descriptor)
+        raise InputError(
+            f"{path}: found {'a file' if is_file else 'a pipe or device'} that this program did not write, expected "
+            "its lock or nothing; move it away, or name another folder"
+        )
 
 
 def flush_folder(folder):

@@ -130,6 +130,11 @@ def check_resumed(path, saved, found, folder, bert_path, is_allowed):
     return told + [f"warning: {difference}" for difference in differences]
 
 
+def is_same(saved, found):
+    """Whether two fingerprints of a split, or of BERT, differ in nothing that both of them hold."""
+    return all(saved[name] == found[name] for name in saved.keys() & found.keys())
+
+
 def _differing(saved, found):
     names = [name for name in found if name in saved and saved[name] != found[name]]
     return [name for name in names if name != "pieces" or "captions" not in names]

@@ -51,6 +51,9 @@ class RunLog:
                     _cut(path, sizes[path.name])
                 else:
                     self._own.remove(path.name)
+            for name, size in sorted((sizes or {}).items()):
+                if not os.path.lexists(self.folder / name):
+                    print_line(f"warning: {self.folder / name}: no such file, expected {size} bytes of the run's log")
             self.tensorboard = self._open_tensorboard() if TensorBoard else None
         if not TensorBoard:
             print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")

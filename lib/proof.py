@@ -9,6 +9,7 @@ from lib.errors import InputError
 from lib.logs import EVAL, LOG_NAMES, PARAMETERS
 from lib.report import VALIDATION
 from lib.run_folder import OWN_NAMES, is_plain_file
+from lib.state import ADDED_OPTIONS
 
 RESULTS = (".md", ".json", ".npy", ".npz", ".html")
 
@@ -30,7 +31,9 @@ def own_files(folder, last):
     found = {path.name for path in folder.glob("*") if is_plain_file(path) and _is_result(path)}
     if last:
         found |= {LAST} | _logs(folder, last)
-        found |= {PARAMETERS} if _option_names(folder / PARAMETERS) == sorted(last["options"]) else set()
+        names = _option_names(folder / PARAMETERS)  # without those that versions of then did not have
+        is_ours = names == sorted(last["options"].keys() - (ADDED_OPTIONS.keys() - set(names)))
+        found |= {PARAMETERS} if is_ours else set()
         found |= {EVAL} if VALIDATION.match(_text(folder / EVAL)) else set()
     if _is_our_checkpoint(folder / BEST):
         found.add(BEST)

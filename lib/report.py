@@ -18,6 +18,7 @@ from lib.console import one_line, printable
 from lib.errors import InputError, first_sentence
 from lib.files import why_unreadable
 from lib.logs import EVAL
+from lib.result_names import EXTRAS
 from lib.run_folder import RunFolder
 
 FOLDS = 5
@@ -232,13 +233,18 @@ def find_name(folder, result, facts):
 
     folder: a `RunFolder`; facts: of the evaluation, see `save`. Raises InputError where a file in the way is not ours.
     """
-    entry = _entries(folder.path / METRICS).get(result.table(), facts)
-    same = all(entry.get(name) == facts[name] for name in ("dataset", "split"))
-    fingerprint = facts["data"]["fingerprint"]
-    data = entry.get("data")  # none in entries of earlier versions
-    if not same or isinstance(data, dict) and data.get("fingerprint") != fingerprint:
-        result = result._replace(data=fingerprint[:8])
+    entries = _entries(folder.path / METRICS)
+    tables = [result._replace(extras=extras).table() for extras in EXTRAS]  # all of them name one file of similarities
+    if any(_is_of_other(entries[table], facts) for table in tables if table in entries):
+        result = result._replace(data=facts["data"]["fingerprint"][:8])
     return result
+
+
+def _is_of_other(entry, facts):
+    """Whether an entry of metrics.json is of another data set, split or other data than an evaluation, see `save`."""
+    data = entry.get("data")  # none in entries of earlier versions
+    is_other_data = isinstance(data, dict) and data.get("fingerprint") != facts["data"]["fingerprint"]
+    return is_other_data or any(entry.get(name) != facts[name] for name in ("dataset", "split"))
 
 
 def save(folder, name, text, scores_by_label, facts):

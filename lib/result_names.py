@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lib.cache import digest
 from lib.checkpoint import BEST
 
+EXTRAS = ("", "bootstrap", "extended", "bootstrap-extended")  # what may stand beside a table
 SEEDS = "seeds"  # in place of the hash of an ensemble: all runs of one folder
 
 

@@ -74,7 +74,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}: cannot be used (found {first_sentence(error)}), expected the manifest that train.py or "
-                "eval.py wrote; move it away, or name another folder"
+                "eval.py wrote; move it away (one that may not be read: change its permissions), or name another folder"
             ) from error
 
     def is_own(self, name):
@@ -85,9 +85,15 @@ class RunFolder:
         """Whether there is a file of this name, ours or not, that was not discarded."""
         return (self.path / name).exists() and name not in self.read()["discarded"]
 
-    def is_empty(self):
-        """Whether nothing is in the folder, or it is not there. Hidden files do not count."""
-        return not self.path.is_dir() or all(name.startswith(".") for name in os.listdir(self.path))
+    def is_empty(self, but=None):
+        """Whether nothing is in the folder, or it is not there. Hidden files do not count.
+
+        but: a path; what it names in this folder, or lies in, does not count either.
+        """
+        if not self.path.is_dir():
+            return True
+        ignored = os.path.relpath(os.path.realpath(but), os.path.realpath(self.path)).split(os.sep)[0] if but else None
+        return all(name.startswith(".") or name == ignored for name in os.listdir(self.path))
 
     def locked(self):
         """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""
@@ -120,6 +126,7 @@ class RunFolder:
         """Enter names in the manifest, before their files are made. Raises InputError where a file is not ours."""
         assert all(OWN_NAMES.fullmatch(name) for name in names), names
         content = self.read()
+        self.check_writable(names, self._plain(content["files"]))
         if set(names) <= set(content["files"]) and not content["discarded"]:
             return
         with self.update() as content:
@@ -130,10 +137,11 @@ class RunFolder:
 
     def check(self, *names):
         """What `claim` would refuse, before there is anything to write. Raises InputError."""
-        own = self.read()["files"]
-        for name in names:
-            if name not in own:
-                self._refuse_foreign(name)
+        self.check_writable(names, self._plain(self.read()["files"]))
+
+    def _plain(self, names):
+        """Those of the names that are plain files: a folder or pipe in place of a file of ours is somebody else's."""
+        return [name for name in names if is_plain_file(self.path / name)]
 
     def _refuse_foreign(self, name):
         path = self.path / name

@@ -39,7 +39,9 @@ def find_best_rsum(resumed_file, content, num_epochs):
 
     content: what `resumed_file` holds.
     """
-    if find_best(resumed_file):
+    best = find_best(resumed_file)
+    if best:
+        _check_best(best, resumed_file, content)
         return content["best_rsum"]
     missing = Path(resumed_file).with_name(BEST)
     if content["epoch"] >= num_epochs:
@@ -50,6 +52,17 @@ def find_best_rsum(resumed_file, content, num_epochs):
     if content["best_rsum"] >= 0:
         print_line(f"{missing}: no such file: the next model that is validated becomes the best")
     return -1.0
+
+
+def _check_best(best_file, resumed_file, content):
+    """Refuse a best model that is not of the run that `resumed_file` is of: its table would end the run."""
+    best, last_rsum = checkpoint.load(best_file), content["best_rsum"]
+    is_later = not best.is_published and best.epoch > content["epoch"]  # the run was killed before it saved again
+    if last_rsum >= 0 and not is_later and best.best_rsum != last_rsum:
+        raise InputError(
+            f"{best_file}: found a model of another run or an earlier one (best rsum {best.best_rsum:.1f}), expected "
+            f"that of {resumed_file} ({last_rsum:.1f}): put that back, or move this one away"
+        )
 
 
 class RunFolders:
@@ -116,7 +129,7 @@ class RunFolders:
                 f"folder has saved ({MANIFEST} says so); put them back, replace the run with --overwrite 1, or "
                 f"{another}"
             )
-        if not run and not self.models.is_empty():
+        if not run and not self._is_empty(self.models):
             raise InputError(
                 f"{self.models.path}: found files and no run of this program, expected an empty folder or a run's; "
                 f"{another}, or start a run beside these files with --overwrite 1, which replaces only what this "
@@ -140,11 +153,15 @@ class RunFolders:
             return  # from before there were manifests
         if found["log"] or has_checkpoints:
             raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {ANOTHER_LOG}")
-        if not self.logs.is_empty():
+        if not self._is_empty(self.logs):
             raise InputError(
                 f"{self.logs.path}: found files and no run of this program, expected an empty folder; {ANOTHER_LOG} "
                 "(files that this program did not write stay)"
             )
+
+    def _is_empty(self, folder):
+        """Whether a folder holds nothing beside the run's other one, which may lie in it."""
+        return folder.is_empty(but=next((other.path for other in self.all if other is not folder), None))
 
     def _holds_logs_of_last(self):
         last = proof.last_of(self.models.path)

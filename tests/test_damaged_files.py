@@ -582,7 +582,7 @@ def test_a_folder_in_the_way_of_a_log_is_named(whole, tmp_path, refusal, name):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("test.md", ["is a directory", "name another place"]), ("metrics.json", ["a folder, not a file", "move it away"]),
+    ("test.md", ["found a folder", "move the folder away"]), ("metrics.json", ["a folder, not a file", "move it away"]),
 ])  # fmt: skip
 def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name, expected):
     copied = shutil.copytree(finished, tmp_path / "run")

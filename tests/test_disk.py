@@ -16,7 +16,7 @@ from damage import OPTIONS, contents
 
 import eval as evaluation
 import train
-from lib import bert, check, dataset, engine
+from lib import bert, check, dataset, engine, export, files
 from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 from lib.errors import InputError
 
@@ -93,6 +93,26 @@ def test_a_disk_too_small_for_a_run_is_told_in_a_line(whole, disk, size):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "no space left on device" in done.stderr
+
+
+def test_an_export_that_does_not_fit_can_be_repeated_once_there_is_room(finished, tmp_path, disk, refusal):
+    run, folder = shutil.copytree(finished, tmp_path / "run"), disk("16k")
+    (folder / "filler").write_bytes(bytes(8192))
+    argv = [run, "--export", folder / "exported"]
+    refusal(evaluation.main, *argv, expected=["no space left on device", "repeat the command"])
+    assert list((folder / "exported").iterdir()) == []
+    assert subprocess.run(["mount", "-o", "remount,size=1m", str(folder)]).returncode == 0
+    evaluation.main([str(argument) for argument in argv])
+    assert {path.name for path in (folder / "exported").iterdir()} == set(export.FILES)
+
+
+def test_a_lock_on_a_full_disk_is_held(disk):
+    folder = disk("4k")
+    (folder / ".lock").touch()
+    fill(folder)
+    with files.lock(folder / ".lock"):
+        assert files._held
+    assert (folder / ".lock").read_bytes() == b""
 
 
 def test_demo_data_that_do_not_fit_leave_nothing_behind(tmp_path, disk, refusal):

@@ -88,6 +88,23 @@ def test_a_lock_excludes_another_process_and_ends_with_it(tmp_path):
     assert not files._held
 
 
+def test_a_lock_is_never_a_file_of_somebody_else(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text("process 3 on host\nmine\n")
+    with pytest.raises(InputError, match="found a file that this program did not write"), files.lock(path):
+        pass
+    assert path.read_text() == "process 3 on host\nmine\n" and not files._held
+    path.rename(tmp_path / "theirs")
+    path.symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match=f"{path}: found a link"), files.lock(path):
+        pass
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{path}: .*(pipe|locked)"), files.lock(path):
+        pass
+    assert not files._held
+
+
 def test_a_lock_can_be_waited_for(tmp_path):
     held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE)
     held.stdout.readline()

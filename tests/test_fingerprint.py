@@ -110,6 +110,18 @@ def test_changed_data_are_allowed_when_asked_and_then_known(finished, data, tmp_
     assert "other captions" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("split, is_best", [("dev", True), ("test", False)])
+def test_a_best_score_on_other_validation_data_does_not_count(finished, data, tmp_path, capsys, split, is_best):
+    """It would keep every later model from being kept."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    saved_with(run / "last.pth", best_rsum=599.0)
+    saved_with(run / "model_best.pth", best_rsum=599.0)
+    array(f"{split}_ims.npy", lambda found: found[::-1].copy())(data / "demo_precomp")
+    resume(run, data, "--allow_changed_data", 1)
+    assert ("the best score so far is of other dev data" in capsys.readouterr().out) == is_best
+    assert torch.load(run / "model_best.pth", weights_only=True)["epoch"] == 1 + is_best
+
+
 def test_the_same_data_elsewhere_and_repeated_rows_are_the_same(finished, data, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     array("test_ims.npy", lambda found: found.repeat(5, axis=0))(data / "demo_precomp")

@@ -136,8 +136,51 @@ def test_other_data_are_told_and_found_again(run, data, capsys):
     for _ in range(2):
         evaluate(run, "--data_path", data)
         printed = capsys.readouterr().out
-        assert re.search(r"\nsaved as .*/test\+data=[0-9a-f]{8}.md \(test.md is of other data\)\n", printed)
+        assert re.search(r"\nsaved as .*/test\+data=[0-9a-f]{8}.md \(other data under this name .*\)\n", printed)
     assert len(entries(run)) == 2
+
+
+def test_similarities_of_other_data_replace_none_whatever_stands_beside_the_table(run, whole, data):
+    """Tables with intervals have names of their own, the file of similarities has the same name."""
+    evaluate(run, "--save_results", 1)
+    before = (run / "results_demo.npy").read_bytes()
+    path = data / "demo_precomp" / "test_ims.npy"
+    np.save(path, np.load(path)[::-1])
+    evaluate(run, "--save_results", 1, "--data_path", data, "--bootstrap", 10)
+    assert (run / "results_demo.npy").read_bytes() == before
+    assert len(list(run.glob("results_demo+data=*.npy"))) == len(list(run.glob("test+with=bootstrap+data=*.md"))) == 1
+    evaluate(run, "--save_results", 1, "--bootstrap", 10, "--data_path", whole)
+    assert (run / "results_demo.npy").read_bytes() == before and (run / "test+with=bootstrap.md").exists()
+
+
+def test_the_table_at_the_end_of_training_replaces_none_of_other_data(run, whole, data, capsys):
+    """As when a run goes on with data that have changed."""
+    before = (run / "test.md").read_bytes(), entries(run)["test"]
+    path = data / "demo_precomp" / "test_ims.npy"
+    np.save(path, np.load(path)[::-1])
+    options = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run), "--resume", "auto", "--num_epochs", "2"]
+    train.main([*options, "--allow_changed_data", "1"])
+    assert ((run / "test.md").read_bytes(), entries(run)["test"]) == before
+    (new,) = run.glob("test+data=*.md")
+    assert f"saved as {new}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(run, refusal, monkeypatch, is_gone):
+    """A training that ends beside an evaluation keeps its table: that of the last best epoch."""
+    before, measured = (run / "test.md").read_bytes(), evaluation.engine.similarities
+    path = run / "model_best.pth"
+
+    def replaced_meanwhile(*arguments):
+        found = measured(*arguments)
+        path.unlink()
+        if not is_gone:
+            shutil.copyfile(run / "last.pth", path)
+        return found
+
+    monkeypatch.setattr(evaluation.engine, "similarities", replaced_meanwhile)
+    refusal(evaluation.main, run, "--save_results", 1, expected=[path, "another file than the one that was evaluated"])
+    assert (run / "test.md").read_bytes() == before and not list(run.glob("*+*"))
 
 
 def test_the_last_epoch_is_not_called_the_best(run, capsys):
@@ -276,6 +319,22 @@ def test_a_file_of_somebody_else_is_refused_before_anything_is_computed(run, ref
     assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
 
 
+def as_folder(path):
+    path.unlink()
+    (path / "mine").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("name", ["test.md", "metrics.json", "results_demo.npy", "report.html"])
+@pytest.mark.parametrize("change", [as_link, as_pipe, as_folder])
+def test_what_stands_in_place_of_our_file_is_not_ours_whatever_the_manifest_says(run, refusal, name, change):
+    evaluate(run, "--report", "--save_results", 1)
+    change(run / name)
+    before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
+    error = refusal(evaluation.main, run, "--report", "--save_results", 1, expected=[name, "move"])
+    assert "printed" not in error
+    assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
+
+
 def test_published_run_folders_get_new_files_alone(run, tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -287,16 +346,22 @@ def test_published_run_folders_get_new_files_alone(run, tmp_path):
     assert {name: after[name] for name in before} == before and (folder / "dev.md").exists()
 
 
-def test_a_table_that_cannot_be_saved_is_printed_and_said(run, monkeypatch, capfd):
-    def refuse(*arguments, **settings):
-        raise PermissionError(13, "Permission denied", str(run / "test.md"))
+def test_a_table_that_cannot_be_saved_is_printed_and_said(run, tmp_path, monkeypatch, capfd):
+    """What goes elsewhere is written all the same."""
+    original = os.open
+
+    def refuse(path, *arguments, **settings):
+        if str(path).startswith(str(run)):
+            raise PermissionError(13, "Permission denied", str(run / "test.md"))
+        return original(path, *arguments, **settings)
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr("lib.files.os.open", refuse)
-        evaluation.command_line(lambda: evaluate(run))
+        evaluation.command_line(lambda: evaluate(run, "--export", tmp_path / "exported"))
     printed = capfd.readouterr()
     assert ended.value.code == 2 and "| images |" in printed.out and printed.err.count("\n") == 1
     assert "permission denied" in printed.err and "copy the checkpoint into a folder of your own" in printed.err
+    assert (tmp_path / "exported" / "README.md").exists()
 
 
 def test_hostile_names_reach_no_file_raw(run, tmp_path, capsys):

@@ -47,8 +47,13 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def older(copied):
-    """A run folder from before there were manifests."""
+    """A run folder from before there were manifests, and some of the options."""
     (copied / MANIFEST).unlink()
+    for name in ("last.pth", "model_best.pth"):
+        options = torch.load(copied / name, weights_only=True)["options"]
+        saved_with(copied / name, options={key: options[key] for key in options if key != "strip_accents"})
+    lines = (copied / "Parameters.txt").read_text().splitlines(keepends=True)
+    (copied / "Parameters.txt").write_text("".join(line for line in lines if not line.startswith("strip_accents")))
     return copied
 
 
@@ -89,7 +94,7 @@ def test_asked_for_a_run_starts_beside_other_files_and_leaves_them(whole, tmp_pa
                                   "model_best.pth", "Parameters.txt"])  # fmt: skip
 def test_a_file_of_others_with_a_name_of_ours_is_refused_before_anything_is_written(whole, tmp_path, refusal, name):
     folder = place(tmp_path / "run", {name: "mine"})
-    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "move ", " away"])
+    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "away"])
     assert visible(folder) == {Path(name): b"mine"}
 
 
