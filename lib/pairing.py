@@ -7,10 +7,12 @@ Nothing is guessed: where a file has a row a caption, rows are compared, and wha
 
 import math
 import os
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.console import one_line
 from lib.errors import InputError
 from lib.layout import read_lines
 from lib.metrics import CAPTIONS_PER_IMAGE, in_order
@@ -101,16 +103,34 @@ def ids_of_images(path, ids, pairing):
     if len(ids) != num_captions or num_captions == num_images:
         return ids
     found = [ids[caption] for caption in np.unique(pairing.caption_images, return_index=True)[1]]
-    if len(set(ids)) == num_images:  # otherwise these are ids of captions
-        for line, (identity, image) in enumerate(zip(ids, pairing.caption_images.tolist()), 1):
-            if identity != found[image]:
-                raise InputError(
-                    f"{path}: line {line} is {identity}, expected {found[image]} as of the other captions of image "
-                    f"{image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
-                    f"another order; write the row of each caption's image, from 0, into "
-                    f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line"
-                )
+    images = pairing.caption_images.tolist()
+    if len(set(ids)) == num_images and ids != [found[image] for image in images]:  # more are ids of captions
+        line, image = next((line, image) for line, image in enumerate(images) if ids[line] != found[image])
+        raise InputError(
+            f"{path}: line {line + 1} is {one_line(ids[line])}, expected {one_line(found[image])} as of the other "
+            f"captions of image {image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
+            f"another order; write the row of each caption's image, from 0, into "
+            f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line; or remove the ids, where they are wrong"
+        )
     return found
+
+
+def check_ids(folder, split, pairing):
+    """Notes on what the ids of a split, where it has any, say of its pairing.
+
+    Raises InputError where ids of images, a line a caption, contradict it.
+    """
+    path = folder / f"{split}_ids.txt"
+    if not os.path.lexists(path):
+        return []
+    ids = ids_of_images(path, read_lines(path, "an image id"), pairing)
+    repeated = [identity for identity, count in Counter(ids).items() if count > 1]
+    if not repeated or len(ids) != pairing.num_images:
+        return []
+    return [
+        f"warning: {path}: {len(repeated)} ids stand for several images, such as {one_line(repeated[0])}; each of "
+        f"these rows counts as an image of its own ({pairing.count_text()}, {pairing.source})"
+    ]
 
 
 def find_pairing(folder, split, regions, num_captions):

@@ -349,6 +349,19 @@ def test_an_id_of_every_caption_gives_ids_of_images(opened, tmp_path):
         ids_of_images(path, list("abbcb"), found)
 
 
+def test_ids_that_contradict_the_order_of_the_captions_are_refused_at_opening(opened):
+    with pytest.raises(InputError, match="test_ids.txt: line 2 is id1, expected id0 .*test_caps_images.txt.*remove"):
+        opened(ids=[f"id{image}" for image in [*range(12)] * 5])
+    images = [*range(12)] * 5
+    assert opened(images=images, ids=[f"id{image}" for image in images]).notes == []
+
+
+def test_ids_that_several_images_share_are_told_of(opened):
+    ids = [f"id{image // 5}" for image in range(60)]
+    split = opened(rows=np.arange(12).repeat(5), images=range(60), ids=ids)
+    assert "test_ids.txt: 12 ids stand for several images, such as id0; each of these rows counts" in split.notes[-1]
+
+
 def test_opening_compares_few_rows(monkeypatch):
     """How many rows are compared grows with the root of the number of images."""
     read, content = [], pairing._Rows._content
