@@ -93,7 +93,7 @@ def conventions(folder, dataset):
     folder: `{dataset}_precomp`.
     """
     has_testall, has_test = has_split(folder, "testall"), has_split(folder, "test")
-    is_named = dataset.startswith("coco")  # coco, coco_butd, ...
+    is_named = dataset.lower().startswith("coco")  # coco, coco_butd, COCO, ...
     test_split = "testall" if has_testall else "test" if has_test else NO_SPLIT
     longest_distance = COCO_LONGEST_DISTANCE if is_named or has_testall else LONGEST_DISTANCE
     note = None
