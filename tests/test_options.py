@@ -54,6 +54,13 @@ def test_symbols_of_the_paper_stand_in_the_help():
         assert symbol in text
 
 
+@pytest.mark.parametrize("name", ["init_from", "glove", "resume", "bert_path", "data_path"])
+def test_an_empty_value_is_no_value(name):
+    """As `--init_from "$UNSET"` gives: the run would silently start from nothing."""
+    with pytest.raises(InputError, match=f"--{name}: found nothing, expected a value"):
+        training_parser().parse_args([f"--{name}", ""])
+
+
 @pytest.fixture
 def parser():
     made = Parser(prog="program.py")
@@ -170,7 +177,8 @@ def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
     program, option, dest = found
     monkeypatch.chdir(tmp_path)
     values = ["1" + "0" * 30, "1" + "0" * 5000]
-    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight"):
+    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight",
+                "longest_distance"):  # fmt: skip
         values = ["1e400", "nan"]  # any finite number may do
     for value in values:
         error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])
@@ -193,7 +201,7 @@ def as_folder(path):
 PATHS = {  # options that name a file or a folder -> what they are given beside it
     ("train.py", "--data_path"): [], ("train.py", "--bert_path"): ["--dataset", "demo"],
     ("train.py", "--glove"): ["--dataset", "demo", "--text_encoder", "bigru", "--word_dim", "4"],
-    ("train.py", "--resume"): ["--dataset", "demo"],
+    ("train.py", "--resume"): ["--dataset", "demo"], ("train.py", "--init_from"): ["--dataset", "demo"],
     ("train.py", "--logger_name"): [], ("train.py", "--model_name"): [],
     ("eval.py", "--model_path"): [], ("eval.py", "--data_path"): ["--model_path", "RUN"],
     ("eval.py", "--bert_path"): ["--model_path", "RUN"], ("eval.py", "--export"): ["--model_path", "RUN"],
@@ -223,7 +231,7 @@ def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
 
 def test_all_paths_are_among_those():
     """Every option whose text names a file or a folder is tried above."""
-    no_path = {"dataset", "val_split", "split", "query", "query_image", "device", "run", "out"}
+    no_path = {"dataset", "val_split", "test_split", "split", "query", "query_image", "device", "run", "out"}
     named = {(program, option[0] if option else None) for program, option, dest in TEXTS if dest not in no_path}
     assert named == set(PATHS)
 
