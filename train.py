@@ -88,6 +88,8 @@ class Training:
         if not self.vocabulary:
             settings, tokeniser = self.fingerprint["bert"]["settings"], self.data.train.tokeniser_digest
             self.reader = dict(settings=settings, tokeniser=tokeniser)
+            if trained:
+                fingerprint.check_reader(options.init_from, trained.reader, options.bert_path, self.reader)
         if content:
             self._check_data(resumed_file, content["position"].get("data"))
         check_memory(options, reader, self.data.train.regions.shape, self.device)

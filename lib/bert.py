@@ -131,9 +131,10 @@ def tokeniser(path):
             f"{path}: the vocabulary lacks [CLS], [SEP], [MASK] or [UNK], or [PAD] is not its first entry; expected a "
             "BERT vocabulary such as bert-base-uncased's"
         )
-    if len(found) > config.vocab_size:
+    largest = max(len(found), *(number + 1 for number in entries.values()))  # a repeated entry leaves a number out
+    if largest > config.vocab_size:
         raise InputError(
-            f"{path}: the vocabulary has {len(found)} entries, expected at most {config.vocab_size} as config.json has "
+            f"{path}: the vocabulary has {largest} entries, expected at most {config.vocab_size} as config.json has "
             "it; the files are of different models: copy or download the folder again"
         )
     if None in (backend.normalizer, backend.pre_tokenizer, getattr(backend.model, "unk_token", None)):

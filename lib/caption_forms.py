@@ -2,30 +2,46 @@
 
 # C captions
 
+import ast
 import json
 import re
 import shlex
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 LOOKED_AT = 1000  # lines, spread over the file
 SHARED = 0.95  # of them have the form
+FEWEST_NUMBERS = 8  # different ones, that grow
 PICTURE = r"\.(?:jpe?g|png|gif|bmp|webp|npy|npz)"
 CSV = (
     'import csv, sys; '
     'sys.stdout.writelines(" ".join(",".join(row[1:]).split()) + "\\n" for row in csv.reader(sys.stdin))'
 )
 JSON = 'import json, sys; sys.stdout.writelines(" ".join({}.split()) + "\\n" for line in sys.stdin)'
+LITERAL = (
+    'import ast, sys; values = (ast.literal_eval(line.strip()) for line in sys.stdin if line.strip()); '
+    'texts = (" ".join(value) if isinstance(value, list) else value for value in values); '
+    'texts = (text.decode() if isinstance(text, bytes) else text for text in texts); '
+    'sys.stdout.writelines(" ".join(text.split()) + "\\n" for text in texts)'
+)
+MARKER = r"(<[^> ]+>|\[[A-Z]+\])"  # <start>, <s>, [CLS]
 JSON_KEYS = ("caption", "raw", "text", "sentence", "title")  # of the text in an object
 FORMS = (  # pattern of the beginning of a line, description, shell filter that leaves the caption
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|\s*\d+\s*\|", "columns separated by |", "cut -d '|' -f 3-"),
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|", "columns separated by |", "cut -d '|' -f 2-"),
     (r"[\d\s.,;+-]+$", "numbers and nothing else", None),
-    (rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]', "`id,text`", "cut -d , -f 2-"),
+    (rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]|\w*\d{{3,}},\s*[^\d\s]', "`id,text`", "cut -d , -f 2-"),
+    (rf"[^;]*(?:{PICTURE}(?:#\d+)?|\d)\s*;", "columns separated by ;", "cut -d ';' -f 2-"),
+    (rf"(?:\d+|\S*{PICTURE}(?:#\d+)?)[.):]\s+[^\d\s]", "a number or a name, and a text", "sed -E 's/^[^ ]+ +//'"),
     (rf"\S+(?:#\d+|{PICTURE})\s", "a file name and a text", "sed -E 's/^[^ ]+ +//'"),
     (r"\d{3,}\s+[^\d\s]", "a number and a text", "sed -E 's/^[^ ]+ +//'"),
-)
+    (
+        rf"{MARKER}\s.*\s{MARKER}$", "a text between markers",
+        f"sed -E 's/^{MARKER} +//; s/ +{MARKER}[[:space:]]*$//'",
+    ),
+)  # fmt: skip
 
 
 class Form(NamedTuple):
@@ -41,7 +57,7 @@ def find_form(texts):
     chosen = [texts[number] for number in places[: len(texts)] if texts[number]]
     if not chosen:
         return None
-    found = _find_columns(chosen) or _find_json(chosen)
+    found = _find_columns(chosen) or _find_json(chosen) or _find_literals(chosen) or _find_running_numbers(chosen)
     if found:
         return found
     form = next((Form(*form) for pattern, *form in FORMS if _is_shared(pattern, chosen)), None)
@@ -82,6 +98,33 @@ def _find_json(texts):
             taken = f'json.loads(line)["{key}"]'
             return Form("JSON", f"python -c {shlex.quote(JSON.format(taken))}")
     return Form("JSON", None)
+
+
+def _find_literals(texts):
+    """The `Form` of lines of Python's bytes, strings or lists of words, or None."""
+    if not _is_shared(r"""(b?['"]|\[['"]).*['"\]]$""", texts):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd escapes
+        found = sum(_is_literal(text) for text in texts)
+    return Form("Python literals", f"python -c {shlex.quote(LITERAL)}") if found >= SHARED * len(texts) else None
+
+
+def _is_literal(text):
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return False
+    return isinstance(value, (bytes, str)) or isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _find_running_numbers(texts):
+    """The `Form` of lines that begin with numbers that grow through the file, or None."""
+    found = [re.match(r"(\d{1,18})\s+[^\d\s]", text) for text in texts]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) < SHARED * len(texts) or len(set(numbers)) < FEWEST_NUMBERS or numbers != sorted(numbers):
+        return None
+    return Form("a number and a text", "sed -E 's/^[^ ]+ +//'")
 
 
 def _read_json(text):

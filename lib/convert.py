@@ -201,12 +201,12 @@ def _say_how_matched(matched, index):
         f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' (images of the JSON that "
         f"each field finds: {karpathy.in_words(matched.counts)})"
     )
-    names = [line.name for line in index.lines.values()]
-    is_counted = names[0] in ("0", "1") and names == [str(int(names[0]) + n) for n in range(len(names))]
-    if is_counted and matched.field != "imgid":
+    names = {line.name for line in index.lines.values()}
+    first = next((first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None)
+    if first is not None and matched.field != "imgid":
         write_line(
-            f"warning: the names in the TSV files count from {names[0]}, line by line; if that is not how the pictures "
-            f"are named ({matched.field}), every image has another's features: extract them under their file names"
+            f"warning: the names in the TSV files are the numbers from {first} on; if that is not how the pictures are "
+            f"named ({matched.field}), every image has another's features: extract them under their file names"
         )
 
 

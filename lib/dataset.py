@@ -32,7 +32,7 @@ from lib.fingerprint import of_tokeniser
 from lib.interrupt import leave_to_parent
 from lib.layout import check_unchanged, file_state, open_regions, read_lines, read_num_regions
 from lib.options import Parser
-from lib.pairing import drop_blank_end, find_pairing
+from lib.pairing import check_ids, drop_blank_end, find_pairing
 from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
@@ -93,7 +93,7 @@ def conventions(folder, dataset):
     folder: `{dataset}_precomp`.
     """
     has_testall, has_test = has_split(folder, "testall"), has_split(folder, "test")
-    is_named = dataset.startswith("coco")  # coco, coco_butd, ...
+    is_named = dataset.lower().startswith("coco")  # coco, coco_butd, COCO, ...
     test_split = "testall" if has_testall else "test" if has_test else NO_SPLIT
     longest_distance = COCO_LONGEST_DISTANCE if is_named or has_testall else LONGEST_DISTANCE
     note = None
@@ -135,6 +135,7 @@ class RetrievalDataset:
         self.num_regions = self._read_num_regions()
         form = caption_forms.warning(captions_path, texts)
         self.notes = [*filter(None, [note, form and f"warning: {form}"]), *self.pairing.notes]
+        self.notes += check_ids(self.folder, split, self.pairing)
         self.caption_images, self.stored_images = self.pairing.caption_images, np.arange(self.pairing.num_images)
         if split == "dev" and len(texts) > DEV_CAPTIONS:
             texts = texts[:DEV_CAPTIONS]

@@ -1,7 +1,8 @@
 """Of which type numbers are whose bytes alone are known: float16, float32 or float64, little-endian.
 
 The last byte of a number holds its sign and exponent. In an array of one type all last bytes are spread alike. A byte
-from inside the numbers, which holds a part of the mantissa, is spread differently.
+from inside the numbers, which holds a part of the mantissa, is spread differently. Whole numbers of one byte, or of
+several, are none of these types.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ def find_dtype(content, row_bytes):
     content: uint8 array of whole rows.
     """
     if row_bytes % 4:
-        return "float16"
+        return _float16(content)
     if row_bytes % 8 == 0:
         distance = _distance(content.reshape(-1, 8), 3, 7)
         if distance > DIFFERENT:
@@ -25,7 +26,15 @@ def find_dtype(content, row_bytes):
         if not distance < ALIKE:
             return None
     distance = _distance(content.reshape(-1, 4), 1, 3)
-    return "float32" if distance > DIFFERENT else "float16" if distance < ALIKE else None
+    return "float32" if distance > DIFFERENT else _float16(content) if distance < ALIKE else None
+
+
+def _float16(content):
+    """ "float16", or None where the bytes may as well be whole numbers: of one byte, or small ones of several."""
+    if not _distance(content.reshape(-1, 2), 0, 1) > DIFFERENT:
+        return None
+    values = np.abs(content.view("<f2"))
+    return "float16" if values.max() >= np.finfo(np.float16).tiny else None
 
 
 def _distance(groups, first, second):

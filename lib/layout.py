@@ -80,7 +80,8 @@ def open_regions(path):
     if why:
         splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
         remedy = unfinished_conversion(path.parent) or (
-            "copy the file there, or name another split: --split in evaluation, in training --val_split in place of dev"
+            "copy the file there, or name another split: --split in evaluation, in training --val_split or "
+            "--test_split"
         )
         raise InputError(
             f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "

@@ -8,6 +8,7 @@ model.encode_images(regions, num_regions)                   # (n, R, D), (n,) ->
 
 # N images, C captions, R regions, D region feature size, E embedding
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 
 from lib import bert, checkpoint, engine, fingerprint
 from lib.captions import Captions, tokenise
-from lib.dataset import pad_pieces
+from lib.dataset import LARGEST_FEATURE, pad_pieces
 from lib.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.errors import InputError
 from lib.logs import print_line
@@ -122,12 +123,16 @@ class Trained:
 
     def encode_captions(self, texts):
         """Embeddings (n, E) of n captions, a list of strings of any length. Raises InputError."""
-        if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+        given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+        if not given or not all(isinstance(text, str) for text in given):
             raise InputError(f"captions: found {texts!r:.60}, expected a list of at least one string")
+        broken = next((text for text in given if any(0xD800 <= ord(letter) < 0xE000 for letter in text)), None)
+        if broken is not None:
+            raise InputError(f"captions: found {broken!a:.60}, expected text without half characters (lone surrogates)")
         reader = getattr(self.model.text_encoder, "bert", None)
         longest = reader and reader.config.max_position_embeddings
-        given = _Captions(tokenise(list(texts), self.tokeniser, longest))
-        return engine.encode_captions(self.model, given, self.device).numpy()
+        captions = _Captions(tokenise(given, self.tokeniser, longest))
+        return engine.encode_captions(self.model, captions, self.device).numpy()
 
     def encode_images(self, regions, num_regions=None):
         """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError.
@@ -145,7 +150,11 @@ class Trained:
                 f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers from 1 to {shape[1]}, "
                 "how many regions of each image are true: those of {split}_num_regions.npy, or leave it out"
             )
-        regions = regions.detach().cpu().numpy() if isinstance(regions, torch.Tensor) else regions
+        if isinstance(regions, torch.Tensor):
+            regions = regions.detach().cpu()
+            regions = (regions.float() if regions.is_floating_point() else regions).numpy()
+        if regions.dtype.kind not in "fiub":
+            raise InputError(f"regions: found values of type {regions.dtype}, expected real numbers")
         return engine.encode_images(self.model, _Images(regions, counts), self.device).numpy()
 
 
@@ -171,10 +180,14 @@ class _Images(NamedTuple):
     def image_block(self, start, stop):
         lengths = torch.from_numpy(self.num_regions[start:stop].astype(np.int64))
         longest = int(lengths.max())
-        block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
+        with np.errstate(over="ignore"):  # refused below
+            block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
         block.masked_fill_(~length_mask(lengths, longest).unsqueeze(2), 0)
-        is_finite = block.isfinite().flatten(1).all(1)
-        if not is_finite.all():
-            image = start + int(is_finite.logical_not().nonzero()[0, 0])
-            raise InputError(f"regions: image {image} (from 0) holds NaN or Inf, expected finite features")
+        fits = (block.abs() <= LARGEST_FEATURE).flatten(1).all(1)  # no comparison with NaN is true
+        if not fits.all():
+            image = start + int(fits.logical_not().nonzero()[0, 0])
+            raise InputError(
+                f"regions: image {image} (from 0) holds NaN, Inf or values beyond {LARGEST_FEATURE:.0e}, expected "
+                "finite features"
+            )
         return block, lengths

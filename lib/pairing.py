@@ -7,10 +7,12 @@ Nothing is guessed: where a file has a row a caption, rows are compared, and wha
 
 import math
 import os
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
+from lib.console import one_line
 from lib.errors import InputError
 from lib.layout import read_lines
 from lib.metrics import CAPTIONS_PER_IMAGE, in_order
@@ -19,6 +21,8 @@ COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one
 LONGEST_RUN = 256  # equal rows in a row that are looked at
 RARE = 0.05  # share of places with equal neighbours up to which these are images that a data set holds twice
+DRAWN = 4  # times the root of the number of images: so many, drawn at random, are compared with each other
+FEW_PAIRS = 2  # equal pairs among them that a data set may have; where every image is there twice, about 8 are expected
 
 
 class Pairing(NamedTuple):
@@ -50,8 +54,8 @@ def drop_blank_end(folder, split, texts, num_rows):
     """The captions of a split, and a note or None: blank lines at the end that are no captions are dropped.
 
     texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where the number of
-    captions needs it. Raises InputError where blank lines separate captions, and where a map of the captions cannot be
-    read.
+    captions needs it. Raises InputError where blank lines separate captions, where several numbers of captions are
+    possible, and where a map of the captions cannot be read.
     """
     path = map_path(folder, split)
     wanted = len(_read_numbers(path)) if os.path.lexists(path) else None
@@ -63,6 +67,13 @@ def drop_blank_end(folder, split, texts, num_rows):
             f"{folder / split}_caps.txt: found {len(captions)} captions for {num_rows} rows of features, the last of "
             f"every {blank[0] + 1} blank; expected {num_true} captions, or a text in every line: remove the blank "
             "lines, or write captions there"
+        )
+    num_blank_end = len(captions) - 1 - max(np.flatnonzero(captions), default=-1)
+    if wanted is None and num_true and 1 < num_rows <= num_blank_end:
+        raise InputError(
+            f"{folder / split}_caps.txt: found {num_blank_end} blank lines at the end, which may be captions or none, "
+            f"expected {num_rows} rows of features to tell how many captions there are: remove these lines, or write "
+            "captions there"
         )
     lines = f"{num_dropped} blank line{'s' * (num_dropped > 1)} at the end ignored"
     return captions, f"{folder / split}_caps.txt: {lines}" if num_dropped else None
@@ -92,16 +103,34 @@ def ids_of_images(path, ids, pairing):
     if len(ids) != num_captions or num_captions == num_images:
         return ids
     found = [ids[caption] for caption in np.unique(pairing.caption_images, return_index=True)[1]]
-    if len(set(ids)) == num_images:  # otherwise these are ids of captions
-        for line, (identity, image) in enumerate(zip(ids, pairing.caption_images.tolist()), 1):
-            if identity != found[image]:
-                raise InputError(
-                    f"{path}: line {line} is {identity}, expected {found[image]} as of the other captions of image "
-                    f"{image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
-                    f"another order; write the row of each caption's image, from 0, into "
-                    f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line"
-                )
+    images = pairing.caption_images.tolist()
+    if len(set(ids)) == num_images and ids != [found[image] for image in images]:  # more are ids of captions
+        line, image = next((line, image) for line, image in enumerate(images) if ids[line] != found[image])
+        raise InputError(
+            f"{path}: line {line + 1} is {one_line(ids[line])}, expected {one_line(found[image])} as of the other "
+            f"captions of image {image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
+            f"another order; write the row of each caption's image, from 0, into "
+            f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line; or remove the ids, where they are wrong"
+        )
     return found
+
+
+def check_ids(folder, split, pairing):
+    """Notes on what the ids of a split, where it has any, say of its pairing.
+
+    Raises InputError where ids of images, a line a caption, contradict it.
+    """
+    path = folder / f"{split}_ids.txt"
+    if not os.path.lexists(path):
+        return []
+    ids = ids_of_images(path, read_lines(path, "an image id"), pairing)
+    repeated = [identity for identity, count in Counter(ids).items() if count > 1]
+    if not repeated or len(ids) != pairing.num_images:
+        return []
+    return [
+        f"warning: {path}: {len(repeated)} ids stand for several images, such as {one_line(repeated[0])}; each of "
+        f"these rows counts as an image of its own ({pairing.count_text()}, {pairing.source})"
+    ]
 
 
 def find_pairing(folder, split, regions, num_captions):
@@ -109,9 +138,17 @@ def find_pairing(folder, split, regions, num_captions):
     path = map_path(folder, split)
     if os.path.lexists(path):
         caption_images = read_map(path, len(regions), num_captions)
-        return Pairing(caption_images, len(regions), 1, path.name, [])
+        repeats, rows = _unexpected_repeats(regions), f"{folder / split}_ims.npy: rows 0 and 1 (from 0)"
+        note = f"warning: {rows} are the same image, but {path.name} counts every row as an image of its own"
+        return Pairing(caption_images, len(regions), 1, path.name, [f"{note}; store every image once"] * (repeats > 1))
     num_rows, missing = len(regions), f"no {path.name}"
-    if not num_captions or num_captions % num_rows:
+    if num_captions < num_rows:
+        raise InputError(
+            f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of {split}_ims.npy, "
+            f"expected a caption of every row at least: copy both again if they are not of one split, or store the "
+            "features of the images that have captions, each once"
+        )
+    if num_captions % num_rows:
         raise InputError(
             f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of {split}_ims.npy, "
             f"expected equally many captions of every row, such as {5 * num_rows}: copy both again if they are "
@@ -119,6 +156,7 @@ def find_pairing(folder, split, regions, num_captions):
             f"from 0, into {path.name}, one a line"
         )
     if num_captions > num_rows:
+        _refuse_repeats(folder / f"{split}_ims.npy", regions, num_captions)
         return Pairing(in_order(num_rows, num_captions), num_rows, 1, f"in order, {missing}", [])
     rows_per_image, notes = find_repeats(folder / f"{split}_ims.npy", regions, path)
     num_images = num_rows // rows_per_image
@@ -169,7 +207,7 @@ def find_repeats(path, regions, map_file):
     """
     rows, num_rows = _Rows(regions), len(regions)
     runs = rows.find_runs()
-    long = [(start, length) for start, length in runs if length > 1]
+    repeats, long = _repeats(runs), [run for run in runs if run[1] > 1]
     remedy = (
         f"store every image once; if every row is an image, or captions are in another order, write the row of each "
         f"caption's image, from 0, into {map_file.name}, one a line"
@@ -180,26 +218,66 @@ def find_repeats(path, regions, map_file):
                 f"{path}: as many rows as captions, but rows {start} to {start + length - 1} (from 0) are all the "
                 f"same, expected different images; extract the features again, or {remedy}"
             )
-    repeats = math.gcd(*(number for run in runs for number in run))  # starts and lengths of runs are its multiples
     _refuse_tiles(path, rows, repeats, remedy)
+    if repeats == 1 and len(long) > RARE * len(runs):
+        _refuse_mixture(path, runs, num_rows, remedy)
+    copies = rows.find_copies(repeats)
+    if len(copies) > FEW_PAIRS:
+        raise InputError(
+            f"{path}: as many rows as captions, but {_named(copies[0])} are the same, and so are {_named(copies[1])}, "
+            f"expected each image equally often in a row, or all rows different; {remedy}"
+        )
     if repeats > 1:
         told = f"{path}: as many rows as captions, equal in groups of {repeats}: each image is read once"
         return repeats, [told] * (repeats != CAPTIONS_PER_IMAGE)
-    if not long:
-        return 1, [f"{path}: as many rows as captions, all different: one caption an image"] * (num_rows > 1)
-    start, length = long[0]
-    same = f"rows {start} and {start + length - 1} (from 0)"
-    if len(long) <= RARE * len(runs):
+    copies = [(start, start + length - 1) for start, length in long] + copies
+    if copies:
         return 1, [
-            f"{path}: as many rows as captions, read as one caption an image although {same} are the same image; "
-            f"{map_file.name} can say otherwise"
+            f"{path}: as many rows as captions, read as one caption an image although {_named(copies[0])} are the same "
+            f"image; {map_file.name} can say otherwise"
         ]
+    return 1, [f"{path}: as many rows as captions, all different: one caption an image"] * (num_rows > 1)
+
+
+def _refuse_mixture(path, runs, num_rows, remedy):
+    """Raises InputError with two equal rows of the first long run, and two neighbours that differ."""
+    start, length = next(run for run in runs if run[1] > 1)
     end = next(other + size - 1 for other, size in runs if size != length)
     left, right = (end, end + 1) if end + 1 < num_rows else (end - 1, end)
     raise InputError(
-        f"{path}: as many rows as captions, but {same} are the same and rows {left} and {right} differ, expected each "
-        f"image equally often in a row, or all rows different; {remedy}"
+        f"{path}: as many rows as captions, but {_named((start, start + length - 1))} are the same and rows {left} and "
+        f"{right} differ, expected each image equally often in a row, or all rows different; {remedy}"
     )
+
+
+def _repeats(runs):
+    """How often images are repeated, as runs of equal rows show: starts and lengths are multiples of it."""
+    return math.gcd(*(number for run in runs for number in run))
+
+
+def _unexpected_repeats(regions):
+    """How often images are repeated where every row should be another: 1 if the first one is not, found by two rows.
+
+    Rows that are all the same count as 1: `check` speaks of them.
+    """
+    rows, last = _Rows(regions), len(regions) - 1
+    is_repeated = last and rows.same(0, 1) and not rows.same(0, min(last, LONGEST_RUN))
+    return _repeats(rows.find_runs()) if is_repeated else 1
+
+
+def _named(rows):
+    return f"rows {rows[0]} and {rows[1]} (from 0)"
+
+
+def _refuse_repeats(path, regions, num_captions):
+    """Raises InputError where images are repeated although there are several captions of every row."""
+    repeats = _unexpected_repeats(regions)
+    if repeats > 1:
+        raise InputError(
+            f"{path}: found every image {repeats} times in a row, and {num_captions} captions, "
+            f"{num_captions // len(regions)} of every row; expected every image once, or a row a caption: store every "
+            "image once"
+        )
 
 
 def _refuse_tiles(path, rows, repeats, remedy):
@@ -237,6 +315,21 @@ class _Rows:
         """Runs of equal rows around COMPARED places spread over the file: sorted (start, length), each once."""
         last = len(self.regions) - 1
         return sorted({self._run(int(place)) for place in np.linspace(0, last, COMPARED)})
+
+    def find_copies(self, repeats):
+        """Pairs of equal rows among images drawn at random, wherever they stand: [(row, row)], the lower one first.
+
+        repeats: how often each image is repeated in a row; the first row of each is looked at.
+        """
+        num_images = len(self.regions) // repeats
+        drawn = np.random.default_rng(0).choice(
+            num_images, min(num_images, math.ceil(DRAWN * math.sqrt(num_images))), replace=False
+        )
+        found, copies = {}, []
+        for row in (np.sort(drawn) * repeats).tolist():
+            first = found.setdefault(self._content(row), row)
+            copies += [(first, row)] * (first != row)
+        return copies
 
     def _run(self, place):
         start, stop = place, place + 1

@@ -99,7 +99,7 @@ def _measured_lines(path, row_bytes, progress):
             if len(line) == LONGEST_LINE:
                 raise InputError(f"{where} has more than {LONGEST_LINE} bytes, expected the features of one image")
             cells = _cells(line, is_first=number == 1)
-            if head := read_head(cells):
+            if head := read_head(cells, number == 1):
                 columns = columns_of_head(where, head)
             elif line.strip():
                 columns = columns or columns_by_count(where, cells, _remedy(line))

@@ -22,12 +22,13 @@ class Columns(NamedTuple):
     count: int
 
 
-def read_head(cells):
-    """The names in a head, in lower case; None where the line is none."""
-    if any(len(cell) > 40 for cell in cells):
+def read_head(cells, is_first=False):
+    """The names in a head, in lower case; None where the line is none. The first line is one if it holds no number."""
+    if any(len(cell) > 40 for cell in cells) or len(cells) < 3:
         return None
-    names = [cell.decode("utf-8", "replace").strip().lower() for cell in cells]
-    return names if len(KNOWN.intersection(names)) > 1 else None
+    names = [cell.decode("utf-8", "replace").strip().strip("\"'").lower() for cell in cells]
+    is_words = is_first and not any(any(map(str.isdigit, name)) for name in names)
+    return names if is_words or len(KNOWN.intersection(names)) > 1 else None
 
 
 def columns_of_head(where, names):

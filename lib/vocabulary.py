@@ -4,6 +4,7 @@ To `lib.captions` a `Vocabulary` is a tokeniser like BERT's, whose words are pie
 them, the same rule alters them.
 """
 
+import unicodedata
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
@@ -24,14 +25,16 @@ from lib.files import why_unreadable
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<mask>")  # ids 0, 1, ...; no word of a caption holds a bracket
 LARGEST_AT_FIRST = 0.1  # of the embeddings of words
 EXAMPLES = 5
+LOOKED_AT = 2  # lines of a file of vectors, whether they are text: the head and the first vector
 FEW = 0.5  # of the words with a vector: the vectors are then of other words than these
 
 
 class Vectors(NamedTuple):
-    """What a file of vectors held: vectors of this many words, and words that it holds in other case alone."""
+    """What a file of vectors held: of how many words; words there in other case, or with accents, alone."""
 
     num_found: int
     other_case: list
+    accented: list
 
 
 class Vocabulary:
@@ -109,40 +112,57 @@ def word_embeddings(vocabulary, dim):
 def read_glove(path, vocabulary, embedding):
     """Fill the embeddings of the words that a GloVe text file holds: a word and its values a line.
 
-    A head line, the numbers of words and of values, as word2vec and fastText write it, is passed over. Every other line
+    A head line, the numbers of words and of values, as word2vec and fastText write it, is passed over. Tabs are read as
+    spaces. Every other line
     must have as many values as an embedding; those of words that are asked for are looked at. Returns `Vectors`. Raises
     InputError naming the line that does not fit.
     """
+    wanted = {word.encode(): vocabulary.ids[word] for word in vocabulary.words}
+    dim, vectors, composed, other_case, accented = embedding.embedding_dim, {}, {}, set(), set()
+    for number, word, line in _lines_of(path, dim):
+        if word in wanted:
+            vectors[wanted[word]] = _values_of(line, dim, path, number)
+            continue
+        text = unicodedata.normalize("NFC", word.decode(errors="replace"))  # one form of each letter
+        if (same := text.encode()) in wanted:
+            composed[wanted[same]] = _values_of(line, dim, path, number)
+        elif (lower := text.lower().encode()) in wanted:
+            other_case.add(wanted[lower])
+        elif not word.isascii() and (bare := _without_accents(text.lower()).encode()) in wanted:
+            accented.add(wanted[bare])
+    vectors = composed | vectors
+    with torch.no_grad():
+        for place, values in vectors.items():
+            embedding.weight[place] = torch.from_numpy(values)
+    names = list(vocabulary.ids)
+    others = ([names[place] for place in sorted(places - vectors.keys())] for places in (other_case, accented))
+    return Vectors(len(vectors), *others)
+
+
+def _lines_of(path, dim):
+    """Yield number, word and bytes of each line that holds a vector of `dim` values. Raises InputError."""
     if why := why_unreadable(path):
         raise InputError(
             f"--glove {path}: cannot be read ({why}), expected a GloVe text file such as glove.6B.300d.txt; name "
             "another"
         )
-    wanted = {word.encode(): vocabulary.ids[word] for word in vocabulary.words}
-    dim, vectors, other_case, number = embedding.embedding_dim, {}, set(), 0
+    number = 0
     try:
         with open(path, "rb") as file:  # bytes: only a line feed ends a line, and words need no decoding
             for number, line in enumerate(tqdm(file, "GloVe", leave=False, disable=distributed.no_bar(), delay=2), 1):
-                line = line.rstrip()
+                line = line.rstrip().replace(b"\t", b" ")
+                if number <= LOOKED_AT:
+                    line = _checked_text(line, path, number)
                 if number == 1 and _is_head(line, dim, path):
                     number = 0
                     continue
-                word = _word_of(line, dim, path, number)
-                if word in wanted:
-                    vectors[wanted[word]] = _values_of(line, dim, path, number)
-                elif (lower := word.decode(errors="ignore").lower().encode()) in wanted:
-                    other_case.add(wanted[lower])
+                yield number, _word_of(line, dim, path, number), line
     except OSError as error:
         raise InputError(
             f"--glove {path}: cannot be read ({error.strerror}), expected a GloVe text file such as glove.6B.300d.txt"
         ) from error
     if not number:
         raise InputError(f"--glove {path}: the file is empty, expected GloVe vectors; download it again")
-    with torch.no_grad():
-        for place, values in vectors.items():
-            embedding.weight[place] = torch.from_numpy(values)
-    names = list(vocabulary.ids)
-    return Vectors(len(vectors), [names[place] for place in sorted(other_case - vectors.keys())])
 
 
 def describe_vectors(found, vocabulary):
@@ -156,10 +176,30 @@ def describe_vectors(found, vocabulary):
             f"{len(found.other_case)} words are there in capitals alone ({shown}), but captions are read in lower "
             "case: give vectors of lower-case words"
         )
-    elif vocabulary.strip_accents and not all(map(str.isascii, vocabulary.words)):
-        reason += " Words of it may have accents, which are stripped here without --strip_accents 0"
+    elif vocabulary.strip_accents and len(found.accented) > found.num_found:
+        shown = ", ".join(found.accented[:EXAMPLES])
+        reason = (
+            f"{len(found.accented)} words are there with accents alone ({shown}), but captions are read without them: "
+            "--strip_accents 0 keeps them"
+        )
     share = found.num_found / len(vocabulary.words)
     return f"warning: only {share:.1%} of the words of the vocabulary have a vector in this file: {reason}"
+
+
+def _without_accents(text):
+    letters = unicodedata.normalize("NFD", text)
+    return "".join(letter for letter in letters if unicodedata.category(letter) != "Mn")
+
+
+def _checked_text(line, path, number):
+    """One of the first lines, without a byte order mark. Raises InputError where the file is no text."""
+    text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    if b"\0" in text or "\ufffd" in text.decode(errors="replace"):
+        raise InputError(
+            f"--glove {path}: line {number} is no text (it begins with the bytes {text[:4].hex(' ')}), expected a word "
+            "and its values in UTF-8: unpack the file, or save the vectors in the text form"
+        )
+    return text
 
 
 def _is_head(line, dim, path):
@@ -188,7 +228,7 @@ def _word_of(line, dim, path, number):
 
 
 def _values_of(line, dim, path, number):
-    """The values of a line whose word holds no space, (dim,) float32."""
+    """The values of a line whose word holds no space, (dim,) float32. Raises InputError where one is no number."""
     try:
         with np.errstate(over="ignore"):
             values = np.array(line.split(b" ")[1:], dtype=np.float32)

@@ -99,6 +99,13 @@ def test_the_published_vocabulary_is_uncased_without_a_word(tmp_path):
     assert bert.tokeniser(folder).note == ""
 
 
+def test_numbers_of_words_beyond_the_embeddings_are_refused(tmp_path):
+    words = [*UNCASED, UNCASED[0], UNCASED[0]]  # a repeated word has the number of its last line
+    sizes = {"model_type": "bert", "vocab_size": len(SPECIAL) + len(UNCASED)}
+    with pytest.raises(InputError, match=f"has {sizes['vocab_size'] + 2} entries, expected at most"):
+        bert.tokeniser(folder_of(tmp_path / "bert", words, config=sizes))
+
+
 @pytest.mark.parametrize("damage", [
     dict(tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic", subword_tokenizer_type="wordpiece"),
     dict(normalizer=None), dict(pre_tokenizer=None),

@@ -66,6 +66,7 @@ CHOICES = [  # name, splits -> split that is reported on, longest distance, what
     ("coco", WITH, "testall", 1.9, None),
     ("coco_butd", WITH, "testall", 1.9, None),
     ("coco", WITHOUT, "test", 1.9, "holds no testall"),
+    ("COCO", WITHOUT, "test", 1.9, "holds no testall"),
     ("mscoco", WITH, "testall", 1.9, "holds testall, as COCO does, though its name does not begin with coco"),
     ("mine", ("train", "dev", "testall"), "testall", 1.9, "holds testall"),
     ("mine", ("train", "dev"), "none", 1.7, None),

@@ -257,6 +257,17 @@ def test_other_features_or_word_sizes_are_refused(data, source, words, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_bert_of_another_tokeniser_is_refused(data, source, tmp_path, refusal):
+    """Its sizes fit, and every word would get another's embedding."""
+    other = shutil.copytree(data / "demo_precomp" / "bert", tmp_path / "bert")
+    *words, last, before = (other / "vocab.txt").read_text().split()
+    (other / "vocab.txt").write_text("\n".join([*words, before, last]) + "\n")
+    more = ["--init_from", source, "--bert_path", other]
+    expected = [f"--bert_path {other}: other tokeniser than the BERT that {source}", "give that BERT"]
+    refusal(train.main, *command(data, tmp_path / "run", *more), expected=expected)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_does_not_replace_what_it_starts_from(data, source, tmp_path, refusal):
     start = shutil.copytree(source, tmp_path / "start")
     before = contents(start)

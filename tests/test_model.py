@@ -98,7 +98,15 @@ def test_any_caption_is_taken(model):
     assert found.shape == (4, 16) and np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("texts", ["a dog", [], [b"a dog"], ["a dog", None], [["a dog"]]])
+def test_captions_come_in_any_collection(model):
+    expected = model.encode_captions(["a dog", "a cat"])
+    for texts in (("a dog", "a cat"), (text for text in ["a dog", "a cat"]), np.array(["a dog", "a cat"])):
+        np.testing.assert_array_equal(model.encode_captions(texts), expected)
+    with pytest.raises(InputError, match="half characters"):
+        model.encode_captions(["a \ud800 dog"])
+
+
+@pytest.mark.parametrize("texts", ["a dog", [], [b"a dog"], ["a dog", None], [["a dog"]], None])
 def test_other_than_captions_is_refused(model, texts):
     with pytest.raises(InputError, match="expected a list of at least one string"):
         model.encode_captions(texts)
@@ -110,6 +118,8 @@ REGIONS = {
     "no image": (np.zeros((0, 36, 128)), r"\(0, 36, 128\)"),
     "no region": (np.zeros((2, 0, 128)), r"\(2, 0, 128\)"),
     "a list": ([], "found list"),
+    "strings": (np.full((2, 36, 128), "1"), "values of type <U1, expected real numbers"),
+    "complex numbers": (np.zeros((2, 36, 128), complex), "expected real numbers"),
 }
 
 
@@ -119,11 +129,16 @@ def test_other_than_regions_is_refused(model, regions, message):
         model.encode_images(regions)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_tensors_of_a_short_type_are_taken(model, test_data):
+    regions = torch.from_numpy(np.array(test_data.regions[:2])).bfloat16()
+    np.testing.assert_array_equal(model.encode_images(regions), model.encode_images(regions.float()))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
 def test_an_image_that_is_not_finite_is_named(model, test_data, value):
     regions = np.concatenate([test_data.regions] * 14)
     regions[135, 3, 100] = value
-    with pytest.raises(InputError, match="image 135 .from 0. holds NaN or Inf"):
+    with pytest.raises(InputError, match="image 135 .from 0. holds NaN, Inf or"):
         model.encode_images(regions)
 
 

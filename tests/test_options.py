@@ -54,6 +54,13 @@ def test_symbols_of_the_paper_stand_in_the_help():
         assert symbol in text
 
 
+@pytest.mark.parametrize("name", ["init_from", "glove", "resume", "bert_path", "data_path"])
+def test_an_empty_value_is_no_value(name):
+    """As `--init_from "$UNSET"` gives: the run would silently start from nothing."""
+    with pytest.raises(InputError, match=f"--{name}: found nothing, expected a value"):
+        training_parser().parse_args([f"--{name}", ""])
+
+
 @pytest.fixture
 def parser():
     made = Parser(prog="program.py")
@@ -170,7 +177,8 @@ def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
     program, option, dest = found
     monkeypatch.chdir(tmp_path)
     values = ["1" + "0" * 30, "1" + "0" * 5000]
-    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight"):
+    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight",
+                "longest_distance"):  # fmt: skip
         values = ["1e400", "nan"]  # any finite number may do
     for value in values:
         error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])

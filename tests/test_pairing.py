@@ -205,6 +205,23 @@ def test_a_file_wins_over_equal_rows_and_order(opened):
     assert opened(captions=slice(24), images=[*range(12)] * 2).caption_images.tolist() == [*range(12)] * 2
 
 
+def test_rows_that_a_map_counts_as_different_images_are_compared(opened):
+    (note,) = opened(rows=np.arange(12).repeat(5), images=range(60)).notes
+    assert "rows 0 and 1 (from 0) are the same image" in note and "store every image once" in note
+    assert opened(captions=slice(24), images=[*range(12)] * 2).notes == []
+
+
+def test_repeated_rows_of_several_captions_each_are_refused(opened):
+    with pytest.raises(InputError, match="every image 6 times in a row, and 24 captions, 2 of every row; .*once$"):
+        opened(rows=np.arange(2).repeat(6), captions=slice(24))
+    assert opened(rows=[0, 0, *range(2, 12)]).num_images == 12  # an image that is there twice
+
+
+def test_fewer_captions_than_rows_are_refused(opened):
+    with pytest.raises(InputError, match="found 12 captions for the 60 rows .* a caption of every row at least"):
+        opened(rows=np.arange(12).repeat(5), captions=slice(12))
+
+
 @pytest.mark.parametrize("images, expected", [
     (range(59), ["found 59 lines", "60 captions"]),
     ([*range(59), 60], ["line 60 is 60", "0 to 59"]),
@@ -247,6 +264,9 @@ def test_rows_that_repeat_equally_often_are_found(num_images, times):
     ([*np.arange(50).repeat(5), *range(50, 300)], "rows 0 and 4 (from 0) are the same and rows"),
     ([*range(40), *np.arange(40, 60).repeat(3)], "are the same and rows 0 and 1 differ"),
     ([*np.arange(10).repeat(5), *np.arange(10, 20).repeat(3)], "rows 0 and 4 (from 0) are the same and rows 52 and 53"),
+    (np.random.default_rng(0).permutation(np.arange(1000).repeat(5)), "are the same, and so are rows"),
+    ([image for start in range(0, 900, 10) for image in [*range(start, start + 10)] * 5], "and so are rows"),
+    ([*range(900), *[*range(900, 1000)] * 5], "and so are rows"),
     ([*np.arange(9).repeat(5), 9, 9, 10, 9, 9], "rows 0 and 4 (from 0) are the same and rows 46 and 47 differ"),
 ])  # fmt: skip
 def test_other_repetitions_are_refused_with_two_rows(rows, expected):
@@ -261,6 +281,9 @@ def test_images_that_a_data_set_holds_twice_are_told_of():
     rows = np.arange(200)
     rows[101] = rows[100]  # between two places that are looked at
     assert find_repeats("x_ims.npy", rows.astype(np.float32)[:, None, None], Named)[0] == 1
+    apart = [0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 10, 11]
+    found, (note,) = find_repeats("x_ims.npy", np.array(apart, np.float32)[:, None, None], Named)
+    assert found == 1 and "rows 2 and 9 (from 0) are the same image" in note
     rows[1] = rows[0]
     found, (note,) = find_repeats("x_ims.npy", rows.astype(np.float32)[:, None, None], Named)
     assert found == 1 and "rows 0 and 1 (from 0) are the same image" in note and "x_caps_images.txt" in note
@@ -309,6 +332,8 @@ def test_blank_lines_that_could_be_captions_or_not_are_refused(opened, tmp_path)
     apart = [line for start in range(0, 36, 3) for line in (*texts[start : start + 3], "")]  # a blank line an image
     with pytest.raises(InputError, match="found 48 .* the last of every 4 blank; expected 36 captions"):
         opened(caps=apart)
+    with pytest.raises(InputError, match="found 2 blank lines at the end, which may be captions or none"):
+        opened(rows=[0, 1], caps=[*texts[:10], "", ""])
     assert opened(caps=["", *texts[1:]]).blank_lines == [1]
     assert opened(caps=doubled, images=[n // 6 for n in range(72)]).num_captions == 72
 
@@ -324,15 +349,28 @@ def test_an_id_of_every_caption_gives_ids_of_images(opened, tmp_path):
         ids_of_images(path, list("abbcb"), found)
 
 
+def test_ids_that_contradict_the_order_of_the_captions_are_refused_at_opening(opened):
+    with pytest.raises(InputError, match="test_ids.txt: line 2 is id1, expected id0 .*test_caps_images.txt.*remove"):
+        opened(ids=[f"id{image}" for image in [*range(12)] * 5])
+    images = [*range(12)] * 5
+    assert opened(images=images, ids=[f"id{image}" for image in images]).notes == []
+
+
+def test_ids_that_several_images_share_are_told_of(opened):
+    ids = [f"id{image // 5}" for image in range(60)]
+    split = opened(rows=np.arange(12).repeat(5), images=range(60), ids=ids)
+    assert "test_ids.txt: 12 ids stand for several images, such as id0; each of these rows counts" in split.notes[-1]
+
+
 def test_opening_compares_few_rows(monkeypatch):
-    """Comparing costs the same for 25000 rows as for 500."""
+    """How many rows are compared grows with the root of the number of images."""
     read, content = [], pairing._Rows._content
     monkeypatch.setattr(pairing._Rows, "_content", lambda rows, row: read.append(row) or content(rows, row))
     for num_images in (100, 5000):
         read.clear()
         rows = np.arange(num_images, dtype=np.float32).repeat(5)[:, None, None]
         assert find_repeats("x_ims.npy", rows, Named) == (5, [])
-        assert len(set(read)) < 500
+        assert len(set(read)) < 300 + pairing.DRAWN * num_images**0.5
 
 
 def test_maps_of_all_small_shapes_rank_by_the_loop():

@@ -273,14 +273,14 @@ def test_hostile_captions_and_ids_are_printed_as_escapes(run, data, tmp_path, ca
     folder = shutil.copytree(data, tmp_path / "data") / "demo_precomp"
     (folder / "test_caps.txt").write_text(f"{HOSTILE}\n" * 50, encoding="utf-8")
     (folder / "test_ids.txt").write_text("".join(f"{HOSTILE}{number}\n" for number in range(10)), encoding="utf-8")
-    evaluate("--model_path", run, "--data_path", tmp_path / "data", "--query", HOSTILE, "--query_image", 1)
+    evaluate("--model_path", run, "--data_path", tmp_path / "data", "--query", "a | dog", "--query_image", 1)
     printed = capsys.readouterr().out
     assert not set(printed) & set("\x1b\x07\x9b\u202e\t")
     tables = [line for line in printed.splitlines() if line.startswith("| ")]
     assert tables and all("\\x1b[31mred\\x07 \\| a\\tb" in line for line in tables if "rank" not in line)
     for line in tables:  # a bar of a cell is no border
         assert len(re.findall(r"(?<!\\)\|", line)) in (6, 7)
-    assert "for id \\x1b[31mred" in printed and "for: \\x1b[31mred" in printed
+    assert "for id \\x1b[31mred" in printed and "for: a | dog" in printed
 
 
 def test_a_run_folder_that_cannot_be_written_is_searched_all_the_same(run, capsys, monkeypatch):

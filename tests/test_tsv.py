@@ -36,8 +36,11 @@ def cells(picture, name=str, dtype=np.float32, box_dtype=np.float32):
     )  # fmt: skip
 
 
-def write_tsv(folder, columns=tsv_columns.COLUMNS, head=False, pictures=NAMES, change=lambda cell: cell, **settings):
-    lines = ["\t".join(columns)] if head else []
+def write_tsv(
+    folder, columns=tsv_columns.COLUMNS, head=False, pictures=NAMES, change=lambda cell: cell,
+    change_head=lambda name: name, **settings,
+):  # fmt: skip
+    lines = ["\t".join(map(change_head, columns))] if head else []
     for picture in pictures:
         found = cells(picture, **settings)
         lines.append("\t".join(change(found[column]) for column in columns))
@@ -74,6 +77,7 @@ def folder(tmp_path):
 LAYOUTS = {
     "usual": {},
     "usual with a head": dict(head=True),
+    "a head in quotes": dict(head=True, change_head=lambda name: f'"{name}"'),
     "another order": dict(columns=["image_id", "image_w", "image_h", "num_boxes", "features", "boxes"], head=True),
     "more columns": dict(columns=["note", "features", "num_boxes", "img_id", "boxes", "objects_id"], head=True),
     "no boxes": dict(columns=["img_id", "num_boxes", "features"], head=True),
@@ -124,6 +128,12 @@ def test_the_type_of_all_kinds_of_values_is_found(values, dtype):
     assert element_type.find_dtype(content, array[0].nbytes) == dtype
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
+def test_whole_numbers_are_none_of_the_types(dtype):
+    array = np.random.default_rng(1).integers(0, 120, (600, 16)).astype(dtype)
+    assert element_type.find_dtype(np.frombuffer(array.tobytes(), np.uint8), array[0].nbytes) is None
+
+
 def test_too_few_bytes_show_no_type(folder, capsys):
     assert element_type.find_dtype(np.zeros(0, np.uint8), 64) is None
     assert element_type.find_dtype(np.zeros(64000, np.uint8), 64) is None
@@ -148,10 +158,18 @@ def test_a_type_that_is_said_is_taken_and_doubted_aloud(folder, capsys):
     assert "found 12 bytes of features a box, and --dtype float64 does not fit" in capsys.readouterr().err
 
 
+def prepend(folder, line):
+    (folder / "a.tsv").write_text(line + (folder / "a.tsv").read_text())
+
+
 REFUSED = {
     "columns that a head lacks": (
         lambda folder: write_tsv(folder, columns=["img_id", "boxes", "image_w"], head=True),
         ["a.tsv: line 1: the head lacks num_boxes, features (found img_id, boxes, image_w)"],
+    ),
+    "a head of other names": (
+        lambda folder: [write_tsv(folder), prepend(folder, "id\tw\th\tnum\tbboxes\tfeats\n")],
+        ["a.tsv: line 1: the head lacks image_id or img_id, num_boxes, features (found id, w, h, num, bboxes, feats)"],
     ),
     "columns that a head names twice": (
         lambda folder: write_tsv(folder, columns=["img_id", "num_boxes", "features", "image_id"], head=True),
@@ -234,10 +252,15 @@ def test_contradicting_fields_are_decided_by_the_user(folder):
 def test_file_names_that_look_like_running_numbers_are_warned_about(folder, capsys):
     numbers = {picture: number for number, picture in enumerate(NAMES)}
     write_json(folder, filename=lambda picture: f"{numbers[picture]}.jpg")
-    for name, warned in ((lambda picture: str(numbers[picture]), 1), (lambda picture: f"{numbers[picture]}.jpg", 0)):
-        write_tsv(folder, name=name)
+    for name, pictures, warned in (
+        (lambda picture: str(numbers[picture]), NAMES, 1),
+        (lambda picture: str(numbers[picture]), NAMES[::-1], 1),
+        (lambda picture: f"{numbers[picture]}.jpg", NAMES, 0),
+    ):
+        write_tsv(folder, name=name, pictures=pictures)
         assert convert_there(folder, "--overwrite") == 0
-        assert capsys.readouterr().out.count("warning: the names in the TSV files count from 0, line by line") == warned
+        found = capsys.readouterr().out.count("warning: the names in the TSV files are the numbers from 0 on")
+        assert found == warned
 
 
 def lines(folder, name):

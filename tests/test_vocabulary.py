@@ -1,5 +1,6 @@
 """The words that a BiGRU reads: counting, ids, alteration, embeddings and GloVe files."""
 
+import gzip
 from collections import Counter
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_words_that_glove_holds_start_there_and_the_others_at_random(vocabulary,
     torch.manual_seed(0)
     embedding = word_embeddings(vocabulary, 3)
     before = embedding.weight.detach().clone()
-    assert read_glove(glove(tmp_path, GLOVE, end), vocabulary, embedding) == (2, ["cat"])
+    assert read_glove(glove(tmp_path, GLOVE, end), vocabulary, embedding) == (2, ["cat"], [])
     expected = before.clone()
     expected[5], expected[8] = torch.tensor([0.5, -0.01, 3]), torch.tensor([7.0, 8, 9])
     assert torch.equal(embedding.weight.detach(), expected) and embedding.weight.requires_grad
@@ -185,7 +186,7 @@ def test_the_head_line_of_word2vec_and_fasttext_is_passed_over(tmp_path, head):
     vocabulary = Vocabulary(["dog", "schön", "10"], strip_accents=False)
     embedding = word_embeddings(vocabulary, 3)
     before = embedding.weight.detach().clone()
-    assert read_glove(vectors_of(tmp_path, HEADED, head), vocabulary, embedding) == (2, [])
+    assert read_glove(vectors_of(tmp_path, HEADED, head), vocabulary, embedding) == (2, [], [])
     assert embedding.weight[5:7].tolist() == [[4, 0.5, -1], [5, 0.5, -1]]
     assert torch.equal(embedding.weight[7], before[7])
 
@@ -204,16 +205,54 @@ def test_a_head_line_of_another_size_or_in_another_place_is_refused(vocabulary, 
     assert read_glove(with_values, vocabulary, word_embeddings(vocabulary, 1)).num_found == 2
 
 
+@pytest.mark.parametrize("change", [
+    lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b" ", b"\t"),
+    lambda text: b"\xef\xbb\xbf4 3\n" + text, lambda text: text.replace("schön".encode(), "scho\u0308n".encode()),
+], ids=["a byte order mark", "tabs", "a mark before a head", "decomposed letters"])  # fmt: skip
+def test_other_ways_to_write_the_same_vectors(tmp_path, change):
+    vocabulary = Vocabulary(["dog", "red", "schön"], strip_accents=False)
+    embedding, path = word_embeddings(vocabulary, 3), tmp_path / "vectors.txt"
+    path.write_bytes(change(b"dog 1 2 3\nred 4 5 6\n\xffred 9 9 9\n" + "schön 7 8 9\n".encode()))
+    assert read_glove(path, vocabulary, embedding) == (3, [], [])
+    assert embedding.weight[5:].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_an_exact_word_wins_over_another_form_of_its_letters(tmp_path):
+    vocabulary = Vocabulary(["schön"], strip_accents=False)
+    for words in (["schön", "scho\u0308n"], ["scho\u0308n", "schön"]):
+        embedding = word_embeddings(vocabulary, 3)
+        read_glove(vectors_of(tmp_path, words), vocabulary, embedding)
+        assert embedding.weight[5, 0] == words.index("schön")
+
+
+@pytest.mark.parametrize("content", [
+    gzip.compress(b"dog 1 2 3\n"), "dog 1 2 3\n".encode("utf-16"), b"1 3\ndog " + b"\x9f\x3e\x12\xbf" * 3 + b"\n",
+], ids=["gzip", "UTF-16", "binary word2vec"])  # fmt: skip
+def test_vectors_that_are_no_text_are_refused_with_the_reason(vocabulary, tmp_path, content):
+    path = tmp_path / "vectors.bin"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is no text .* save the vectors in the text form"):
+        read_glove(path, vocabulary, word_embeddings(vocabulary, 3))
+
+
+def test_vectors_of_words_with_accents_are_warned_about(tmp_path):
+    vocabulary = Vocabulary(["schon", "cafe", "dog"])
+    found = read_glove(vectors_of(tmp_path, ["schön", "Café", "dog"]), vocabulary, word_embeddings(vocabulary, 3))
+    assert found == (1, [], ["schon", "cafe"])
+    assert "2 words are there with accents alone (schon, cafe)" in describe_vectors(found, vocabulary)
+    assert describe_vectors(found, vocabulary).endswith("--strip_accents 0 keeps them")
+
+
 def test_vectors_of_capitals_are_warned_about(tmp_path):
     vocabulary = Vocabulary(["dog", "été", "a", "zebra"])
     embedding = word_embeddings(vocabulary, 3)
     found = read_glove(vectors_of(tmp_path, ["DOG", "Dog", "ÉTÉ", "A", "the"]), vocabulary, embedding)
-    assert found == (0, ["dog", "été", "a"])
+    assert found == (0, ["dog", "été", "a"], [])
     told = describe_vectors(found, vocabulary)
     assert told.startswith("warning: only 0.0% of the words of the vocabulary have a vector in this file: 3 words ")
     assert "in capitals alone (dog, été, a)" in told and "give vectors of lower-case words" in told
     found = read_glove(vectors_of(tmp_path, ["dog", "Dog", "a", "A"]), vocabulary, embedding)
-    assert found == (2, []) and describe_vectors(found, vocabulary) == ""
+    assert found == (2, [], []) and describe_vectors(found, vocabulary) == ""
     found = read_glove(vectors_of(tmp_path, ["Hund", "dog"]), vocabulary, embedding)
     assert "only 25.0%" in describe_vectors(found, vocabulary) and "language" in describe_vectors(found, vocabulary)
 
