@@ -50,7 +50,7 @@ MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4  # of --bootstrap; results and queries o
 def training_parser():
     """The parser of train.py without the options of the graph."""
     parser = Parser(prog="train.py", description="Train HREM and report retrieval on the test split.")
-    data = parser.add_argument_group("data (lib/SPEC.md, section 1)")
+    data = parser.add_argument_group("data (docs/method.md, section 1)")
     add_data_options(data)
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
     data.add_argument("--min_word_count", type=COUNT, default=4,
@@ -104,7 +104,7 @@ def training_parser():
         "--multi_gpu", type=SWITCH, default=0, help="published switch; 1: print the torchrun command instead"
     )
 
-    model = parser.add_argument_group("embedding (lib/SPEC.md, section 3)")
+    model = parser.add_argument_group("embedding (docs/method.md, section 3)")
     model.add_argument(
         "--method", choices=METHODS, default="hrem",
         help="preset of model and losses; options given by hand win: the paper's, VSE++ or VSE-infinity (gpo)",
@@ -116,14 +116,14 @@ def training_parser():
     model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
     model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
 
-    hinge = parser.add_argument_group("hinge (lib/SPEC.md, section 5)")
+    hinge = parser.add_argument_group("hinge (docs/method.md, section 5)")
     hinge.add_argument("--margin", type=NOT_NEGATIVE, default=0.2, help="alpha, of both losses")
     hinge.add_argument("--max_violation", action="store_true", help="vse: hardest negatives from the start")
     hinge.add_argument("--vse_mean_warmup_epochs", type=COUNT_OR_NONE, default=1,
                        help="vse: epochs with all negatives before the hardest")  # fmt: skip
     hinge.add_argument("--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives")
 
-    optim = parser.add_argument_group("optimisation (lib/SPEC.md, section 6)")
+    optim = parser.add_argument_group("optimisation (docs/method.md, section 6)")
     optim.add_argument("--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="epochs")
     optim.add_argument("--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch")
     optim.add_argument(
@@ -280,7 +280,7 @@ def evaluation_parser():
     data.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
     data.add_argument("--split", help="split to evaluate (default: the --test_split of the training)")
 
-    table = parser.add_argument_group("table (lib/SPEC.md, section 7)")
+    table = parser.add_argument_group("table (docs/method.md, section 7)")
     table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
     table.add_argument("--bootstrap", type=number(int, 0, MOST_SAMPLES), default=0,
                        help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip

@@ -1,6 +1,6 @@
 """Evaluate a trained model, or an ensemble, on a split:  python eval.py --data_path data/ --dataset f30k
 
-Prints the retrieval table and writes it into the run folder, with metrics.json beside it (SPEC section 7).
+Prints the retrieval table and writes it into the run folder, with metrics.json beside it (docs/method.md, section 7).
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The graph over a batch: interaction of its 2B instances, the training objective, their options (SPEC sections 4, 5).
+"""The graph over a batch: interaction of its 2B instances, the training objective, their options.
+
+Equations: docs/method.md, sections 4 and 5.
 
 The graph exists only in training; evaluation never imports this file.
 """
@@ -49,7 +51,7 @@ def attend(layer, nodes, others, bias):
 
 
 class Fusion(nn.Module):
-    """Passes the 2B instances of a batch through a transformer whose attention the relations steer (SPEC section 4)."""
+    """Passes the 2B instances of a batch through a transformer whose attention the relations steer (section 4)."""
 
     def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0):
         super().__init__()
@@ -99,7 +101,7 @@ class Standalone(nn.Module):
 
 
 class Objective(nn.Module):
-    """What training minimises: the base loss and, after warm-up, the losses over the instance graph (SPEC section 4).
+    """What training minimises: the base loss and, after warm-up, the losses over the instance graph (section 4).
 
     total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
 
@@ -192,7 +194,7 @@ def relation_matrices(model, objective, split, num_pairs, device):
 
 def add_options(parser):
     """Add the options of the losses, of both transformers and of the instance graph to an argparse parser."""
-    losses = parser.add_argument_group("losses (lib/SPEC.md, section 5)")
+    losses = parser.add_argument_group("losses (docs/method.md, section 5)")
     losses.add_argument("--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w")
     losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
     losses.add_argument(
@@ -201,7 +203,7 @@ def add_options(parser):
         "else 1.7)",
     )  # fmt: skip
 
-    fragments = parser.add_argument_group("fragment-level relations (lib/SPEC.md, section 3)")
+    fragments = parser.add_argument_group("fragment-level relations (docs/method.md, section 3)")
     fragments.add_argument("--pooling", choices=POOLINGS, default="maxk+relation",
                            help="v_res, of both encoders; without +relation no transformer: v = v_res")  # fmt: skip
     fragments.add_argument("--mask_padding", type=SWITCH, default=0,
@@ -210,7 +212,7 @@ def add_options(parser):
     fragments.add_argument("--nhead", type=SIZE, default=16, help="attention heads of every transformer")
     fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
 
-    graph = parser.add_argument_group("instance-level relations (lib/SPEC.md, section 4)")
+    graph = parser.add_argument_group("instance-level relations (docs/method.md, section 4)")
     graph.add_argument("--interaction", choices=("fusion", "standalone", "none"), default="fusion",
                        help="of the 2B nodes: one transformer, one a block, or no graph (base loss alone)")  # fmt: skip
     graph.add_argument("--relation", choices=("both", "intra", "inter"), default="both",
@@ -233,5 +235,5 @@ def add_options(parser):
 
 
 def longest_distance(dataset):
-    """Where distance-weighted sampling stops, by the name of a data set (SPEC section 5)."""
+    """Where distance-weighted sampling stops, by the name of a data set (docs/method.md, section 5)."""
     return COCO_LONGEST_DISTANCE if dataset.startswith("coco") else LONGEST_DISTANCE

@@ -1,1 +1,1 @@
-"""HREM's parts, one noun a file; the README lists them in reading order."""
+"""HREM's parts, one noun a file; docs/code.md lists them."""

@@ -1,4 +1,4 @@
-"""Caption -> words -> word pieces -> ids, and the word-level augmentation of training (SPEC section 2).
+"""Caption -> words -> word pieces -> ids, and the word-level augmentation of training (docs/method.md, section 2).
 
 Captions are cut once per data set and kept as flat arrays, which worker processes share instead of copying.
 """
@@ -154,7 +154,7 @@ def _starts(lengths):
 
 
 def augment(pieces, word_lengths, special, generator):
-    """Alter each word with probability 0.2: mask its pieces, replace them by random ones, or drop it (SPEC section 2).
+    """Alter each word with probability 0.2: mask its pieces, replace them by random ones, or drop it (section 2).
 
     pieces: (n,) ids; word_lengths: pieces of each word. Returns the new pieces, possibly none.
     """

@@ -1,4 +1,4 @@
-"""Is a data folder right: what every split holds, what splits have in common, and what to mend (SPEC section 1).
+"""Is a data folder right: what every split holds, what splits have in common, and what to mend.
 
     python -m lib.dataset check data/f30k_precomp
 

@@ -1,4 +1,4 @@
-"""Checkpoints: ours, and the published format read as it is (SPEC section 8).
+"""Checkpoints: ours, and the published format read as it is (docs/method.md, section 8).
 
 Every file is read by `lib.unpickle`: nothing in it can run. What it holds is checked before anything is changed.
 """

@@ -1,4 +1,4 @@
-"""A data folder (SPEC section 1) from bottom-up-attention TSV files and a Karpathy split JSON.
+"""A data folder (docs/method.md, section 1) from bottom-up-attention TSV files and a Karpathy split JSON.
 
     python -m lib.dataset convert --tsv FILE [FILE ...] --json dataset_flickr30k.json --out data/mine_precomp
 

@@ -1,4 +1,4 @@
-"""A split of a data set: memory-mapped regions, captions, batches and loaders (SPEC sections 1 and 2).
+"""A split of a data set: memory-mapped regions, captions, batches and loaders (docs/method.md, sections 1 and 2).
 
 python -m lib.dataset check data/f30k_precomp     what is in a folder, and what to mend (lib/check.py)
 python -m lib.dataset convert --help              a folder of own features (lib/convert.py)
@@ -37,7 +37,7 @@ from lib.sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 NO_SPLIT = "none"  # in place of the name of a test split
-LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9  # of negatives that are drawn (SPEC section 5)
+LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9  # of negatives that are drawn (docs/method.md, section 5)
 REGION_KEPT = 0.8
 LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions

@@ -1,4 +1,4 @@
-"""The image encoder and the text encoders, with one result type for all (SPEC section 3)."""
+"""The image encoder and the text encoders, with one result type for all (docs/method.md, section 3)."""
 
 # N samples, R regions, D region feature size, L pieces, E embedding
 

@@ -1,6 +1,7 @@
 """Fragment-level relations inside one sample: a transformer over its regions or words, with residual pooling.
 
-SPEC section 3; one module serves the image and the text encoder, and the baselines that pool without a transformer.
+Equations: docs/method.md, section 3. One module serves the image and the text encoder, and the baselines that pool
+without a transformer.
 """
 
 # N samples, n fragments of the longest, M true fragments in all, E embedding
@@ -29,7 +30,7 @@ def after_attention(layer, nodes, attended):
 
 
 class FragmentRelation(nn.Module):
-    """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (SPEC section 3).
+    """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (docs/method.md, section 3).
 
     v_res is the pooling of the fragments, as published the mean of the two largest values of each feature; v_rel is the
     mean of the transformer's output. pooling: one of POOLINGS; without "+relation" there is no transformer, v = v_res.

@@ -18,7 +18,7 @@ from lib.metrics import Similarity, map_of
 from lib.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
 from lib.search import Names
 
-PUBLISHED = {  # SPEC section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
+PUBLISHED = {  # docs/method.md, section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
     "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},
     "coco": {"COCO 1K": (81.9, 96.9, 65.9, 91.4), "COCO 5K": (62.5, 87.4, 44.0, 73.9)},
 }

@@ -1,4 +1,4 @@
-"""The files of a data folder, opened: region features, region counts, captions (SPEC section 1).
+"""The files of a data folder, opened: region features, region counts, captions (docs/method.md, section 1).
 
 Every InputError names the file, what was found there, what was expected and the remedy.
 """

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves (SPEC section 9).
+"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves (docs/method.md, section 9).
 
 The text logs hold no times and no paths of the moment, so that two runs of one seed write the same bytes; times stand
 on the console and in TensorBoard. The only file that knows tensorboard_logger.

@@ -1,4 +1,6 @@
-"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives; SPEC section 5), InfoNCE.
+"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives), InfoNCE.
+
+Equations: docs/method.md, section 5.
 
 S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image, and never a
 negative. Two departures from the published code are here, both in `negative_distribution`: the maximum is taken over
@@ -51,7 +53,7 @@ def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest)
 
 
 def negative_distribution(similarities, is_positive, longest_distance):
-    """Distance-weighted distribution over each anchor's negatives (Wu et al., ICCV 2017, equation 4 and SPEC 5).
+    """Distance-weighted distribution over each anchor's negatives (Wu et al., ICCV 2017, equation 4; section 5).
 
     similarities: (B, B), a row an anchor; is_positive: (B, B) bool; longest_distance: negatives this far or farther
     are not admissible (1.7 Flickr30K, 1.9 COCO). Returns (B, B); a row without admissible negatives is all zero.

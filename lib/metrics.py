@@ -1,4 +1,4 @@
-"""Retrieval metrics: ranks, R@K, rsum, folds and ensembles; numbers in, numbers out (SPEC section 7).
+"""Retrieval metrics: ranks, R@K, rsum, folds and ensembles; numbers in, numbers out (docs/method.md, section 7).
 
 A map says which image every caption belongs to: `caption_images`, (C,) whole numbers. Without a map, every image has
 equally many captions, in the order of the images. Ranks count from 0; tables count from 1. Candidates of equal
@@ -250,7 +250,7 @@ def _recalls(ranks_from_0):
 
 
 def fold_scores(similarities, folds=5, caption_images=None):
-    """Mean table over consecutive folds of N / folds images each: COCO 1K is five folds of 1000 (SPEC section 7).
+    """Mean table over consecutive folds of N / folds images each: COCO 1K is five folds of 1000 (section 7).
 
     Raises ValueError if the images do not divide into the folds.
     """

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate schedule (SPEC section 6)."""
+"""Parameter groups and the learning-rate schedule (docs/method.md, section 6)."""
 
 import torch
 

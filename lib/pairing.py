@@ -1,4 +1,4 @@
-"""Which image every caption of a split belongs to: the map in its files, or equally many captions in order (SPEC 1).
+"""Which image every caption of a split belongs to: the map in its files, or equally many captions in order.
 
 Nothing is guessed: where a file has a row a caption, rows are compared, and what stays ambiguous is refused or named.
 """

@@ -1,4 +1,4 @@
-"""Pooling over the true fragments of padded samples, and L2 normalisation (SPEC section 3).
+"""Pooling over the true fragments of padded samples, and L2 normalisation (docs/method.md, section 3).
 
 Lengths stay on the CPU wherever the fragments are: they say how to cut the work, and asking a GPU for them would wait.
 """
@@ -47,7 +47,7 @@ def masked_mean(fragments, lengths):
 def max_k_mean(fragments, lengths, k=2):
     """Mean of the k largest values of each feature over the true fragments, of fewer where a sample is shorter.
 
-    fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of SPEC section 3.
+    fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of docs/method.md, section 3.
     """
     device = fragments.device
     is_real = length_mask(lengths, fragments.size(1), device).unsqueeze(-1)

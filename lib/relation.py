@@ -1,4 +1,4 @@
-"""Instance-level relations of a batch: connection, relevance, and the regulariser (SPEC section 4).
+"""Instance-level relations of a batch: connection, relevance, and the regulariser (docs/method.md, section 4).
 
 Every function works on all pairs of the batch at once. Fragments come detached: gradient reaches the relations
 through the embeddings (intra-modal) and through the two small MLPs (cross-modal) alone.
@@ -133,7 +133,7 @@ def even_relation(embeddings, is_connected):
 
 @torch.no_grad()
 def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None):
-    """How the pieces of every caption match the regions of every image, in both directions (SPEC section 4).
+    """How the pieces of every caption match the regions of every image, in both directions (docs/method.md, section 4).
 
     words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part, as published,
     unless region_lengths, (B,) on the CPU, says how many are true. A caption shorter than K lends its first K padded
@@ -314,7 +314,7 @@ class InstanceRelations(nn.Module):
 
 
 def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
-    """KL divergence of the learnt cross-modal relevance from that of the embeddings, both directions (SPEC 4).
+    """KL divergence of the learnt cross-modal relevance from that of the embeddings, both directions (section 4).
 
     Gradient reaches the relevance only. image_embeddings, caption_embeddings: (B, E); distance: see
     `distance_relevance`. Returns a scalar.

@@ -1,4 +1,4 @@
-"""Retrieval tables as people read them: Markdown, and metrics.json beside it (SPEC section 7)."""
+"""Retrieval tables as people read them: Markdown, and metrics.json beside it (docs/method.md, section 7)."""
 
 import json
 import os

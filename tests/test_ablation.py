@@ -141,7 +141,8 @@ def test_the_table_in_the_repository_is_that_of_its_log():
     found = ablation.outcomes(ablation.HERE / ablation.LOG, ablation.SCHEDULE)
     table = ablation.table(found, ablation.SCHEDULE)
     assert (ablation.HERE / ablation.TABLE).read_text(encoding="utf-8") == table
-    assert table.split("\n\n")[1] in (ablation.HERE.parent / "README.md").read_text(encoding="utf-8")
+    rows = table.split("\n\n")[1].split("\n", 2)[2]  # the page words the head of the table differently
+    assert "| hrem |" in rows and rows in (ablation.HERE.parent / "docs" / "ablation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("row", ablation.ROWS)

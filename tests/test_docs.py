@@ -12,15 +12,13 @@ from lib import check, convert
 from lib.options import Parser
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "runs/README.md")),
+]
 OTHERS = {  # options of torchrun, pip, tensorboard and argparse
     "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--max-restarts", "--index-url", "--logdir", "--help",
 }  # fmt: skip
-
-
-def folder_of(page):
-    """Where the links of a page start; the draft will stand at the top."""
-    return ROOT if page.name == "README-draft.md" else page.parent
 
 
 def options():
@@ -33,13 +31,21 @@ def options():
     return {name for parser in parsers for action in parser._actions for name in action.option_strings} | OTHERS
 
 
-def test_links_lead_to_files():
-    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#\s]+)", page.read_text())]
-    assert len(links) > 100
-    assert [link for page, link in links if "://" not in link and not (folder_of(page) / link).exists()] == []
+def anchors(page):
+    """What links to the headings of a page look like, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings():
+    links = [(page, *link) for page in PAGES for link in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text())]
+    links = [(page, page.parent / file if file else page, anchor) for page, file, anchor in links if "://" not in file]
+    assert len(links) > 100 and sum(bool(anchor) for _, _, anchor in links) > 5
+    broken = [link for link in links if not link[1].exists() or (link[2] and link[2] not in anchors(link[1]))]
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_exist(page):
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text()))
     assert sorted(named - options()) == []
@@ -52,9 +58,3 @@ def test_the_code_that_the_method_names_is_where_it_says():
         code = (ROOT / file).read_text()
         for name in re.findall(r"`([\w.]+)`", names):
             assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", code, re.M), (file, name)
-
-
-def test_the_code_page_lists_every_module():
-    text = (ROOT / "docs" / "code.md").read_text()
-    modules = [path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.py"), *ROOT.glob("lib/**/*.py")]]
-    assert [name for name in modules if not name.endswith("__init__.py") and f"[`{name}`]" not in text] == []

@@ -137,7 +137,7 @@ def test_the_published_rows_are_those_of_the_readme():
     readme = (pictures.Path(__file__).parent.parent / "README.md").read_text()
     for rows in html_report.PUBLISHED.values():
         for label, (i1, i5, t1, t5) in rows.items():
-            assert re.search(rf"\| {label}, published \| \w+ \| {i1} \| {i5} \| *\| {t1} \| {t5} \|", readme)
+            assert re.search(rf"\| {label} \| HREM, published \| \w+ \| {i1} \| {i5} \| *\| {t1} \| {t5} \|", readme)
 
 
 def test_the_page_loads_nothing_and_runs_nothing(page):

@@ -174,7 +174,7 @@ def test_an_ensemble_is_the_mean_of_similarities(copied, data, tmp_path, capsys)
 
 
 def as_published(folder, path, prefix="", **options):
-    """Write the model of a run in the published format, as SPEC section 8 has it."""
+    """Write the model of a run in the published format, as docs/method.md, section 8 has it."""
     ours = read(folder)
     tables = {"image_encoder.": checkpoint.IMAGE_NAMES, "text_encoder.": checkpoint.TEXT_NAMES}
     states = []

@@ -254,7 +254,7 @@ def cosine(left, right):
 
 
 def naive_pair(words, length, regions, topk):
-    """SPEC section 4 for one pair, lists in: (mean, K largest) of caption to image, then of image to caption."""
+    """Section 4 of docs/method.md for a pair, lists in: (mean, K largest) of caption to image, of image to caption."""
     read = words[: max(length, topk)]
     match = [[cosine(word, region) for region in regions] for word in read]
     match = [[value if value >= 0 else 0.1 * value for value in row] for row in match]
