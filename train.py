@@ -128,7 +128,7 @@ class Training:
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
         self.step = content["step"]
-        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
+        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs, self.model)
 
     def _start(self, resumed_file, content):
         """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""

@@ -34,12 +34,18 @@ def find_best(resumed_file):
     return None if why else path
 
 
-def find_best_rsum(resumed_file, content, num_epochs):
+def find_best_rsum(resumed_file, content, num_epochs, model):
     """The best score so far of a run that goes on: without its model it counts for nothing. Raises InputError.
 
-    content: what `resumed_file` holds.
+    content: what `resumed_file` holds; model: the run's, which the best one must be like.
     """
-    if find_best(resumed_file):
+    best = find_best(resumed_file)
+    if best:
+        try:  # a run would otherwise train to its end before it meets a damaged file
+            checkpoint.check_fits(model, checkpoint.load(best), best)
+        except InputError as error:
+            remedy = "put a whole copy in its place" + ", or move it away" * (content["epoch"] < num_epochs)
+            raise InputError(f"{best}: not the best model of this run (found {error}); {remedy}") from error
         return content["best_rsum"]
     missing = Path(resumed_file).with_name(BEST)
     if content["epoch"] >= num_epochs:

@@ -165,12 +165,24 @@ def test_no_text_holds_a_nul(found, refusal, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("found", TEXTS, ids=identify)
+def test_no_text_is_empty(found, refusal, tmp_path, monkeypatch):
+    """A variable of the shell that is not set is no reason to train without --init_from."""
+    program, option, dest = found
+    monkeypatch.chdir(tmp_path)
+    required = REQUIRED.get(program, [])
+    for argv in ([*option, ""], [f"{option[0]}="] if option else [""]):
+        error = refusal(main_of(program), *required, *argv, expected=[*option, "expected a"])
+        assert "found an empty text" in error or "found ''" in error
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("found", NUMBERS, ids=identify)
 def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
     program, option, dest = found
     monkeypatch.chdir(tmp_path)
     values = ["1" + "0" * 30, "1" + "0" * 5000]
-    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight"):
+    if dest in ("learning_rate", "grad_clip", "margin", "longest_distance", "graph_lr_factor", "mask_weight", "reg_loss_weight"):
         values = ["1e400", "nan"]  # any finite number may do
     for value in values:
         error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])
@@ -193,7 +205,7 @@ def as_folder(path):
 PATHS = {  # options that name a file or a folder -> what they are given beside it
     ("train.py", "--data_path"): [], ("train.py", "--bert_path"): ["--dataset", "demo"],
     ("train.py", "--glove"): ["--dataset", "demo", "--text_encoder", "bigru", "--word_dim", "4"],
-    ("train.py", "--resume"): ["--dataset", "demo"],
+    ("train.py", "--resume"): ["--dataset", "demo"], ("train.py", "--init_from"): ["--dataset", "demo"],
     ("train.py", "--logger_name"): [], ("train.py", "--model_name"): [],
     ("eval.py", "--model_path"): [], ("eval.py", "--data_path"): ["--model_path", "RUN"],
     ("eval.py", "--bert_path"): ["--model_path", "RUN"], ("eval.py", "--export"): ["--model_path", "RUN"],
@@ -223,7 +235,7 @@ def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
 
 def test_all_paths_are_among_those():
     """Every option whose text names a file or a folder is tried above."""
-    no_path = {"dataset", "val_split", "split", "query", "query_image", "device", "run", "out"}
+    no_path = {"dataset", "val_split", "test_split", "split", "query", "query_image", "device", "run", "out"}
     named = {(program, option[0] if option else None) for program, option, dest in TEXTS if dest not in no_path}
     assert named == set(PATHS)
 
