@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _refuse_empty(self, args):
-        """Refuse a text of no letters, such as a variable of the shell that is not set; numbers refuse it themselves."""
+        """Refuse an empty text, such as a variable of the shell that is not set; numbers refuse it themselves."""
         option = ""  # whose values come
         for text in args:
             name, equals, value = text.partition("=")
@@ -57,7 +57,8 @@ class Parser(argparse.ArgumentParser):
             is_empty = not value if equals and option == name else not text
             action = self._option_string_actions.get(option)
             if is_empty and (action.type in (None, Path) if action else not option):
-                self.error(f"{option or 'argument'}: found an empty text, expected a value; give one or leave it out")
+                name = option or "argument"
+                self.error(f"{name}: found an empty text, expected a value; give one, or leave it out")
 
     def _refuse_names(self, unknown):
         """Tell the first of these arguments that looks like an option: before one that is missing, it may be meant."""
