@@ -239,8 +239,9 @@ def check(options):
         )
     if processes > 1 and ":" in options.device:
         raise InputError(f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs")
-    for option in ("dataset", "val_split"):
-        check_name(f"--{option}", getattr(options, option))
+    for option in ("dataset", "val_split", "test_split"):
+        if getattr(options, option) is not None:  # test_split: the data say
+            check_name(f"--{option}", getattr(options, option))
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
 

@@ -41,6 +41,7 @@ from lib.pictures import Pictures, demo_scenes
 from lib.result_names import SEEDS, ResultName, ensemble_id
 from lib.run_folder import check_name
 
+DATA_PATH = "data/"  # where the data are, unless somebody says otherwise
 UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
 
 
@@ -149,7 +150,9 @@ def open_run(path, options, device):
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
     bert_path = bert_of(trained, options.bert_path)
-    data_path = options.data_path or ours.get("data_path", "data/")
+    data_path = options.data_path or ours.get("data_path", DATA_PATH)
+    if not options.data_path and data_path != DATA_PATH:
+        folder_of(data_path, dataset)  # nothing is built in a place that a checkpoint names
     test_split = choose_test_split(ours, data_path, dataset, options.split)
     split = options.split or test_split
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)

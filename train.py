@@ -130,7 +130,7 @@ class Training:
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
         self.step = content["step"]
-        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs)
+        self.best_rsum = find_best_rsum(path, content, self.options.num_epochs, self.model)
         split = self.data.validation.split
         if not fingerprint.is_same((position.get("data") or {}).get(split, {}), self.fingerprint[split]):
             self.best_rsum = -1.0

@@ -248,8 +248,8 @@ def _refusal(path, error):
     )
 
 
-def load_into(model, checkpoint, path):
-    """Put a checkpoint's weights into `model`. Raises InputError naming the first entry that does not fit."""
+def check_fits(model, checkpoint, path):
+    """The entries of a checkpoint are those of `model`. Raises InputError naming the first one that does not fit."""
     wanted = model.state_dict()
     for name, value in wanted.items():
         found = checkpoint.model.get(name)
@@ -264,6 +264,11 @@ def load_into(model, checkpoint, path):
             f"{path}: a checkpoint of another size: it holds {surplus[0]}, which this model has not; give the "
             "--bert_path that it was trained with"
         )
+
+
+def load_into(model, checkpoint, path):
+    """Put a checkpoint's weights into `model`. Raises InputError naming the first entry that does not fit."""
+    check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint.model)
     for name, value in model.state_dict().items():
         if not value.isfinite().all():

@@ -41,9 +41,9 @@ def write_line(text, stream=None):
         stream.flush()
     except BrokenPipeError:
         _discard(stream)
-    except OSError:
+    except OSError as error:
         _discard(stream)  # what is left in the buffer would fail again at exit
-        raise
+        raise OSError(error.errno, error.strerror, getattr(stream, "name", None)) from error
 
 
 def _is_unsafe(code):

@@ -20,12 +20,14 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lib.errors import InputError
+from lib.errors import InputError, first_sentence
 
 
 class AgreedError(InputError):
     """An InputError that all processes know of."""
 
+
+SET_BY_TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # and what PyTorch checks itself
 
 _is_alone = False
 
@@ -80,12 +82,25 @@ def gpu(chosen):
     return _rank_here() if size() > 1 else chosen
 
 
+def _bad_environment(found):
+    return InputError(
+        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment, as by torchrun (found {found}), expected "
+        "all that torchrun sets: start the program with torchrun, or unset WORLD_SIZE for one process"
+    )
+
+
 @contextlib.contextmanager
 def processes():
-    """Around a program: joins the processes that torchrun started, if it did (environment WORLD_SIZE)."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    """Around a program: joins the processes that torchrun started, if it did (environment WORLD_SIZE).
+
+    Raises InputError where the environment is not as torchrun sets it.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
         return
+    for name in SET_BY_TORCHRUN:
+        if not os.environ.get(name, "").isdecimal():
+            raise _bad_environment(f"{name} {os.environ.get(name, 'missing')!r}")
     has_gpu, needed = torch.cuda.is_available(), int(os.environ["LOCAL_WORLD_SIZE"])
     if has_gpu and needed > torch.cuda.device_count():
         raise InputError(
@@ -94,7 +109,10 @@ def processes():
         )
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, own_rank, count = next(dist.rendezvous("env://"))
+    try:
+        store, own_rank, count = next(dist.rendezvous("env://"))
+    except ValueError as error:  # an address, a port or a rank that is missing, or is none
+        raise _bad_environment(first_sentence(error)) from error
     # torchrun's store outlives a restart and holds the addresses of the processes before; several nodes may count
     # their restarts differently, so theirs stays as it is
     if os.environ.get("GROUP_WORLD_SIZE") == "1":

@@ -1,5 +1,6 @@
 """The one exception that means "the user can mend this", and how a command line reports it and all others."""
 
+import contextlib
 import errno
 import signal
 import sys
@@ -15,6 +16,7 @@ NOT_OURS = (  # of the system: permissions, full disks, things in the way of a n
 )  # fmt: skip
 
 
+LONGEST_LINE = 2000  # characters of a message; names in files of strangers may have any length
 MORE_MEMORY = "end other programs, give a smaller --batch_size, or use a machine with more memory"
 
 
@@ -76,5 +78,9 @@ def _save_temporary(text):
 
 
 def _report(message):
-    write_line("error: " + one_line(" ".join(message.split())), sys.stderr)
+    text = one_line(" ".join(message.split()))
+    if len(text) > LONGEST_LINE:  # the file is named at its beginning, the remedy at its end
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    with contextlib.suppress(OSError):  # a full disk behind standard error: the exit status has to do
+        write_line("error: " + text, sys.stderr)
     return 2

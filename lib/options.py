@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+from pathlib import Path
 
 from lib.console import write_line
 from lib.errors import InputError
@@ -32,6 +33,10 @@ class Parser(argparse.ArgumentParser):
         self._refuse_names(name for name in names if name.split("=")[0] not in self._option_string_actions)
         return self._without_unknown(*self.parse_known_args(args, namespace))
 
+    def parse_known_args(self, args=None, namespace=None):
+        self._refuse_empty(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def parse_intermixed_args(self, args=None, namespace=None):
         return self._without_unknown(*self.parse_known_intermixed_args(args, namespace))
 
@@ -46,6 +51,18 @@ class Parser(argparse.ArgumentParser):
                 if "\0" in str(text):  # no file has such a name
                     self.error(f"--{name}: found {str(text)!r:.60} with a NUL character, expected text without one")
         return options
+
+    def _refuse_empty(self, args):
+        """Refuse an empty text, such as a variable of the shell that is not set; numbers refuse it themselves."""
+        option = ""  # whose values come
+        for text in args:
+            name, equals, value = text.partition("=")
+            option = name if name in self._option_string_actions or name.startswith("--") else option
+            is_empty = not value if equals and option == name else not text
+            action = self._option_string_actions.get(option)
+            if is_empty and (action.type in (None, Path) if action else not option):
+                name = option or "argument"
+                self.error(f"{name}: found an empty text, expected a value; give one, or leave it out")
 
     def _refuse_names(self, unknown):
         """Tell the first of these arguments that looks like an option: before one that is missing, it may be meant."""

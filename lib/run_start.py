@@ -34,14 +34,20 @@ def find_best(resumed_file):
     return None if why else path
 
 
-def find_best_rsum(resumed_file, content, num_epochs):
+def find_best_rsum(resumed_file, content, num_epochs, model):
     """The best score so far of a run that goes on: without its model it counts for nothing. Raises InputError.
 
-    content: what `resumed_file` holds.
+    content: what `resumed_file` holds; model: the run's, which the best one must be like.
     """
     best = find_best(resumed_file)
     if best:
-        _check_best(best, resumed_file, content)
+        try:  # a run would otherwise train to its end before it meets a damaged file
+            found = checkpoint.load(best)
+            checkpoint.check_fits(model, found, best)
+        except InputError as error:
+            remedy = "put a whole copy in its place" + ", or move it away" * (content["epoch"] < num_epochs)
+            raise InputError(f"{best}: not the best model of this run (found {error}); {remedy}") from error
+        _check_best(found, best, resumed_file, content)
         return content["best_rsum"]
     missing = Path(resumed_file).with_name(BEST)
     if content["epoch"] >= num_epochs:
@@ -54,9 +60,9 @@ def find_best_rsum(resumed_file, content, num_epochs):
     return -1.0
 
 
-def _check_best(best_file, resumed_file, content):
-    """Refuse a best model that is not of the run that `resumed_file` is of: its table would end the run."""
-    best, last_rsum = checkpoint.load(best_file), content["best_rsum"]
+def _check_best(best, best_file, resumed_file, content):
+    """Refuse a best model, a `Checkpoint`, that is not of the run that `resumed_file` is of: its table would end it."""
+    last_rsum = content["best_rsum"]
     is_later = not best.is_published and best.epoch > content["epoch"]  # the run was killed before it saved again
     if last_rsum >= 0 and not is_later and best.best_rsum != last_rsum:
         raise InputError(

@@ -25,6 +25,7 @@ LARGEST = 2**20  # of what is a size
 MOST_STEPS = 2**40  # no run counts further
 BEST_POSSIBLE = 600.001  # the sum of six recalls in percent, with room for rounding
 LARGEST_NUMBER = 2**63 - 1
+LONGEST_TEXT = 4096  # of an option: the longest path
 DEEPEST = 4  # lists in lists
 LOG_NAMES = re.compile(r"(train|eval)\.txt|events\.out\.tfevents\.[^/\0]+")
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
@@ -94,8 +95,12 @@ def check_options(options):
         if options.get(name) is not None:
             limits = () if kind is str else (0, LARGEST_NUMBER) if name == "seed" else (1, LARGEST)
             value = expect(options, name, kind, *limits)
-            if kind is str and "\0" in value:
-                raise ValueError(f"{name} {value!r:.60}, expected text without a NUL character")
+            if kind is str and ("\0" in value or len(value) > LONGEST_TEXT):
+                raise ValueError(
+                    f"{name} {value!r:.60}, expected at most {LONGEST_TEXT} characters and no NUL character"
+                )
+    if options.get("longest_distance") is not None:
+        expect(options, "longest_distance", float, 0, math.inf)
     dim, heads = options["embed_size"], options["nhead"]
     if not (isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0):
         raise ValueError(f"embed_size {dim!r} and nhead {heads!r}")
@@ -189,8 +194,12 @@ def check_optimizer(found, optimizer, steps_done):
         raise ValueError(f"optimizer {shown(found)}, expected a dict")
     _check_groups(expect(found, "param_groups", list), optimizer.state_dict()["param_groups"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    places = set()
-    for number, moments in expect(found, "state", dict).items():
+    places, moments_of = set(), expect(found, "state", dict)
+    number_of_encoders = sum(len(group["params"]) for group in optimizer.param_groups if group["name"] != "relations")
+    for number in range(number_of_encoders if steps_done else 0):  # relations have none before the graph takes part
+        if number not in moments_of:
+            raise ValueError(f"optimizer state {number} is missing, expected the moments of step {steps_done}")
+    for number, moments in moments_of.items():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise ValueError(f"optimizer state of parameter {shown(number)}, expected 0 to {len(parameters) - 1}")
         if not isinstance(moments, dict) or moments.keys() != MOMENTS:
@@ -199,6 +208,7 @@ def check_optimizer(found, optimizer, steps_done):
         _check_tensor(step, torch.zeros(()), f"optimizer state {number}: step")
         if not 0 <= step <= steps_done or step != step.floor():
             raise ValueError(f"optimizer state {number}: step {float(step):g}, expected 0 to {steps_done}")
+        places.add(step.untyped_storage().data_ptr())
         for name in ("exp_avg", "exp_avg_sq"):
             value, called = moments[name], f"optimizer state {number}: {name}"
             _check_tensor(value, like, called)
@@ -207,7 +217,7 @@ def check_optimizer(found, optimizer, steps_done):
             places.add(value.untyped_storage().data_ptr())
         if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
             raise ValueError(f"optimizer state {number}: exp_avg_sq is negative, expected squares")
-    if len(places) < 2 * len(found["state"]):
+    if len(places) < len(MOMENTS) * len(moments_of):
         raise ValueError("optimizer state shares memory between moments, expected each to have its own")
 
 

@@ -185,6 +185,7 @@ CONSOLES = {"ascii": {"PYTHONIOENCODING": "ascii"}, "C": {"LC_ALL": "C"}}
 def test_no_console_is_too_poor_to_print_on(foreign, finished, tmp_path, env):
     finished = shutil.copytree(finished, tmp_path / "finished")
     python, folder = [sys.executable, "-W", "ignore"], tmp_path / "läufe"
+    finished = shutil.copytree(finished, tmp_path / "fertig")  # a query keeps its embeddings there
     done = [
         run([*python, ROOT / "train.py", *OPTIONS, "--data_path", foreign, "--logger_name", folder], env=env),
         run([*python, ROOT / "eval.py", finished, "--data_path", foreign, "--query", "狗 café"], env=env),
@@ -232,3 +233,40 @@ def test_an_interrupt_during_the_imports_is_no_traceback(program):
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130) and not error and not output, error
+
+
+def test_a_full_disk_behind_standard_error_leaves_the_exit_status():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        argv = [sys.executable, ROOT / "train.py", "--no_such_option"]
+        assert subprocess.run(argv, stderr=full, timeout=300, env=ENVIRONMENT).returncode == 2
+
+
+def test_a_message_of_any_length_keeps_its_beginning_and_its_end(ended):
+    def refuse():
+        raise InputError(f"the file: found {'x' * 10**6}, expected less: the remedy")
+
+    status, line = ended(refuse)
+    assert status == 2 and len(line) < 2100
+    assert line.startswith("error: the file: found xxx") and line.endswith("xxx, expected less: the remedy\n")
+
+
+HALF_LAUNCHED = {
+    "no number": dict(WORLD_SIZE="x"),
+    "another launcher": dict(WORLD_SIZE="2", RANK="0"),
+    "no address": dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2"),
+    "no port": dict(
+        WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="x"
+    ),
+}
+
+
+@pytest.mark.parametrize("variables", HALF_LAUNCHED.values(), ids=HALF_LAUNCHED)
+def test_an_environment_of_another_launcher_is_refused(ended, monkeypatch, variables):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, line = ended(lambda: train.main([]))
+    assert status == 2 and "unset WORLD_SIZE for one process" in line

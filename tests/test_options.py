@@ -152,6 +152,9 @@ def is_number(action):
     return action.type not in (None, Path, arguments.image_name) and action.nargs != 0
 
 
+ANY_FINITE = {  # options that any finite number may do for
+    "learning_rate", "grad_clip", "margin", "longest_distance", "graph_lr_factor", "mask_weight", "reg_loss_weight",
+}  # fmt: skip
 REQUIRED = {"check": ["check"], "convert": ["convert", "--tsv", "x", "--json", "x", "--out", "x"]}
 TEXTS = [found for program in parsers() for found in options_of(program, is_text)]
 NUMBERS = [found for program in parsers() for found in options_of(program, is_number)]
@@ -172,14 +175,25 @@ def test_no_text_holds_a_nul(found, refusal, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("found", TEXTS, ids=identify)
+def test_no_text_is_empty(found, refusal, tmp_path, monkeypatch):
+    """A variable of the shell that is not set is no reason to train without --init_from."""
+    program, option, dest = found
+    monkeypatch.chdir(tmp_path)
+    required = REQUIRED.get(program, [])
+    for argv in ([*option, ""], [f"{option[0]}="] if option else [""]):
+        error = refusal(main_of(program), *required, *argv, expected=[*option, "expected a"])
+        assert "found an empty text" in error or "found ''" in error
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("found", NUMBERS, ids=identify)
 def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
     program, option, dest = found
     monkeypatch.chdir(tmp_path)
     values = ["1" + "0" * 30, "1" + "0" * 5000]
-    if dest in ("learning_rate", "grad_clip", "margin", "graph_lr_factor", "mask_weight", "reg_loss_weight",
-                "longest_distance"):  # fmt: skip
-        values = ["1e400", "nan"]  # any finite number may do
+    if dest in ANY_FINITE:
+        values = ["1e400", "nan"]
     for value in values:
         error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])
         assert len(error) < 400

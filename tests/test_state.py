@@ -149,6 +149,12 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
         moment("exp_avg", lambda t: torch.zeros(1).expand(t.shape)), ["exp_avg has strides (0, 0)"],
     ),
     "moments that share memory": (sharing, ["optimizer state shares memory"]),
+    "steps that share memory": (
+        lambda content: put("optimizer", "state", 0, "step", content["optimizer"]["state"][1]["step"])(content),
+        ["optimizer state shares memory"],
+    ),
+    "moments of one weight lost": (inside("optimizer", "state", change=without(0)), ["optimizer state 0 is missing"]),
+    "all moments lost": (put("optimizer", "state", {}), ["optimizer state 0 is missing, expected the moments of step"]),
     "a sparse moment": (moment("exp_avg", torch.Tensor.to_sparse), ["exp_avg is no plain tensor"]),
     "a moment of Inf": (moment("exp_avg", lambda t: t + math.inf), ["exp_avg holds NaN or Inf"]),
     "negative squares": (moment("exp_avg_sq", lambda t: t - 1), ["exp_avg_sq is negative"]),
@@ -263,7 +269,9 @@ OPTIONS_OF_STRANGERS = {
     "features of 10**12": (dict(img_dim=10**12), "img_dim 1000000000000, expected a whole number from 1 to"),
     "features of another size": (dict(img_dim=7), "has 128 columns, expected img_dim 7"),
     "words of 10**12": (dict(word_dim=10**12), "word_dim 1000000000000"),
-    "a NUL in a path": (dict(data_path="a\0b"), "data_path 'a\\x00b', expected text without a NUL"),
+    "a NUL in a path": (dict(data_path="a\0b"), "data_path 'a\\x00b', expected at most 4096 characters and no NUL"),
+    "a path without end": (dict(data_path="a" * 10**6), "expected at most 4096 characters and no NUL"),
+    "a distance in words": (dict(longest_distance="x"), "longest_distance 'x', expected a number from 0"),
     "a list of lists of lists": (dict(x=[[[[[[1]]]]]]), "x a list, expected a plain value"),
     "a number of 1001 bits": (dict(x=1 << 1000), "x a number of 1001 bits"),
     "a key that is a number": ({3: 4}, "expected a dict of values by name"),
@@ -283,3 +291,31 @@ def test_values_are_shown_short():
     assert state.shown("x" * 1000) == "'" + "x" * 59
     assert state.shown(torch.ones(2, 3)) == "a tensor of shape (2, 3)"
     assert state.shown([1, "a", None]) == "[1, 'a', None]" and state.shown([[1]]) == "a list"
+
+
+DAMAGED_BEST = {
+    "no checkpoint": (lambda content: {"format": "hrem-1"}, "not a checkpoint of this model"),
+    "another size": (put("model", "image_encoder.mlp.0.weight", torch.ones(3)), "mlp.0.weight is (3,)"),
+}
+
+
+@pytest.mark.parametrize("damage, expected", DAMAGED_BEST.values(), ids=DAMAGED_BEST)
+def test_a_damaged_best_model_is_met_before_the_run_goes_on(whole, finished, tmp_path, refusal, damage, expected):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    torch.save(damage(torch.load(folder / BEST, weights_only=True)), folder / BEST)
+    before = contents(folder)
+    argv = command(whole, folder, "--resume", "auto")
+    assert "move it away" not in refusal(train.main, *argv, expected=[folder / BEST, expected, "put a whole copy"])
+    argv += ["--num_epochs", "2"]
+    refusal(train.main, *argv, expected=[folder / BEST, expected, "put a whole copy", "or move it away"])
+    assert contents(folder) == before
+    (folder / BEST).unlink()
+    train.main(argv)  # the remedy
+
+
+def test_nothing_is_built_where_a_checkpoint_says_the_data_are(finished, tmp_path, refusal):
+    content = torch.load(finished / BEST, weights_only=True)
+    options = content["options"] | dict(data_path=str(tmp_path / "elsewhere"))
+    torch.save(content | dict(options=options), tmp_path / "file.pth")
+    refusal(evaluation.main, tmp_path / "file.pth", expected=["elsewhere/demo_precomp: no such folder"])
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
