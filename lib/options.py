@@ -8,8 +8,6 @@ from pathlib import Path
 from lib.console import write_line
 from lib.errors import InputError
 
-NAMES = ("query", "dataset", "split", "val_split")  # options whose values are looked at elsewhere
-
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Every option on its line, with its default where it has one."""
@@ -46,8 +44,6 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for name, value in vars(options).items():
             for text in value if isinstance(value, list) else [value]:
-                if text == "" and name not in NAMES:
-                    self.error(f"--{name}: found nothing, expected a value; leave the option out, or set the variable")
                 if "\0" in str(text):  # no file has such a name
                     self.error(f"--{name}: found {str(text)!r:.60} with a NUL character, expected text without one")
         return options

@@ -176,7 +176,8 @@ MUTANTS = {
     "the table says another split selected the epoch": Mutant(
         "eval.py", 'one.options["val_split"] for one in found', '"dev" for one in found', "test_programs.py"),
     "results on other data replace those of the usual": Mutant(
-        "lib/report.py", "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and", "test_results.py"),
+        "lib/report.py", "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and",
+        "test_results.py"),
     "an ensemble is the first model": Mutant(
         "eval.py", "    similarities = metrics.ensemble(models)\n    text,", "    similarities = models[0]\n    text,",
         "test_programs.py"),

@@ -54,13 +54,6 @@ def test_symbols_of_the_paper_stand_in_the_help():
         assert symbol in text
 
 
-@pytest.mark.parametrize("name", ["init_from", "glove", "resume", "bert_path", "data_path"])
-def test_an_empty_value_is_no_value(name):
-    """As `--init_from "$UNSET"` gives: the run would silently start from nothing."""
-    with pytest.raises(InputError, match=f"--{name}: found nothing, expected a value"):
-        training_parser().parse_args([f"--{name}", ""])
-
-
 @pytest.fixture
 def parser():
     made = Parser(prog="program.py")

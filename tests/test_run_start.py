@@ -379,7 +379,7 @@ def test_what_killed_builds_leave_is_not_in_the_way_of_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--dataset", "--val_split"])
-@pytest.mark.parametrize("name", ["group/mini", "..", "/tmp/x", "a\x1b[31m", "a\nb", "", "x" * 81, "a\ud800"])
+@pytest.mark.parametrize("name", ["group/mini", "..", "/tmp/x", "a\x1b[31m", "a\nb", "x" * 81, "a\ud800"])
 def test_names_that_no_file_can_have_are_refused_at_the_start(tmp_path, refusal, option, name):
     expected = [option, "cannot be part of a file's name", "rename"]
     refusal(train.main, "--logger_name", tmp_path / "run", f"{option}={name}", expected=expected)
