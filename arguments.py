@@ -8,13 +8,26 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoint, distributed, export
-from lib.console import one_line, printable
-from lib.engine import PRECISIONS
-from lib.errors import InputError
-from lib.options import COUNT, COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, POSITIVE, SEED, SIZE, SWITCH, Parser, number
-from lib.run_folder import check_name
-from lib.state import TEXT_ENCODERS
+from lib.model import checkpoint
+from lib.model.state import TEXT_ENCODERS
+from lib.results import export
+from lib.system import distributed
+from lib.system.console import one_line, printable
+from lib.system.errors import InputError
+from lib.system.options import (
+    COUNT,
+    COUNT_OR_NONE,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SIZE,
+    SWITCH,
+    Parser,
+    number,
+)
+from lib.system.run_folder import check_name
+from lib.training.engine import PRECISIONS
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
 DEMO = dict(
@@ -30,10 +43,6 @@ DEMO = dict(
     log_step=20,
 )
 
-MAY_CHANGE = {  # options that a run may go on with other values of
-    "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
-}  # fmt: skip
 # What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
 METHODS = {
     "hrem": dict(),  # every default
@@ -244,18 +253,6 @@ def check(options):
             check_name(f"--{option}", getattr(options, option))
     for option in ("logger_name", "model_name"):
         _check_folder(option, Path(getattr(options, option)).absolute())
-
-
-def check_resumed(path, options, saved):
-    """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
-    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
-    for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
-        if options[name] != saved[name]:
-            raise InputError(
-                f"{path}: the run was started with --{name} {saved[name]}, found --{name} {options[name]}; expected "
-                "its own options: give those of Parameters.txt, or start anew, in another --logger_name or with "
-                "--overwrite 1"
-            )
 
 
 def _check_folder(option, folder):

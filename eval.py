@@ -4,119 +4,33 @@ Prints the retrieval table and writes it into the run folder, with metrics.json 
 """
 
 if __name__ == "__main__":
-    import lib.start  # noqa: F401  before the imports that take seconds
+    import lib.system.start  # noqa: F401  before the imports that take seconds
 
 import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import arguments
-from lib import (
-    bert,
-    bootstrap,
-    cache,
-    checkpoint,
-    demo,
-    distributed,
-    engine,
-    export,
-    extended,
-    fingerprint,
-    html_report,
-    metrics,
-    report,
-    search,
-)
-from lib.console import one_line
-from lib.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
-from lib.errors import InputError, command_line
-from lib.files import report_write_errors
-from lib.layout import FileState, file_state
-from lib.logs import print_line
-from lib.model import HREM, Trained, bert_of, load_model, tell_casing, tokeniser_of
-from lib.pictures import Pictures, demo_scenes
-from lib.result_names import SEEDS, ResultName, ensemble_id
-from lib.run_folder import check_name
+from lib.data import fingerprint
+from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
+from lib.data.layout import FileState, file_state
+from lib.evaluation import bootstrap, encoding, extended, metrics, report
+from lib.evaluation.report import find_facts, save_results, summarise
+from lib.evaluation.result_names import SEEDS, ResultName, ensemble_id
+from lib.model import checkpoint
+from lib.model.network import HREM, bert_of, load_model, tell_casing, tokeniser_of
+from lib.model.splits import load_split, open_folder
+from lib.results import export, html_report, search
+from lib.results.pictures import Pictures, demo_scenes
+from lib.results.trained import Trained
+from lib.system import devices, distributed
+from lib.system.console import one_line
+from lib.system.distributed import print_line
+from lib.system.errors import InputError, command_line
+from lib.system.run_folder import check_name
 
 DATA_PATH = "data/"  # where the data are, unless somebody says otherwise
-UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
-
-
-def open_folder(data_path, dataset):
-    """The folder of a data set; the demo data are built on their first use. Raises InputError."""
-    demo_folder = Path(data_path) / "demo_precomp"
-    if dataset == "demo" and not demo_folder.exists():
-        print_line(f"building the demo data in {demo_folder}")
-        with report_write_errors(demo_folder):
-            demo.build_once(demo_folder)
-    return folder_of(data_path, dataset)
-
-
-def load_split(data_path, dataset, split, bert_path, vocabulary=None):
-    """A split, its captions cut for the BERT at `bert_path`, or into the words of a `Vocabulary`."""
-    folder = open_folder(data_path, dataset)
-    longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
-    tokeniser = vocabulary or bert.tokeniser(bert_path)
-    found = RetrievalDataset(folder, split, tokeniser, longest)
-    for note in found.notes:
-        print_line(note)
-    if found.blank_lines:
-        numbers = ", ".join(map(str, found.blank_lines[:10]))
-        more = len(found.blank_lines) - 10
-        print_line(
-            f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are kept, they hold their "
-            f"place (lines {numbers}{f' and {more} more' if more > 0 else ''})"
-        )
-    unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
-    share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
-    if share > UNKNOWN_WORTH_TELLING:
-        print_line(
-            f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
-            "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"
-        )
-    if found.captions.num_shortened:
-        print_line(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")
-    return found
-
-
-def summarise(similarities, facts):
-    """The table of a split as text, and its scores by label; facts: of `find_facts`."""
-    scores = report.tables(similarities, facts["split"])
-    return f"{facts['title']}\n\n{report.markdown(scores)}", scores
-
-
-def find_facts(dataset, data, models, folder):
-    """What a table is of and how it was got: a dict, for metrics.json.
-
-    data: the split; models: (path, `Checkpoint`) of each behind the similarities; folder: that the table is saved in.
-    """
-    found = [trained for _, trained in models]
-    selected = {"test" if one.is_published else one.options["val_split"] for one in found if not one.is_last}
-    best = [f"best epoch by rsum on {' and '.join(sorted(selected))}"] * bool(selected)
-    last = ["last epoch, not selected"] * any(one.is_last for one in found)
-    epochs = ", ".join(str(one.epoch) for one in found)
-    count = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
-    title = one_line(
-        f"{dataset}, split {data.split}: {data.num_images} images, {data.num_captions} captions; {count}; "
-        f"{' and '.join(best + last)} (after {epochs} epochs)"
-    )
-    content = cache.digest(sorted(fingerprint.of_split(data).items()))
-    return dict(
-        dataset=dataset, split=data.split, selected_on=sorted(selected), num_models=len(found), title=title,
-        seeds=[one.options.get("seed") for one in found], options=[_plain(one.options) for one in found],
-        checkpoints=[os.path.relpath(path, folder) for path, _ in models],
-        data=dict(folder=os.path.abspath(data.folder), fingerprint=content),
-    )  # fmt: skip
-
-
-def _plain(options):
-    """Options as JSON can hold them."""
-    return {
-        name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in options.items()
-    }
 
 
 class Run(NamedTuple):
@@ -233,35 +147,6 @@ def check_files(options, folder, result, facts):
     folder.check(*find_files(options, report.find_name(folder, result, facts)))
 
 
-def save(folder, result, table, similarities, form=0, write_page=None, runs=()):
-    """Save a table, (text, scores, facts), and what the options ask for beside it. Raises InputError.
-
-    form: of the file of similarities, as --save_results has it, 0: none; write_page: writes the report to a path; runs:
-    each a `Run` whose checkpoint must not have changed. The lock: two evaluations of different things never take the
-    same name, and a training that ends meanwhile does not lose its table to that of an earlier epoch.
-    """
-    text, scores, facts = table
-    saved = report.run_folder(folder)
-    try:
-        with saved.locked():
-            for run in runs:
-                run.check_unchanged()
-            named = report.find_name(saved, result, facts)
-            report.save(folder, named.table(), text, scores, facts)
-            if form:
-                report.save_similarities(folder / named.results(), similarities, form)
-            if write_page:
-                write_page(folder / named.report())
-    except InputError as error:
-        raise InputError(
-            f"{error}; the table is printed, but not all is saved in {folder}: where that cannot be changed, copy the "
-            "checkpoint into a folder of your own and evaluate it there"
-        ) from error
-    if "+" in named.table():
-        why = " (other data under this name were evaluated here before)" if named.data else ""
-        print_line(f"saved as {folder / named.table()}.md{why}")
-
-
 def write_report(path, run, scores, facts, similarities, options):
     """Write the report of a split to `path`, with the pictures of --images, or the demo's scenes."""
     known = search.names(run.data)
@@ -279,7 +164,7 @@ def evaluate(options):
 
     Several processes share the encoding; the first one does the rest.
     """
-    device = engine.choose_device(options.device, distributed.gpu(options.gpu_id))
+    device = devices.choose_device(options.device, distributed.gpu(options.gpu_id))
     named = options.model_path
     seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
     if seeds:
@@ -306,7 +191,7 @@ def evaluate_runs(runs, options, device):
     package = extended.annotations(search.names(first.data)) if options.extended else None
     if options.report:
         html_report.read_curves(folder)  # refuses what is no log, before there is anything to lose
-    models = [engine.similarities(run.model, run.data, device) for run in runs]
+    models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
     similarities = metrics.ensemble(models)
@@ -323,7 +208,7 @@ def evaluate_runs(runs, options, device):
     print_line(text)
     page = partial(write_report, run=first, scores=scores, facts=facts, similarities=similarities, options=options)
     try:
-        save(
+        save_results(
             folder, result, (text, scores, facts), similarities, options.save_results,
             page if options.report else None, runs,
         )  # fmt: skip
@@ -342,7 +227,7 @@ def evaluate_seeds(folder, seeds, options, device):
     first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
     facts = find_facts(first.dataset, first.data, pairs, folder)
     distributed.from_first(lambda: check_files(options, folder, result, facts))
-    models = [engine.similarities(run.model, run.data, device) for run in runs]
+    models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_first():
         return
     similarities = metrics.ensemble(models)
@@ -351,13 +236,13 @@ def evaluate_seeds(folder, seeds, options, device):
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     print_line(text)
     table = text, report.label_seeds(by_seed, ensemble), facts
-    save(folder, result, table, similarities, options.save_results, runs=runs)
+    save_results(folder, result, table, similarities, options.save_results, runs=runs)
 
 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     remedy = "evaluate on a machine with more memory, or end other programs"
-    with distributed.processes(), distributed.together(), engine.memory_errors("the evaluation", remedy):
+    with distributed.processes(), distributed.together(), devices.memory_errors("the evaluation", remedy):
         evaluate(arguments.parse_evaluation(argv))
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
-from lib.fragment import POOLINGS, after_attention, transformer_layer
-from lib.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
-from lib.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
-from lib.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
+from lib.data.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
+from lib.model.fragment import POOLINGS, after_attention, transformer_layer
+from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
+from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
+from lib.system.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
 
 LOSSES = ("trip", "vse", "infonce")
 MOST_LAYERS, MOST_MATCHES = 100, 1000

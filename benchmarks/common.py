@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
-from lib.dataset import Batch, pad_pieces
-from lib.model import HREM
+from lib.data.dataset import Batch, pad_pieces
+from lib.model.network import HREM
 
 REGIONS, REGION_DIM, EMBED_SIZE = 36, 2048, 1024
 SHORTEST_CAPTION, CAPTION_SHAPE, CAPTION_SCALE = 4, 4.5, 2.09  # gamma: 13.4 pieces on average, 27 the longest of 128

@@ -5,10 +5,10 @@ import torch
 
 from benchmarks import common
 from benchmarks.yardsticks import bert_on_padding
-from lib import engine
-from lib.captions import Captions, SpecialIds
-from lib.dataset import pad_pieces
-from lib.metrics import CAPTIONS_PER_IMAGE
+from lib.data.captions import Captions, SpecialIds
+from lib.data.dataset import pad_pieces
+from lib.evaluation.encoding import encode_captions, encode_images
+from lib.evaluation.metrics import CAPTIONS_PER_IMAGE
 
 HEADER = common.header("images, captions", "encoding", "BertModel", "encoding / BertModel")
 BATCH = 128
@@ -48,8 +48,8 @@ def measure(num_images, options):
     bert = model.text_encoder.bert
 
     def encoding():
-        engine.encode_images(model, split, device)
-        engine.encode_captions(model, split, device)
+        encode_images(model, split, device)
+        encode_captions(model, split, device)
 
     @torch.no_grad()
     def yardstick():

@@ -11,7 +11,7 @@ from transformers import BertTokenizerFast
 
 from benchmarks import common
 from benchmarks.yardsticks import OnePairAtATime, collate
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 
 HEADER = common.header("batch", "batches", "one at a time", "one at a time / batches")
 WORDS = [f"{a}{b}{c}" for a in "bcdfgklmnprst" for b in "aeiou" for c in "bdgklmnprst"]

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.yardsticks import ranks_by_sorting
-from lib import metrics
+from lib.evaluation import metrics
 
 HEADER = common.header("images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory")
 

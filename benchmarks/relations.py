@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.yardsticks import relations_by_caption
-from lib.relation import CrossModalRelation
+from lib.objective.relation import CrossModalRelation
 
 HEADER = common.header("batch", "relations", "loop over captions", "loop / relations", "peak extra memory")
 

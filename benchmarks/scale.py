@@ -10,9 +10,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from benchmarks import common
 from graph_lib import Objective
-from lib import engine, optim
-from lib.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
-from lib.model import HREM
+from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.model.network import HREM
+from lib.training import engine, optim
 
 HEADER = common.header(
     "images, captions", "features", "cut captions", "open again", "step after that", "memory held", "of it mapped file"

@@ -8,8 +8,9 @@ import torch.distributed as dist
 
 from benchmarks import common
 from graph_lib import Objective
-from lib import distributed, engine, optim
-from lib.model import HREM
+from lib.model.network import HREM
+from lib.system import distributed
+from lib.training import engine, optim
 
 HEADER = common.header(
     "processes", "batch", "loss", "gradient norm", "step", "efficiency", "gathered", "gradients averaged"

@@ -4,7 +4,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.yardsticks import bert_on_padding
-from lib import engine, optim
+from lib.training import engine, optim
 
 HEADER = common.header("batch", "precision", "step", "Y", "step / Y", "peak memory", "operations")
 

@@ -1,1 +1,1 @@
-"""HREM's parts, one noun a file; docs/code.md lists them."""
+"""HREM's parts: seven packages, each of which imports from those before it; docs/code.md lists every file."""

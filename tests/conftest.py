@@ -17,7 +17,7 @@ from damage import OPTIONS
 from helpers import SHARED, make_data, shared
 
 import train
-from lib.errors import command_line
+from lib.system.errors import command_line
 
 
 @pytest.fixture(autouse=True)

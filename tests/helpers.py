@@ -4,7 +4,7 @@ import torch
 
 import eval as evaluation
 import train
-from lib import demo
+from lib.data import demo
 
 PATIENCE = 300  # seconds after which a process is said to hang; a busy machine is slow
 SHARED = []  # folders that several tests read

@@ -1,9 +1,9 @@
 """Programs that are killed before each of their file operations: what they leave must be usable.
 
-    with Programs("from lib import dataset") as programs:
-        for killed in programs.killed_at_each("dataset.main(['convert', ...])", folder, prepare):
+    with Programs("from lib.data import __main__ as data_command") as programs:
+        for killed in programs.killed_at_each("data_command.main(['convert', ...])", folder, prepare):
             ...  # killed.operation, such as "os.rename a b", was not carried out; look at what is in `folder`
-            assert programs.run("dataset.main(['convert', ...])").status == 0  # the same command again
+            assert programs.run("data_command.main(['convert', ...])").status == 0  # the same command again
 
 A fresh interpreter runs the imports once. Every trial is a fork of it, so a trial takes milliseconds and neither the
 threads nor the state of the tests reach it. An audit hook sees each file operation that Python makes under the watched
@@ -110,7 +110,7 @@ def _content(file):
 
 def _trial(names, request, output, operations):
     """Execute a statement in this process and end it; never returns."""
-    from lib.errors import command_line
+    from lib.system.errors import command_line
 
     status = 1
     try:

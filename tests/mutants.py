@@ -34,7 +34,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
-WIRING, PARTS = "test_wiring.py", "test_wiring_parts.py"
+WIRING, PARTS = "training/test_wiring.py", "training/test_wiring_parts.py"
 KEPT = f"{WIRING}::test_the_first_of_the_best_validations_is_kept_and_reported"
 SETTINGS = f"{WIRING}::test_every_step_has_the_settings_of_its_epoch"
 OBJECTIVE = f"{WIRING}::test_the_options_reach_the_objective"
@@ -43,182 +43,207 @@ DRAWN = f"{WIRING}::test_every_epoch_drops_other_regions_and_alters_other_words"
 SEED = f"{WIRING}::test_the_seed_decides_all_that_is_random"
 AUGMENT = f"{WIRING}::test_without_size_augment_all_regions_are_shown_and_words_still_altered"
 LOG = f"{WIRING}::test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_have_it"
+DATASET = "lib/data/dataset.py"
+DISTRIBUTED = "lib/system/distributed.py"
+ENCODING = "lib/evaluation/encoding.py"
+ENGINE = "lib/training/engine.py"
+LOGS = "lib/training/logs.py"
+LOOP = "lib/training/loop.py"
+LOSSES = "lib/objective/losses.py"
+METRICS = "lib/evaluation/metrics.py"
+OPTIM = "lib/training/optim.py"
+RELATION = "lib/objective/relation.py"
+REPORT = "lib/evaluation/report.py"
+REPORTING = "lib/training/reporting.py"
+RUN_PARTS = "lib/training/run_parts.py"
+RUN_STATE = "lib/training/run_state.py"
+SAMPLING = "lib/data/sampling.py"
+TEST_DATASET = "data/test_dataset.py"
+TEST_DISTRIBUTED = "system/test_distributed.py"
+TEST_GRAPH = "objective/test_graph.py"
+TEST_LOSSES = "objective/test_losses.py"
+TEST_METRICS = "evaluation/test_metrics.py"
+TEST_OPTIM = "training/test_optim.py"
+TEST_PROGRAMS = "programs/test_programs.py"
+TEST_RELATION = "objective/test_relation.py"
+TEST_RESULTS = "evaluation/test_results.py"
+TEST_SAMPLING = "data/test_sampling.py"
 MUTANTS = {
-    # The run: train.py
+    # The run: lib/training/run_state.py, lib/training/loop.py, lib/training/run_parts.py, lib/training/reporting.py
     "the last model is reported": Mutant(
-        "train.py", "best = checkpoint.load(self.best_file)", "best = checkpoint.load(self.last_file)", KEPT),
+        REPORTING, "best = checkpoint.load(state.best_file)", "best = checkpoint.load(state.last_file)", KEPT),
     "the weights reported are the last": Mutant(
-        "train.py", "similarities = engine.similarities(model, self.data.test",
-        "similarities = engine.similarities(self.model, self.data.test", KEPT),
+        REPORTING, "similarities = encoding.similarities(model, state.data.test",
+        "similarities = encoding.similarities(state.model, state.data.test", KEPT),
     "of equal validations the last is kept": Mutant(
-        "train.py", "scores.rsum > self.best_rsum", "scores.rsum >= self.best_rsum", KEPT),
-    "the best model is not kept": Mutant("train.py", "self.best_rsum = scores.rsum", "pass", KEPT),
+        LOOP, "scores.rsum > state.best_rsum", "scores.rsum >= state.best_rsum", KEPT),
+    "the best model is not kept": Mutant(LOOP, "state.best_rsum = scores.rsum", "pass", KEPT),
     "the best model counts an epoch too few": Mutant(
-        "train.py", "self.epoch + (self.step > 0))", "self.epoch)", KEPT),
+        LOOP, "state.epoch + (state.step > 0))", "state.epoch)", KEPT),
     "validation reads the test split": Mutant(
-        "train.py", "engine.similarities(self.model, self.data.validation",
-        "engine.similarities(self.model, self.data.test", KEPT),
-    "the sampling distance is left out": Mutant("train.py", "        longest_distance=", "        # ", OBJECTIVE),
-    "the graph's dropout is left out": Mutant("train.py", "        dropout=options.dropout,\n", "", OBJECTIVE),
+        LOOP, "encoding.similarities(state.model, state.data.validation",
+        "encoding.similarities(state.model, state.data.test", KEPT),
+    "the sampling distance is left out": Mutant(RUN_PARTS, "        longest_distance=", "        # ", OBJECTIVE),
+    "the graph's dropout is left out": Mutant(RUN_PARTS, "        dropout=options.dropout,\n", "", OBJECTIVE),
     "base_loss and gnn_loss are exchanged": Mutant(
-        "train.py", "        base_loss=options.base_loss,\n        gnn_loss=options.gnn_loss,\n",
+        RUN_PARTS, "        base_loss=options.base_loss,\n        gnn_loss=options.gnn_loss,\n",
         "        base_loss=options.gnn_loss,\n        gnn_loss=options.base_loss,\n", OBJECTIVE),
-    "the margin is left out": Mutant("train.py", "        margin=options.margin,\n", "", OBJECTIVE),
-    "the graph's layers are left out": Mutant("train.py", "        layers=options.num_layers_enc,\n", "", OBJECTIVE),
+    "the margin is left out": Mutant(RUN_PARTS, "        margin=options.margin,\n", "", OBJECTIVE),
+    "the graph's layers are left out": Mutant(RUN_PARTS, "        layers=options.num_layers_enc,\n", "", OBJECTIVE),
     "repeated images are always masked": Mutant(
-        "train.py", "        mask_repeat=bool(options.mask_repeat),\n", "", OBJECTIVE),
+        RUN_PARTS, "        mask_repeat=bool(options.mask_repeat),\n", "", OBJECTIVE),
     "the graph always reads normalised embeddings": Mutant(
-        "train.py", "        norm_input=bool(options.norm_input),\n", "", OBJECTIVE),
+        RUN_PARTS, "        norm_input=bool(options.norm_input),\n", "", OBJECTIVE),
     "hardest negatives an epoch late": Mutant(
-        "train.py", "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
+        LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
     "rates decay an epoch late": Mutant(
-        "train.py", "optim.set_rates(self.optimizer, epoch,", "optim.set_rates(self.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "optim.set_rates(state.optimizer, epoch,", "optim.set_rates(state.optimizer, epoch - 1,", SETTINGS),
     "the rates never decay": Mutant(
-        "train.py", "        optim.set_rates(self.optimizer, epoch,", "        (epoch,", SETTINGS),
+        LOOP, "        optim.set_rates(state.optimizer, epoch,", "        (epoch,", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
-        "train.py", "self.loader.sampler.epoch, self.loader.sampler.first = epoch,",
-        "self.loader.sampler.epoch, self.loader.sampler.first = 0,", ORDER),
+        LOOP, "state.loader.sampler.epoch, state.loader.sampler.first = epoch,",
+        "state.loader.sampler.epoch, state.loader.sampler.first = 0,", ORDER),
     "first weights do not depend on the seed": Mutant(
-        "train.py", "torch.manual_seed(options.seed)", "torch.manual_seed(0)", SEED),
+        RUN_STATE, "torch.manual_seed(options.seed)", "torch.manual_seed(0)", SEED),
     "dropout does not depend on the seed": Mutant(
-        "train.py", "step=self.step, seed=options.seed,", "step=self.step, seed=0,", SEED),
+        LOOP, "step=state.step, seed=options.seed,", "step=state.step, seed=0,", SEED),
     "order and augmentation do not depend on the seed": Mutant(
-        "train.py", "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", SEED),
+        RUN_STATE, "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", SEED),
     "--size_augment 0 also stops word alteration": Mutant(
-        "train.py", "drop_regions=bool(options.size_augment)",
+        RUN_STATE, "drop_regions=bool(options.size_augment)",
         "drop_regions=bool(options.size_augment), alter_words=bool(options.size_augment)", AUGMENT),
-    "regions are always dropped": Mutant("train.py", ", drop_regions=bool(options.size_augment)", "", AUGMENT),
-    "the clip is left at its default": Mutant("train.py", "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS),
-    "the warm-up starts anew": Mutant("train.py", "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS),
+    "regions are always dropped": Mutant(RUN_STATE, ", drop_regions=bool(options.size_augment)", "", AUGMENT),
+    "the clip is left at its default": Mutant(LOOP, "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS),
+    "the warm-up starts anew": Mutant(LOOP, "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS),
     "the graph's rate is left at its default": Mutant(
-        "train.py", "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)", SETTINGS),
+        RUN_STATE, "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)", SETTINGS),
     "the precision is left at its default": Mutant(
-        "train.py", "precision=options.precision,", 'precision="fp32",',
+        LOOP, "precision=options.precision,", 'precision="fp32",',
         f"{WIRING}::test_precision_and_hardest_negatives_reach_every_step"),
-    # A step and an evaluation: lib/engine.py
+    # A step: lib/training/engine.py; an evaluation: lib/evaluation/encoding.py
     "running statistics that are not finite are taken": Mutant(
-        "lib/engine.py", "buffer.copy_(torch.where(is_finite, buffer, before))", "pass", PARTS),
+        ENGINE, "buffer.copy_(torch.where(is_finite, buffer, before))", "pass", PARTS),
     "captions that are NaN are evaluated": Mutant(
-        "lib/engine.py", "images.isfinite().all() and captions.isfinite().all()",
+        ENCODING, "images.isfinite().all() and captions.isfinite().all()",
         "images.isfinite().all() and images.isfinite().all()", PARTS),
     "images that are NaN are evaluated": Mutant(
-        "lib/engine.py", "images.isfinite().all() and captions.isfinite().all()",
+        ENCODING, "images.isfinite().all() and captions.isfinite().all()",
         "captions.isfinite().all() and captions.isfinite().all()", PARTS),
     "bf16 reaches relations and losses": Mutant(
-        "lib/engine.py", "    return objective(images, captions, batch.image_ids,",
+        ENGINE, "    return objective(images, captions, batch.image_ids,",
         "    with torch.autocast(device_type, torch.bfloat16, enabled=precision == \"bf16\"):\n"
         "        return objective(images, captions, batch.image_ids,", PARTS),
     "every process drops the same units": Mutant(
-        "lib/engine.py", "torch.manual_seed(seed + 1 + distributed.rank())", "torch.manual_seed(seed + 1)", PARTS),
+        ENGINE, "torch.manual_seed(seed + 1 + distributed.rank())", "torch.manual_seed(seed + 1)", PARTS),
     "every process draws negatives of its own": Mutant(
-        "lib/engine.py", "        torch.manual_seed(seed)  #", "        # ", PARTS),
+        ENGINE, "        torch.manual_seed(seed)  #", "        # ", PARTS),
     "unnormalised embeddings are not gathered": Mutant(
-        "lib/engine.py", ", unnormalised=distributed.gather(side.unnormalised)", "", PARTS),
+        ENGINE, ", unnormalised=distributed.gather(side.unnormalised)", "", PARTS),
     "the seed of a step does not depend on the step": Mutant(
-        "lib/engine.py", "SeedSequence([seed, step])", "SeedSequence([seed, 0])", SEED),
+        ENGINE, "SeedSequence([seed, step])", "SeedSequence([seed, 0])", SEED),
     "seeds of steps are added": Mutant(
-        "lib/engine.py", "SeedSequence([seed, step])", "SeedSequence([seed + step])", "test_optim.py"),
+        ENGINE, "SeedSequence([seed, step])", "SeedSequence([seed + step])", TEST_OPTIM),
     "training goes on in evaluation mode": Mutant(
-        "lib/engine.py", "        model.train()  # on_step may have evaluated both\n", "", "test_optim.py"),
+        ENGINE, "        model.train()  # on_step may have evaluated both\n", "", TEST_OPTIM),
     "the gradient is not clipped": Mutant(
-        "lib/engine.py", "clip_grad_norm_(parameters, grad_clip)", "clip_grad_norm_(parameters, 1e9)", "test_optim.py"),
+        ENGINE, "clip_grad_norm_(parameters, grad_clip)", "clip_grad_norm_(parameters, 1e9)", TEST_OPTIM),
     "the graph is asked for a step late": Mutant(
-        "lib/engine.py", "use_graph=step >= warmup", "use_graph=step > warmup", SETTINGS),
-    "captions stay in order of length": Mutant("lib/engine.py", "[np.argsort(order)]", "", "test_optim.py"),
+        ENGINE, "use_graph=step >= warmup", "use_graph=step > warmup", SETTINGS),
+    "captions stay in order of length": Mutant(ENCODING, "[np.argsort(order)]", "", TEST_OPTIM),
     "skipped steps are never forgotten": Mutant(
-        "lib/engine.py", "(skipped + 1) * ~is_finite", "skipped + 1", PARTS),
-    # Data: lib/dataset.py, lib/sampling.py
+        ENGINE, "(skipped + 1) * ~is_finite", "skipped + 1", PARTS),
+    # Data: lib/data/dataset.py, lib/data/sampling.py
     "regions and words are those of epoch 0": Mutant(
-        "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
+        DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((self.seed, 0, int(caption)))", DRAWN),
     "regions and words of seed 1 are those of seed 0 an epoch later": Mutant(
-        "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
+        DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((self.seed + epoch, int(caption)))", SEED),
     "regions and words do not depend on the seed": Mutant(
-        "lib/dataset.py", "default_rng((self.seed, epoch, int(caption)))",
+        DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((epoch, int(caption)))", SEED),
-    "words are never altered": Mutant("lib/dataset.py", "generator if self.alter_words else None", "None", DRAWN),
-    "fewer regions are kept": Mutant("lib/dataset.py", "REGION_KEPT = 0.8", "REGION_KEPT = 0.7", "test_dataset.py"),
+    "words are never altered": Mutant(DATASET, "generator if self.alter_words else None", "None", DRAWN),
+    "fewer regions are kept": Mutant(DATASET, "REGION_KEPT = 0.8", "REGION_KEPT = 0.7", TEST_DATASET),
     "an image may lose all regions": Mutant(
-        "lib/dataset.py", "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", "test_dataset.py"),
+        DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", TEST_DATASET),
     "every epoch has the order of epoch 0": Mutant(
-        "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
+        SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",
         "order = np.random.default_rng((self.seed, 0))", ORDER),
     "the order does not depend on the seed": Mutant(
-        "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
+        SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",
         "order = np.random.default_rng((0, self.epoch))", SEED),
     "the order of seed 1 is that of seed 0 an epoch later": Mutant(
-        "lib/sampling.py", "order = np.random.default_rng((self.seed, self.epoch))",
+        SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",
         "order = np.random.default_rng(self.seed + self.epoch)", SEED),
     "neighbours do not depend on the epoch": Mutant(
-        "lib/sampling.py", "        generator = np.random.default_rng((self.seed, self.epoch))",
-        "        generator = np.random.default_rng(self.seed)", "test_sampling.py"),
+        SAMPLING, "        generator = np.random.default_rng((self.seed, self.epoch))",
+        "        generator = np.random.default_rng(self.seed)", TEST_SAMPLING),
     "means of regions count padding": Mutant(
-        "lib/sampling.py", "regions.sum(1) / lengths.unsqueeze(1)", "regions.mean(1)", PARTS),
-    # The log: lib/logs.py
+        SAMPLING, "regions.sum(1) / lengths.unsqueeze(1)", "regions.mean(1)", PARTS),
+    # The log: lib/training/logs.py
     "the log's line holds the last step": Mutant(
-        "lib/logs.py", "return float(values.mean()) if len(values)", "return float(values[-1]) if len(values)", LOG),
+        LOGS, "return float(values.mean()) if len(values)", "return float(values[-1]) if len(values)", LOG),
     "the log averages steps that were not finite": Mutant(
-        "lib/logs.py", "    values = values[is_finite]\n", "", PARTS),
+        LOGS, "    values = values[is_finite]\n", "", PARTS),
     "graph terms are averaged over steps without the graph": Mutant(
-        "lib/logs.py", "_mean(values, is_finite[has_term])",
+        LOGS, "_mean(values, is_finite[has_term])",
         "_mean(values, is_finite[has_term]) * len(values) / count", LOG),
     "the log's line comes a step late": Mutant(
-        "lib/logs.py", "len(self.reports) >= self.log_step", "len(self.reports) > self.log_step", LOG),
-    # Several processes: lib/distributed.py
+        LOGS, "len(self.reports) >= self.log_step", "len(self.reports) > self.log_step", LOG),
+    # Several processes: lib/system/distributed.py
     "a restart reads the store of the processes before": Mutant(
-        "lib/distributed.py", '== "1":\n', '== "0":\n', PARTS),
+        DISTRIBUTED, '== "1":\n', '== "0":\n', PARTS),
     "gathered rows lose the order of the batch": Mutant(
-        "lib/distributed.py", "found.transpose(0, 1).flatten(0, 1)", "found.flatten(0, 1)", "test_distributed.py"),
+        DISTRIBUTED, "found.transpose(0, 1).flatten(0, 1)", "found.flatten(0, 1)", TEST_DISTRIBUTED),
     "the gradient of gathered rows is not scaled": Mutant(
-        "lib/distributed.py", "gradient[share()] * size()", "gradient[share()]", "test_distributed.py"),
-    # Tables: eval.py, lib/report.py, lib/metrics.py
+        DISTRIBUTED, "gradient[share()] * size()", "gradient[share()]", TEST_DISTRIBUTED),
+    # Tables: eval.py, lib/evaluation/report.py, lib/evaluation/metrics.py
     "the table says another split selected the epoch": Mutant(
-        "eval.py", 'one.options["val_split"] for one in found', '"dev" for one in found', "test_programs.py"),
+        REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found', TEST_PROGRAMS),
     "results on other data replace those of the usual": Mutant(
-        "lib/report.py", "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and",
-        "test_results.py"),
+        REPORT, "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and",
+        TEST_RESULTS),
     "an ensemble is the first model": Mutant(
         "eval.py", "    similarities = metrics.ensemble(models)\n    text,", "    similarities = models[0]\n    text,",
-        "test_programs.py"),
+        TEST_PROGRAMS),
     "testall has no folds": Mutant(
-        "lib/report.py", 'if split == "testall" and', 'if split == "none" and',
+        REPORT, 'if split == "testall" and', 'if split == "none" and',
         f"{WIRING}::test_the_table_is_that_of_the_reported_model"),
     "the median starts from 0": Mutant(
-        "lib/metrics.py", "float(np.floor(np.median(ranks_from_0)) + 1)", "float(np.floor(np.median(ranks_from_0)))",
-        "test_metrics.py"),
-    "R@10 is R@9": Mutant("lib/metrics.py", "for k in (1, 5, 10)", "for k in (1, 5, 9)", "test_metrics.py"),
+        METRICS, "float(np.floor(np.median(ranks_from_0)) + 1)", "float(np.floor(np.median(ranks_from_0)))",
+        TEST_METRICS),
+    "R@10 is R@9": Mutant(METRICS, "for k in (1, 5, 10)", "for k in (1, 5, 9)", TEST_METRICS),
     "an ensemble is a sum": Mutant(
-        "lib/metrics.py", "dim=1) / len(models)", "dim=1)", "test_metrics.py test_programs.py"),
+        METRICS, "dim=1) / len(models)", "dim=1)", "evaluation/test_metrics.py programs/test_programs.py"),
     # Losses and relations
     "the maximum is over all negatives": Mutant(
-        "lib/losses.py", "largest = log_weights.masked_fill(~is_admissible, -torch.inf)", "largest = log_weights",
-        "test_losses.py"),
+        LOSSES, "largest = log_weights.masked_fill(~is_admissible, -torch.inf)", "largest = log_weights",
+        TEST_LOSSES),
     "the hinge has no margin": Mutant(
-        "lib/losses.py", "(margin + similarities - paired).clamp", "(similarities - paired).clamp", "test_losses.py"),
+        LOSSES, "(margin + similarities - paired).clamp", "(similarities - paired).clamp", TEST_LOSSES),
     "captions are never anchors": Mutant(
-        "lib/losses.py", "directions = (similarities, similarities.T)", "directions = (similarities,)",
-        "test_losses.py"),
+        LOSSES, "directions = (similarities, similarities.T)", "directions = (similarities,)",
+        TEST_LOSSES),
     "the temperature has no limit": Mutant(
-        "lib/losses.py", "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", "test_losses.py"),
+        LOSSES, "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),
     "the connection is one too many": Mutant(
-        "lib/relation.py", "max(int(closeness.size(1) * threshold), 1)", "int(closeness.size(1) * threshold) + 1",
-        "test_relation.py"),
+        RELATION, "max(int(closeness.size(1) * threshold), 1)", "int(closeness.size(1) * threshold) + 1",
+        TEST_RELATION),
     "the two directions of relevance share no start": Mutant(
-        "lib/relation.py", "copy.deepcopy(self.mlp_t2i)",
-        "nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))", "test_relation.py"),
+        RELATION, "copy.deepcopy(self.mlp_t2i)",
+        "nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))", TEST_RELATION),
     "the regulariser reaches the embeddings": Mutant(
-        "lib/relation.py", "image_embeddings.detach(), caption_embeddings.detach()",
-        "image_embeddings, caption_embeddings", "test_relation.py"),
+        RELATION, "image_embeddings.detach(), caption_embeddings.detach()",
+        "image_embeddings, caption_embeddings", TEST_RELATION),
     "relevance is not weighed": Mutant(
-        "graph_lib.py", "(mask_weight * relation.relevance)", "(relation.relevance)", "test_graph.py"),
+        "graph_lib.py", "(mask_weight * relation.relevance)", "(relation.relevance)", TEST_GRAPH),
     "the cross losses are one": Mutant(
-        "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", "test_graph.py"),
-    # Rates: lib/optim.py
-    "BERT learns at the full rate": Mutant("lib/optim.py", "BERT_RATE = 0.1", "BERT_RATE = 1.0", SETTINGS),
-    "there is no weight decay": Mutant("lib/optim.py", "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", "test_optim.py"),
+        "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
+    # Rates: lib/training/optim.py
+    "BERT learns at the full rate": Mutant(OPTIM, "BERT_RATE = 0.1", "BERT_RATE = 1.0", SETTINGS),
+    "there is no weight decay": Mutant(OPTIM, "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", TEST_OPTIM),
     "a milestone counts from the epoch after": Mutant(
-        "lib/optim.py", "epoch >= milestone", "epoch > milestone", SETTINGS),
+        OPTIM, "epoch >= milestone", "epoch > milestone", SETTINGS),
 }  # fmt: skip
 
 

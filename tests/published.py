@@ -11,9 +11,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
-from lib import bert
-from lib.checkpoint import OBJECTIVE_NAMES, from_published, rename
-from lib.model import HREM
+from lib.model import bert
+from lib.model.checkpoint import OBJECTIVE_NAMES, from_published, rename
+from lib.model.network import HREM
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "checkpoint_names.json").read_text())
@@ -88,7 +88,7 @@ def published_name(name):
 
 def state_names(part):
     """Our name -> published name for one encoder."""
-    from lib.checkpoint import IMAGE_NAMES, TEXT_NAMES
+    from lib.model.checkpoint import IMAGE_NAMES, TEXT_NAMES
 
     table = IMAGE_NAMES if part == "image_encoder" else TEXT_NAMES
     return {ours: name for name in SHAPES[part] for ours in rename({name: None}, table)}

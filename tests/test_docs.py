@@ -8,8 +8,8 @@ import pytest
 import arguments
 import graph_lib
 from benchmarks import ablation
-from lib import check, convert
-from lib.options import Parser
+from lib.data import check, convert
+from lib.system.options import Parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -24,7 +24,7 @@ OTHERS = {  # options of torchrun, pip, tensorboard and argparse
 def options():
     training = arguments.training_parser()
     graph_lib.add_options(training)
-    commands = Parser(prog="lib.dataset").add_subparsers()
+    commands = Parser(prog="lib.data").add_subparsers()
     check.add_command(commands)
     convert.add_command(commands)
     parsers = training, arguments.evaluation_parser(), ablation.parser(), *commands.choices.values()

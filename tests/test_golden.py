@@ -9,12 +9,14 @@ from helpers import close
 from published import GOLDEN, golden, published_name, small_model, small_objective, small_tokeniser
 
 from graph_lib import longest_distance
-from lib import engine, losses, metrics, optim
-from lib.captions import split_words, tokenise
-from lib.checkpoint import OBJECTIVE_NAMES, rename
-from lib.dataset import Batch
-from lib.encoders import Encoded
-from lib.relation import InstanceRelations, regulariser
+from lib.data.captions import split_words, tokenise
+from lib.data.dataset import Batch
+from lib.evaluation import metrics
+from lib.model.checkpoint import OBJECTIVE_NAMES, rename
+from lib.model.encoders import Encoded
+from lib.objective import losses
+from lib.objective.relation import InstanceRelations, regulariser
+from lib.training import engine, optim
 
 
 def close_gradient(found, expected):

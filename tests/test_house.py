@@ -1,6 +1,7 @@
 """The house: imports run downward, evaluation never meets the graph, no option is idle, docs/ names all."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -11,19 +12,25 @@ import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "lib.start", "lib.console", "lib.errors",
-    "lib.distributed", "lib.files", "lib.cache", "lib.run_folder", "lib.interrupt",
-    "lib.options", "lib.pooling", "lib.packing", "lib.metrics", "lib.fingerprint", "lib.captions",
-    "lib.vocabulary", "lib.bert", "lib.demo", "lib.optim", "lib.layout", "lib.pairing",
-    "lib.caption_forms", "lib.check",
-    "lib.element_type", "lib.tsv_columns", "lib.tsv", "lib.karpathy", "lib.conversion", "lib.convert",
-    "lib.sampling", "lib.dataset", "lib.unpickle", "lib.fragment", "lib.state",
-    "lib.checkpoint", "lib.result_names",
-    "lib.charts", "lib.logs", "lib.report", "lib.pretrained",
-    "lib.proof", "lib.run_start",
-    "lib.bootstrap", "lib.losses", "lib.relation", "lib.encoders", "lib.engine", "lib.model",
-    "lib.search", "lib.export", "lib.extended", "lib.pictures", "lib.html_report", "graph_lib", "arguments", "eval",
-    "train",
+    "lib.system.start", "lib.system.console", "lib.system.errors", "lib.system.devices", "lib.system.distributed",
+    "lib.system.files", "lib.system.cache", "lib.system.run_folder", "lib.system.interrupt", "lib.system.options",
+    "lib.system.unpickle", "lib.system.charts",
+    "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names", "lib.evaluation.report",
+    "lib.evaluation.bootstrap", "lib.evaluation.extended",
+    "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo", "lib.data.layout",
+    "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type", "lib.data.tsv_columns",
+    "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion", "lib.data.convert", "lib.data.__main__",
+    "lib.data.sampling", "lib.data.dataset",
+    "lib.model.pooling", "lib.model.packing", "lib.model.bert", "lib.model.splits", "lib.model.fragment",
+    "lib.model.state", "lib.model.checkpoint", "lib.model.pretrained", "lib.model.encoders", "lib.model.network",
+    "lib.objective.losses", "lib.objective.relation",
+    "graph_lib",
+    "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
+    "lib.training.reporting", "lib.training.proof", "lib.training.run_start", "lib.training.run_state",
+    "lib.training.engine", "lib.training.loop",
+    "lib.results.trained", "lib.results.search", "lib.results.export", "lib.results.pictures",
+    "lib.results.html_report",
+    "lib.dataset", "arguments", "eval", "train",
 )  # fmt: skip
 
 
@@ -43,9 +50,33 @@ def imports(module):
 
 
 def test_every_module_has_its_place_in_the_order():
-    files = [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py")]
-    modules = {str(file.relative_to(ROOT).with_suffix("")).replace("/", ".") for file in files}
-    assert modules - {"lib.__init__"} == set(ORDER)
+    files = [*ROOT.glob("*.py"), *ROOT.glob("lib/**/*.py")]
+    names = [file.relative_to(ROOT).with_suffix("").as_posix() for file in files if file.name != "__init__.py"]
+    modules = {name.replace("/", ".") for name in names}
+    assert modules == set(ORDER) and len(ORDER) == len(modules)
+
+
+def test_packages_follow_one_another():
+    """With the order of modules: a package imports from those before it alone, and graph_lib.py stands among them."""
+    packages = [module.rpartition(".")[0] if module.count(".") == 2 else module for module in ORDER]
+    changes = [name for before, name in zip(["", *packages], packages) if name != before]
+    assert changes == [
+        "lib.system", "lib.evaluation", "lib.data", "lib.model", "lib.objective", "graph_lib", "lib.training",
+        "lib.results", "lib.dataset", "arguments", "eval", "train",
+    ]  # fmt: skip
+
+
+def test_packages_themselves_import_nothing_but_load():
+    packages = [path.parent.name for path in ROOT.glob("lib/*/__init__.py")]
+    found = {name: imports(f"lib.{name}.__init__") for name in packages}
+    assert {name: names for name, names in found.items() if names} == {"model": {"lib.results.trained"}}
+
+
+def test_the_model_package_gives_load_and_nothing_else_from_above():
+    model = importlib.import_module("lib.model")
+    assert model.load is importlib.import_module("lib.results.trained").load
+    with pytest.raises(ImportError, match="Trained"):
+        from lib.model import Trained  # noqa: F401
 
 
 @pytest.mark.parametrize("module", ORDER)
@@ -60,12 +91,13 @@ def test_evaluation_never_reaches_the_graph():
         module = waiting.pop()
         reached.add(module)
         waiting += imports(module) - reached
-    assert "lib.model" in reached
-    assert not reached & {"graph_lib", "lib.relation", "lib.losses", "lib.optim", "train"}
+    assert "lib.model.network" in reached
+    assert not reached & {"graph_lib", "lib.objective.relation", "lib.objective.losses", "lib.training.optim", "train"}
 
 
 def test_one_file_knows_tensorboard_logger():
-    assert [module for module in ORDER if "tensorboard_logger import" in path_of(module).read_text()] == ["lib.logs"]
+    found = [module for module in ORDER if "tensorboard_logger import" in path_of(module).read_text()]
+    assert found == ["lib.training.logs"]
 
 
 def training_options():
@@ -80,7 +112,9 @@ def evaluation_options():
 
 @pytest.mark.parametrize("option", sorted(training_options() | evaluation_options()))
 def test_every_option_is_read(option):
-    source = "".join(path_of(module).read_text() for module in ("lib.model", "arguments", "train", "eval"))
+    readers = ("lib.model.network", *(module for module in ORDER if module.startswith("lib.training.run_")))
+    readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train", "eval")
+    source = "".join(path_of(module).read_text() for module in readers)
     assert re.search(rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source)
 
 
@@ -135,5 +169,6 @@ def test_the_documentation_names_every_option(pages):
 
 
 def test_no_line_is_longer_than_120():
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("lib/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")]:
+    folders = [ROOT / folder for folder in ("lib", "tests", "benchmarks")]
+    for file in [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]:
         assert max(map(len, file.read_text().splitlines()), default=0) <= 120, file

@@ -1,0 +1,1 @@
+"""Data folders: their layout, datasets and loaders, captions, vocabulary, sampling, the demo data."""

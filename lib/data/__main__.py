@@ -1,0 +1,32 @@
+"""The command for data folders.
+
+python -m lib.data check data/f30k_precomp     what is in a folder, and what to mend (lib/data/check.py)
+python -m lib.data convert --help              a folder of own features (lib/data/convert.py)
+"""
+
+if __name__ == "__main__":
+    import lib.system.start  # noqa: F401  before the imports that take seconds
+
+import sys
+
+from lib.data import check, convert
+from lib.system.errors import command_line
+from lib.system.options import Parser
+
+
+def main(argv=None):
+    """The command: `check FOLDER`, where `check` may be left out, or `convert`; argv: instead of the process's."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="python -m lib.data", description="Check a data folder, or make one of own features.")
+    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="check | convert")
+    check.add_command(commands)
+    convert.add_command(commands)
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.parse_args(argv)  # help, or an error that names the commands
+    command, *rest = argv if argv[0] in commands.choices else ["check", *argv]
+    options = commands.choices[command].parse_args(rest)  # of its own parser: that knows which options there are
+    options.run(options)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,187 @@
+"""The files of a data folder, opened: region features, region counts, captions (docs/method.md, section 1).
+
+Every InputError names the file, what was found there, what was expected and the remedy.
+"""
+
+# R regions, D region feature size
+
+import os
+import tokenize
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from lib.system.errors import InputError, first_sentence
+from lib.system.files import why_unreadable
+
+UNCHANGED = (  # what is expected of a file that is mapped, and the remedy
+    "expected the features to stay as they are while a program reads them: copy the file again, then repeat the "
+    "command (train.py: with --resume auto)"
+)
+SPLITS = ("train", "dev", "test", "testall")
+WORK, SWITCH = ".conversion", ".converted"  # of conversion.py, in a data folder: still to fill, files still to move
+DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
+    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+def find_splits(folder):
+    """Names of the splits of a folder, the usual four first. Raises InputError where there is none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
+    refuse_unfinished_switch(folder)
+    names = {file.name.removesuffix(end) for end in ("_ims.npy", "_caps.txt") for file in folder.glob(f"*{end}")}
+    begun = unfinished_conversion(folder)
+    if not names and begun:
+        raise InputError(f"{folder}: found no split, expected the files that are still to come: {begun}")
+    if not names:
+        raise InputError(
+            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
+            "them"
+        )
+    return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
+
+
+def unfinished_conversion(folder):
+    """A line that names what convert.py has begun in a data folder, and the remedy; None where there is nothing."""
+    work = folder / WORK
+    if not os.path.lexists(work):
+        return None
+    return f"{work} holds an unfinished conversion; run the same convert command again, or remove this folder"
+
+
+def unfinished_switch(folder):
+    """Whether convert is moving its files, or was killed meanwhile: those there may be of two conversions."""
+    return os.path.lexists(folder / SWITCH)
+
+
+def refuse_unfinished_switch(folder):
+    """Raise InputError where convert did not finish to move its files."""
+    if unfinished_switch(folder):
+        raise InputError(
+            f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), expected the files of "
+            "one conversion; run the same convert command again, it finishes the move"
+        )
+
+
+def without_dev(splits):
+    """A line for those who will train on these splits, such as "train" and "test"; None where "dev" is among them."""
+    if "dev" in splits or "train" not in splits:
+        return None
+    other = next((split for split in splits if split != "train"), "SPLIT")
+    return f"no dev split: training needs --val_split {other}"
+
+
+def open_regions(path):
+    """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
+    refuse_unfinished_switch(path.parent)
+    why = why_unreadable(path)
+    if why:
+        splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
+        remedy = unfinished_conversion(path.parent) or (
+            "copy the file there, or name another split: --split in evaluation, in training --val_split or "
+            "--test_split"
+        )
+        raise InputError(
+            f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
+            f"this split: {remedy}"
+        )
+    regions = _load(path, "a whole float32 array of rows x regions x features", mmap_mode="r")
+    if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):
+        raise InputError(
+            f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
+            "numpy: np.save(path, array.astype(np.float32))"
+        )
+    if regions.ndim != 3 or 0 in regions.shape:
+        raise InputError(
+            f"{path}: found an array of shape {regions.shape}, expected rows x regions x features, such as (1000, 36, "
+            "2048); save it again in this shape"
+        )
+    return regions
+
+
+class FileState(NamedTuple):
+    """What tells that a file is still the one that was opened."""
+
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def file_state(path):
+    """The `FileState` of a file. Raises InputError where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror.lower()}; {UNCHANGED}") from error
+    return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def check_unchanged(path, opened):
+    """Refuse a file that was written to, cut or replaced since its `FileState` was `opened`. Raises InputError.
+
+    To be called before what is mapped is read: a process that reads beyond the end of a file is killed.
+    """
+    found = file_state(path)
+    if found != opened:
+        what = f"{found.size} bytes, {opened.size} when it was opened" if found.size != opened.size else "a newer file"
+        raise InputError(f"{path}: changed while it was in use (found {what}); {UNCHANGED}")
+
+
+def read_num_regions(path, num_rows, num_regions):
+    """How many regions of each row are true, (rows,): as the file says, or all R where there is no such file.
+
+    Raises InputError where it does not fit an array of `num_rows` rows x `num_regions` regions.
+    """
+    if not os.path.lexists(path):
+        return np.full(num_rows, num_regions)
+    why = why_unreadable(path)
+    if why:
+        raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
+    expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
+    counts = _load(path, expected)
+    if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != (num_rows,):
+        found = f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
+        raise InputError(f"{path}: found {found}, expected {expected}; without this file all regions count as true")
+    wrong = np.flatnonzero((counts < 1) | (counts > num_regions))
+    if len(wrong):
+        raise InputError(
+            f"{path}: found {counts[wrong[0]]} regions for row {wrong[0]} (from 0), expected {expected}; without this "
+            "file all regions count as true"
+        )
+    return counts.astype(np.int64)
+
+
+def _load(path, expected, mmap_mode=None):
+    try:
+        with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
+            return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except DAMAGED as error:
+        raise InputError(
+            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
+            f"expected {expected}: copy or download it again"
+        ) from error
+
+
+def read_lines(path, what="a caption"):
+    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
+    why = why_unreadable(path)
+    if why:
+        raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise InputError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
+            f"for instance: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+    if "\0" in text:
+        raise InputError(
+            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, expected UTF-8 text; "
+            f"copy the file again, or convert it, for instance: iconv -f utf-16 -t utf-8 {path.name}"
+        )
+    lines = text.split("\n")
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]

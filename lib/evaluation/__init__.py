@@ -1,0 +1,1 @@
+"""Numbers in, numbers out: encode a split, ranks, R@K, tables, intervals."""

@@ -1,0 +1,73 @@
+"""Fragment-level relations inside one sample: a transformer over its regions or words, with residual pooling.
+
+Equations: docs/method.md, section 3. One module serves the image and the text encoder, and the baselines that pool
+without a transformer.
+"""
+
+# N samples, n fragments of the longest, M true fragments in all, E embedding
+
+import functools
+
+import torch.nn.functional as F
+from torch import nn
+
+from lib.model.packing import Packing
+from lib.model.pooling import GeneralizedPooling, length_mask, masked_mean, max_k_mean
+
+POOLINGS = tuple(name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo"))
+
+
+def transformer_layer(dim, heads, dropout):
+    """The paper's transformer layer, of fragments and instances alike: post-norm, feed-forward width E, ReLU."""
+    return nn.TransformerEncoderLayer(dim, heads, dim_feedforward=dim, dropout=dropout, batch_first=True)
+
+
+def after_attention(layer, nodes, attended):
+    """The rest of a transformer layer, once its nodes have attended: (..., E) both, and what comes back."""
+    nodes = layer.norm1(nodes + layer.dropout1(attended))
+    widened = layer.dropout(layer.activation(layer.linear1(nodes)))
+    return layer.norm2(nodes + layer.dropout2(layer.linear2(widened)))
+
+
+class FragmentRelation(nn.Module):
+    """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (docs/method.md, section 3).
+
+    v_res is the pooling of the fragments, as published the mean of the two largest values of each feature; v_rel is the
+    mean of the transformer's output. pooling: one of POOLINGS; without "+relation" there is no transformer, v = v_res.
+    """
+
+    def __init__(self, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation"):
+        super().__init__()
+        self.residual_weight = residual_weight
+        name, _, relation = pooling.partition("+")
+        self.layer = transformer_layer(dim, heads, dropout) if relation else None
+        self.pool = _pooling(name)
+
+    def forward(self, fragments, lengths):
+        """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E), not normalised."""
+        residual = self.pool(fragments, lengths)
+        if self.layer is None:
+            return residual
+        related = masked_mean(self.relate(fragments, lengths), lengths)
+        return self.residual_weight * residual + (1 - self.residual_weight) * related
+
+    def relate(self, fragments, lengths):
+        """The transformer's output for the true fragments, (N, n, E), zero beyond them."""
+        packing = Packing(lengths, fragments.size(1), fragments.device)
+        return packing.unpack(_transform(self.layer, packing.pack(fragments), packing, lengths))
+
+
+def _pooling(name):
+    if name == "gpo":
+        return GeneralizedPooling()
+    return dict(maxk=max_k_mean, mean=masked_mean, max=functools.partial(max_k_mean, k=1))[name]
+
+
+def _transform(layer, packed, packing, lengths):
+    """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone, (M, E)."""
+    attention = layer.self_attn
+    is_real = length_mask(lengths, packing.padded_shape[1], packed.device)
+    projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)
+    dropout = attention.dropout if layer.training else 0.0
+    mixed = attention.out_proj(packing.attention(projected, is_real, attention.num_heads, dropout))
+    return after_attention(layer, packed, mixed)

@@ -1,0 +1,83 @@
+"""Both encoders as one module: what is trained, saved and used at test time (SPEC section 3)."""
+
+# R regions, D region feature size, E embedding
+
+from torch import nn
+
+from lib.data import fingerprint
+from lib.data.vocabulary import word_embeddings
+from lib.model import bert, checkpoint
+from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
+from lib.system.distributed import print_line
+
+PUBLISHED_BERT = "bert-base-uncased"
+
+
+class HREM(nn.Module):
+    """The image and the text encoder. At test time nothing else is used: similarity is the dot product.
+
+    reader: what reads captions, a transformers BertModel without pooler, or the nn.Embedding of a vocabulary, which a
+    bidirectional GRU goes on from; region_dim: D; embed_size: E; heads: of both fragment transformers.
+    """
+
+    def __init__(
+        self, reader, region_dim=2048, embed_size=1024, heads=16, dropout=0.1, residual_weight=0.8,
+        normalise_images=True, normalise_captions=True, pooling="maxk+relation", mask_padding=False,
+    ):  # fmt: skip
+        super().__init__()
+        shared = dict(dim=embed_size, heads=heads, dropout=dropout, residual_weight=residual_weight, pooling=pooling)
+        self.image_encoder = ImageEncoder(region_dim, normalise=normalise_images, mask_padding=mask_padding, **shared)
+        read = RecurrentTextEncoder if isinstance(reader, nn.Embedding) else TextEncoder
+        self.text_encoder = read(reader, normalise=normalise_captions, **shared)
+
+    def forward(self, batch, least_pieces=None):
+        """Encode a `lib.data.dataset.Batch`; least_pieces: see `TextEncoder`. Returns `Encoded` images and captions."""
+        return (
+            self.image_encoder(batch.regions, batch.region_lengths),
+            self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
+        )
+
+
+def build_model(options, reader, region_dim):
+    """The model that a dict of options describes, ours or the published ones; reader: see `HREM`."""
+    return HREM(
+        reader,
+        region_dim=region_dim,
+        embed_size=options["embed_size"],
+        heads=options["nhead"],
+        dropout=options["dropout"],
+        residual_weight=options["residual_weight"],
+        normalise_images=not options["no_imgnorm"],
+        normalise_captions=not options["no_txtnorm"],
+        pooling=options["pooling"],
+        mask_padding=bool(options["mask_padding"]),
+    )
+
+
+def load_model(path, trained, bert_path, region_dim, device):
+    """The model of a `Checkpoint` read from `path`, in evaluation mode. Raises InputError where it does not fit."""
+    if trained.vocabulary:
+        reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
+    else:
+        reader = bert.model(bert_path, pretrained=False)
+    model = build_model(trained.options, reader, region_dim)
+    checkpoint.load_into(model, trained, path)
+    if not trained.vocabulary:
+        fingerprint.check_reader(path, trained.reader, bert_path, {"settings": fingerprint.bert_settings(reader)})
+    return model.to(device).eval()
+
+
+def tokeniser_of(trained, bert_path):
+    """What cuts captions for the model of a `Checkpoint`: its own vocabulary, or the tokeniser of its BERT."""
+    return trained.vocabulary or bert.tokeniser(bert_path)
+
+
+def tell_casing(tokeniser):
+    """Print what a tokeniser has to say of capitals and accents, if anything."""
+    if tokeniser.note:
+        print_line(tokeniser.note)
+
+
+def bert_of(trained, bert_path=None):
+    """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with; published ones do not say."""
+    return bert_path or (PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT))

@@ -1,0 +1,50 @@
+"""Open a split of a data set, its captions cut for a text encoder; the demo data are built on their first use."""
+
+from pathlib import Path
+
+import numpy as np
+
+from lib.data import demo
+from lib.data.dataset import RetrievalDataset, folder_of
+from lib.model import bert
+from lib.system.distributed import print_line
+from lib.system.files import report_write_errors
+
+UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
+
+
+def open_folder(data_path, dataset):
+    """The folder of a data set; the demo data are built on their first use. Raises InputError."""
+    demo_folder = Path(data_path) / "demo_precomp"
+    if dataset == "demo" and not demo_folder.exists():
+        print_line(f"building the demo data in {demo_folder}")
+        with report_write_errors(demo_folder):
+            demo.build_once(demo_folder)
+    return folder_of(data_path, dataset)
+
+
+def load_split(data_path, dataset, split, bert_path, vocabulary=None):
+    """A split, its captions cut for the BERT at `bert_path`, or into the words of a `Vocabulary`."""
+    folder = open_folder(data_path, dataset)
+    longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
+    tokeniser = vocabulary or bert.tokeniser(bert_path)
+    found = RetrievalDataset(folder, split, tokeniser, longest)
+    for note in found.notes:
+        print_line(note)
+    if found.blank_lines:
+        numbers = ", ".join(map(str, found.blank_lines[:10]))
+        more = len(found.blank_lines) - 10
+        print_line(
+            f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are kept, they hold their "
+            f"place (lines {numbers}{f' and {more} more' if more > 0 else ''})"
+        )
+    unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
+    share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
+    if share > UNKNOWN_WORTH_TELLING:
+        print_line(
+            f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
+            "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"
+        )
+    if found.captions.num_shortened:
+        print_line(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")
+    return found

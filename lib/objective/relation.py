@@ -1,0 +1,329 @@
+"""Instance-level relations of a batch: connection, relevance, and the regulariser (docs/method.md, section 4).
+
+Every function works on all pairs of the batch at once. Fragments come detached: gradient reaches the relations
+through the embeddings (intra-modal) and through the two small MLPs (cross-modal) alone.
+"""
+
+# B pairs, R regions, L pieces, E embedding, K = topk
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from lib.model.packing import Packing
+from lib.model.pooling import length_groups, length_mask
+from lib.system import distributed
+
+SIGMA = 1.0
+NEGATIVE_SLOPE = 0.1
+SMALLEST_NORM = 1e-12
+
+
+class Relation(NamedTuple):
+    """One (B, B) block of the instance graph; row i relates instance i to every instance of the other side."""
+
+    is_connected: torch.Tensor
+    relevance: torch.Tensor
+
+
+class Relations(NamedTuple):
+    """The four blocks of the graph; i stands for images, t for captions, rows before columns."""
+
+    i2i: Relation
+    i2t: Relation
+    t2i: Relation
+    t2t: Relation
+
+
+def whole_graph(i2i, i2t, t2i, t2t):
+    """Four blocks (B, B) as the matrix of all 2B instances, (2B, 2B): [[i2i, i2t], [t2i, t2t]]."""
+    return torch.cat([torch.cat([i2i, i2t], dim=1), torch.cat([t2i, t2t], dim=1)])
+
+
+class BlockLimits(NamedTuple):
+    """How pairs are cut: captions at a time, their most padding, and most matches of pieces with regions.
+
+    A match takes 4 bytes; it is held once for a block, and twice more for captions of like length. At least one image
+    is taken at a time.
+    """
+
+    captions: int
+    padding: int
+    matches: int
+
+
+BLOCKS = {
+    "cpu": BlockLimits(1024, 0, 2**23),  # 32 MB; captions of one length need neither copies nor masks
+    "cuda": BlockLimits(1024, 4096, 2**24),  # 64 MB: 128 pairs in one block, for launching kernels takes the time
+}
+
+
+class Matches(NamedTuple):
+    """What the fragments say of every pair in one direction: mean (B, B) and the K largest matches (B, B, K)."""
+
+    mean: torch.Tensor
+    largest: torch.Tensor
+
+
+def connection(closeness, threshold):
+    """Connected, row by row: at least as close as the floor(B * threshold)-th closest (never fewer than one).
+
+    closeness: (B, B). Returns (B, B) bool.
+    """
+    count = max(int(closeness.size(1) * threshold), 1)
+    return closeness >= closeness.topk(count, dim=1).values[:, -1:]
+
+
+class _Distances(torch.autograd.Function):
+    """Euclidean distances of all pairs of rows: (n, E), (m, E) -> (n, m), with gradient 0 at distance 0.
+
+    The values are torch.cdist's. Its backward on a GPU holds all n x m x E differences at once; this one takes two
+    matrix products. They run in float64: each gradient is a difference of two sums, and in float32 (or TF32) little
+    of it would be left for rows that are near each other.
+    """
+
+    @staticmethod
+    def forward(ctx, left, right):
+        distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(left, right, distances)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        left, right, distances = ctx.saved_tensors
+        weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (n, m)
+        to_left, to_right = ctx.needs_input_grad
+        return (
+            _pulled(left, right, weight) if to_left else None,
+            _pulled(right, left, weight.T) if to_right else None,
+        )
+
+
+def _pulled(rows, others, weight):
+    """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`. weight: (n, m) float64."""
+    return (weight.sum(1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
+
+
+def distance_relevance(left, right, distance="l2"):
+    """exp(-||l_i - r_j|| / sigma), (B, B), with gradient 0 at distance 0; distances are exact.
+
+    distance: "l2", as released, or "l2sq": squared, as the paper writes it.
+    """
+    distances = _Distances.apply(left, right)
+    return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
+
+
+def intra_modal(embeddings, threshold, distance="l2", use_relevance=True):
+    """Relation of the instances of one modality. embeddings: (B, E). Returns `Relation`."""
+    closeness = (embeddings @ embeddings.T).detach()
+    relevance = distance_relevance(embeddings, embeddings, distance) if use_relevance else torch.zeros_like(closeness)
+    return Relation(connection(closeness, threshold), relevance)
+
+
+def even_relation(embeddings, is_connected):
+    """A block that prefers nobody: relevance 0, and all of its pairs are connected or none. embeddings: (B, E)."""
+    pairs = len(embeddings), len(embeddings)
+    return Relation(embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs))
+
+
+@torch.no_grad()
+def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None):
+    """How the pieces of every caption match the regions of every image, in both directions (docs/method.md, section 4).
+
+    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part, as published,
+    unless region_lengths, (B,) on the CPU, says how many are true. A caption shorter than K lends its first K padded
+    pieces to the K largest. Works on a block of captions and images at a time, of the size that BLOCKS allows.
+    Returns Matches captions x images, Matches images x captions.
+    """
+    limits, regions = BLOCKS[words.device.type], F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
+    is_padding = None  # (R, B), where padded regions take no part and there are any
+    if region_lengths is not None and int(region_lengths.min()) < len(regions):
+        is_padding = ~length_mask(region_lengths, len(regions), regions.device).T
+        regions = regions.masked_fill(is_padding.unsqueeze(2), 0)  # what matches nothing adds nothing to a norm
+    found = []
+    for first in range(0, len(words), limits.captions):
+        some = slice(first, first + limits.captions)
+        found.append(_matches_with_all_images(words[some], caption_lengths[some], regions, is_padding, topk, limits))
+    t2i, i2t = (Matches(*map(torch.cat, zip(*parts))) for parts in zip(*found))
+    return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
+
+
+def _matches_with_all_images(words, lengths, regions, is_padding, topk, limits):
+    """Both directions' `Matches`, captions first, of n captions: words (n, L, E).
+
+    regions: (R, B, E), unit vectors; is_padding: (R, B) bool, the regions that take no part, or None.
+    """
+    num_regions, num_images = regions.shape[:2]
+    selected = lengths.clamp(min=min(topk, words.size(1)))  # (n,) pieces that are read of each caption
+    packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))  # (M, E)
+    groups = _caption_groups(lengths, selected, words.device, limits.padding)
+    pairs = len(words), num_images
+    directions = [Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2)]
+    at_once = max(limits.matches // (len(packed) * num_regions), 1)
+    for first in range(0, num_images, at_once):
+        images = slice(first, min(first + at_once, num_images))
+        unseen = None if is_padding is None else is_padding[:, images]
+        cosine = packed @ regions[:, images].flatten(0, 1).T
+        match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).unflatten(1, (num_regions, -1))  # (M, R, b)
+        for group in groups:
+            matched = _group_matches(match[group.rows], group, topk, unseen)
+            for found, values in zip(directions, matched):
+                found.mean[group.captions, images], found.largest[group.captions, images] = values
+    return directions
+
+
+class CaptionGroup(NamedTuple):
+    """A run of n captions of like length: where they lie in the batch and in its packed pieces, and their masks."""
+
+    captions: slice
+    rows: slice
+    packing: Packing | None  # where some have fewer than L selected pieces
+    lengths: torch.Tensor  # (n, 1)
+    is_real: torch.Tensor  # (n, L, 1)
+    is_selected: torch.Tensor  # (n, L, 1)
+    has_unreal: bool
+
+
+def _caption_groups(lengths, selected, device, most_padding):
+    ends = selected.cumsum(0).tolist()
+    groups = []
+    for run, longest in length_groups(selected, most_padding):
+        is_real, is_selected = (
+            length_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
+        )
+        rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
+        packing = Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
+        counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
+        has_unreal = int(lengths[run].min()) < longest
+        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_unreal))
+    return groups
+
+
+def _group_matches(match, group, topk, is_padding=None):
+    """Both directions' `Matches`, captions first, of n captions and b images.
+
+    match: (m, R, b), packed; is_padding: (R, b) bool, the regions that take no part, or None.
+    """
+    if group.packing is None:
+        match = match.unflatten(0, group.is_real.shape[:2])
+    else:
+        match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
+    squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
+    over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
+    over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)
+    eligible = torch.div(match, over_regions, out=squares)
+    if group.has_unreal:
+        eligible.masked_fill_(~group.is_real[..., None], -torch.inf)
+    region_match = eligible.amax(1).transpose(1, 2)  # (n, b, R)
+
+    match.div_(over_pieces)
+    if is_padding is not None:
+        match.masked_fill_(is_padding, -torch.inf)
+    piece_match = match.amax(2)  # (n, L, b)
+    mean = piece_match.masked_fill(~group.is_real, 0).sum(1) / group.lengths
+    piece_match = piece_match.masked_fill(~group.is_selected, -torch.inf).transpose(1, 2)  # (n, b, L)
+    to_images = Matches(mean, _largest(piece_match, topk))
+    if is_padding is None:
+        return to_images, Matches(region_match.mean(2), _largest(region_match, topk))
+    mean = region_match.masked_fill(is_padding.T, 0).sum(2) / (~is_padding).sum(0)
+    return to_images, Matches(mean, _largest(region_match.masked_fill(is_padding.T, -torch.inf), topk))
+
+
+def _largest(matches, topk):
+    """The K largest values of the last dimension, descending, filled with zeros to length K; -inf counts not."""
+    largest = matches.topk(min(topk, matches.size(2)), dim=2).values
+    return F.pad(largest.masked_fill(largest.isinf(), 0), (0, topk - largest.size(2)))
+
+
+class CrossModalRelation(nn.Module):
+    """Relations between captions and images from their fragments: relevance = MLP(K largest matches) + mean match.
+
+    Without use_relevance it is 0, and there are no MLPs.
+    """
+
+    def __init__(self, topk, threshold, use_relevance=True):
+        super().__init__()
+        self.topk, self.threshold = topk, threshold
+        self.mlp_t2i = self.mlp_i2t = None
+        if use_relevance:
+            self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
+            self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
+
+    def forward(self, regions, words, caption_lengths, region_lengths=None):
+        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; of this process's share of the batch.
+
+        A process matches its own captions with the images of all. Returns i2t and t2i `Relation`, (B, B).
+        """
+        regions = distributed.gather(regions)
+        region_lengths = None if region_lengths is None else distributed.gather(region_lengths)
+        t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
+        mean, relevance = distributed.gather(i2t.mean.T).T, distributed.gather(_relevance(self.mlp_i2t, i2t).T).T
+        relation_i2t = Relation(connection(mean, self.threshold), relevance)
+        mean, relevance = distributed.gather(t2i.mean), distributed.gather(_relevance(self.mlp_t2i, t2i))
+        return relation_i2t, Relation(connection(mean, self.threshold), relevance)
+
+
+def _relevance(mlp, matches):
+    """MLP(K largest matches) + mean match, or 0 without an MLP."""
+    if mlp is None:
+        return torch.zeros_like(matches.mean)
+    return mlp(matches.largest).squeeze(-1) + matches.mean
+
+
+class InstanceRelations(nn.Module):
+    """The four relation blocks of a batch.
+
+    relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the others nothing is
+    connected. Without use_relevance it is 0 everywhere; without use_connection whole blocks are connected; with
+    mask_padding padded regions take no part.
+    """
+
+    def __init__(
+        self, topk, threshold, relation="both", use_relevance=True, use_connection=True, distance="l2",
+        mask_padding=False,
+    ):  # fmt: skip
+        super().__init__()
+        self.threshold = threshold if use_connection else 1.0
+        self.use_relevance, self.distance, self.mask_padding = use_relevance, distance, mask_padding
+        self.has_intra, self.has_inter = relation != "inter", relation != "intra"
+        self.reads_fragments = self.has_inter and (use_relevance or use_connection)
+        if self.reads_fragments:
+            self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
+
+    def forward(self, images, captions):
+        """images, captions: `Encoded`; their fragments and lengths are those of this process's share of the batch.
+
+        Returns `Relations`.
+        """
+        i2i = t2t = even_relation(images.embedding, is_connected=False)
+        i2t = t2i = even_relation(images.embedding, is_connected=self.has_inter)
+        if self.has_intra:
+            i2i, t2t = (
+                intra_modal(side.embedding, self.threshold, self.distance, self.use_relevance)
+                for side in (images, captions)
+            )
+        if self.reads_fragments:
+            region_lengths = images.lengths if self.mask_padding else None
+            i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths, region_lengths)
+        return Relations(i2i, i2t, t2i, t2t)
+
+
+def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
+    """KL divergence of the learnt cross-modal relevance from that of the embeddings, both directions (section 4).
+
+    Gradient reaches the relevance only. image_embeddings, caption_embeddings: (B, E); distance: see
+    `distance_relevance`. Returns a scalar.
+    """
+    target = distance_relevance(image_embeddings.detach(), caption_embeddings.detach(), distance)
+    pairs = ((relations.i2t.relevance, target), (relations.t2i.relevance, target.T))
+    return sum(_row_divergence(learnt, given) for learnt, given in pairs)
+
+
+def _row_divergence(learnt, given):
+    learnt, given = learnt.log_softmax(1), given.log_softmax(1)
+    return F.kl_div(given, learnt, reduction="batchmean", log_target=True)

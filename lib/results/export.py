@@ -1,0 +1,85 @@
+"""Embeddings as plain files, for a nearest-neighbour index or any other program."""
+
+# N images, C captions, E embedding
+
+from pathlib import Path
+
+import numpy as np
+
+from lib.system.errors import InputError
+from lib.system.files import atomic_write
+
+README = """# Embeddings
+
+{title}
+
+| file | content |
+|---|---|
+| `image_embeddings.npy` | float32 ({num_images}, {dim}), a row an image |
+| `caption_embeddings.npy` | float32 ({num_captions}, {dim}), a row a caption |
+| `image_ids.txt` | the id of each image row{no_ids} |
+| `caption_images.txt` | the image row of each caption row, from 0 |
+| `captions.txt` | the caption of each caption row |
+
+{lengths} The dot product of an image row and a caption row is their similarity:
+
+    import numpy as np
+    images, captions = np.load("image_embeddings.npy"), np.load("caption_embeddings.npy")
+    best = (images @ captions[0]).argsort()[::-1][:5]    # image rows, best first
+
+What these embeddings retrieve (R@K in percent):
+
+{table}
+"""
+
+
+FILES = (
+    "image_embeddings.npy", "caption_embeddings.npy", "image_ids.txt", "caption_images.txt", "captions.txt",
+    "README.md",
+)  # fmt: skip
+
+
+def check(folder):
+    """Refuse a folder that holds anything. Raises InputError."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "a folder that is not empty" if folder.is_dir() else "a file"
+        raise InputError(f"--export {folder}: found {found}, expected an empty or a new folder; name another")
+
+
+def write(folder, similarity, known, title, table):
+    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none; known: `search.Names`.
+
+    folder: of `check`, new or empty. Raises InputError where the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(folder, similarity, known, title, table)
+    except InputError:  # the same command again finds the folder empty
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _write(folder, similarity, known, title, table):
+    images, captions = similarity.images.numpy(), similarity.captions.numpy()
+    for name, rows in (("image_embeddings", images), ("caption_embeddings", captions)):
+        with atomic_write(folder / f"{name}.npy") as file:
+            np.save(file, rows, allow_pickle=False)
+    lines = {
+        "image_ids": known.ids,
+        "caption_images": known.caption_images,
+        "captions": known.captions,
+    }
+    for name, values in lines.items():
+        with atomic_write(folder / f"{name}.txt") as file:
+            file.write("".join(f"{value}\n" for value in values).encode())
+    is_unit = all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions))
+    text = README.format(
+        title=title, table=table, num_images=len(images), num_captions=len(captions), dim=images.shape[1],
+        no_ids="" if known.has_ids else "; the data have no ids, these are the rows",
+        lengths="Rows have unit length." if is_unit else "Rows are not of unit length: the model does not normalise.",
+    )  # fmt: skip
+    with atomic_write(folder / "README.md") as file:
+        file.write(text.encode())

@@ -1,0 +1,159 @@
+"""Search in a split: the best images of a caption, the best captions of an image; embeddings kept between searches.
+
+Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the model, features,
+region counts, captions. A file of another hash, or one that does not read back whole, is computed again and replaced.
+"""
+
+# N images, C captions, E embedding
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.data import fingerprint
+from lib.data.captions import split_words
+from lib.data.dataset import read_lines
+from lib.data.pairing import ids_of_images
+from lib.evaluation import encoding
+from lib.evaluation.metrics import Similarity, best, map_of
+from lib.system import cache
+from lib.system.console import markdown_cell
+from lib.system.errors import InputError
+
+
+class Found(NamedTuple):
+    """One result: number of the image or caption, from 0, its similarity, and whether it is a true one."""
+
+    number: int
+    score: float
+    is_hit: bool
+
+
+class Names(NamedTuple):
+    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids.
+
+    caption_images: (C,) image of every caption.
+    """
+
+    captions: list
+    ids: list
+    has_ids: bool
+    caption_images: np.ndarray
+
+    def first_caption(self, image):
+        """The first caption of an image, a string."""
+        return self.captions[np.argmax(self.caption_images == image)]
+
+    def label(self, image):
+        """What an image of this number is called: "id 188 (image 16)", or "image 16" where that is its id too."""
+        identity = self.ids[image]
+        return f"image {image}" if identity == str(image) else f"id {identity} (image {image})"
+
+    def find(self, which):
+        """The number of the image that "N" or "id:ID" means. Raises InputError where there is none."""
+        identity = which.removeprefix("id:")
+        if identity == which:
+            number = int(which)
+        else:
+            number = self.ids.index(identity) if identity in self.ids else -1
+        if not 0 <= number < len(self.ids):
+            raise InputError(
+                f"--query_image {which}: found no such image among {len(self.ids)}, expected 0 to {len(self.ids) - 1}, "
+                f"or id:ID, such as id:{self.ids[0]}"
+            )
+        return number
+
+
+def names(data):
+    """The `Names` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
+    captions = read_lines(data.folder / f"{data.split}_caps.txt")
+    path = data.folder / f"{data.split}_ids.txt"
+    has_ids = path.exists()
+    ids = ids_of_images(path, read_lines(path), data.pairing) if has_ids else _numbers(data.pairing.num_images)
+    if len(ids) != data.pairing.num_images:
+        raise InputError(
+            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id an image, or one a "
+            "caption; copy the file again, or remove it"
+        )
+    ids = [ids[image] for image in data.stored_images]
+    return Names(captions[: data.num_captions], ids, has_ids, data.caption_images)
+
+
+def _numbers(count):
+    return list(map(str, range(count)))
+
+
+def best_captions(similarity, image, count):
+    """The captions most similar to an image of the split: a list of `Found`."""
+    scores, caption_images = similarity[image : image + 1, :][0], map_of(similarity)
+    return [Found(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in best(scores, count)]
+
+
+def best_images(scores, count, true_image=None):
+    """The images of the largest of (N,) scores: a list of `Found`; true_image: the caption's, if any."""
+    return [Found(int(n), float(scores[n]), n == true_image) for n in best(scores, count)]
+
+
+def unknown_words(text, tokeniser):
+    """The words of a text that a model cannot tell apart, each once: <unk> of a vocabulary, pieces [UNK] of BERT."""
+    model = tokeniser.backend_tokenizer.model
+    words = dict.fromkeys(split_words(text, tokeniser))
+    return [word for word in words if model.unk_token in (piece.value for piece in model.tokenize(word))]
+
+
+def images_as_text(found, data, known):
+    """Results of a caption as a table: rank, similarity, image, its id, its first caption.
+
+    Where images are repeated for their captions, their rows in the features stand beside their numbers.
+    """
+    with_rows = data.rows_per_image > 1
+    rows = [
+        f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
+        f"{markdown_cell(known.ids[one.number])} | {markdown_cell(known.first_caption(one.number))} |"
+        for rank, one in enumerate(found, 1)
+    ]
+    head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
+    return "\n".join([head, f"|---|---|---|{'---|' * with_rows}---|---|", *rows])
+
+
+def captions_as_text(found, known):
+    """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
+    rows = [
+        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(known.ids[known.caption_images[one.number]])} | "
+        f"{'hit' if one.is_hit else ''} | {markdown_cell(known.captions[one.number])} |"
+        for rank, one in enumerate(found, 1)
+    ]
+    return "\n".join(["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows])
+
+
+def kept_similarity(folder, name, model, model_options, data, device):
+    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this model and these data.
+
+    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder that cannot be
+    written, or a file of somebody else there, costs time alone.
+    """
+    hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
+    key = cache.digest(*hashes, data.regions_state)  # of the file that was opened, whatever has its name by now
+    kept = _read(folder.path / name, key, data)
+    if kept is None:
+        kept = encoding.similarities(model, data, device)
+        with contextlib.suppress(OSError, InputError), folder.atomic_write(name) as file:
+            cache.write(file, key, images=kept.images.numpy(), captions=kept.captions.numpy())
+    return kept
+
+
+def _read(path, key, data):
+    """The kept `Similarity`, or None if it is not there, damaged, or of something else."""
+    found = cache.read(path, key, ("images", "captions"))
+    if found is None:
+        return None
+    images, captions = found.values()
+    fits = images.ndim == captions.ndim == 2 and images.shape[1] == captions.shape[1]
+    fits = fits and (len(images), len(captions)) == (data.num_images, data.num_captions)
+    if not fits or not images.dtype == captions.dtype == np.float32:
+        return None
+    if not np.isfinite(images).all() or not np.isfinite(captions).all():
+        return None
+    return Similarity(torch.from_numpy(images), torch.from_numpy(captions), data.caption_images)

@@ -1,0 +1,121 @@
+"""A trained model put to use from Python.
+
+from lib.model import load
+model = load("runs/f30k_test")
+model.encode_captions(["two dogs running in the snow"])     # (1, E)
+model.encode_images(regions, num_regions)                   # (n, R, D), (n,) -> (n, E)
+"""
+
+# C captions, R regions, D region feature size, E embedding
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.data import fingerprint
+from lib.data.captions import Captions, tokenise
+from lib.data.dataset import LARGEST_FEATURE, pad_pieces
+from lib.evaluation import encoding
+from lib.model import checkpoint
+from lib.model.network import bert_of, load_model, tell_casing, tokeniser_of
+from lib.model.pooling import length_mask
+from lib.system import devices
+from lib.system.errors import InputError
+
+
+def load(path, device="auto", bert_path=None):
+    """A trained model from a run folder or a checkpoint file, ours or a published one. Returns `Trained`.
+
+    device: auto, cpu, cuda or cuda:N; bert_path: if not where the model was trained with it. Raises InputError.
+    """
+    device, path = devices.choose_device(device), checkpoint.find(path)
+    trained = checkpoint.load(path)
+    bert_path = bert_of(trained, bert_path)
+    model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
+    tokeniser = tokeniser_of(trained, bert_path)
+    tell_casing(tokeniser)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)})
+    return Trained(model, tokeniser, device)
+
+
+class Trained:
+    """A trained `HREM` with its tokeniser: captions and region features in, embeddings out, as float32 numpy arrays.
+
+    Rows have unit length (unless trained with --no_imgnorm or --no_txtnorm), and a dot product is a similarity.
+    """
+
+    def __init__(self, model, tokeniser, device):
+        self.model, self.tokeniser, self.device = model, tokeniser, device
+
+    def encode_captions(self, texts):
+        """Embeddings (n, E) of n captions, a list of strings of any length. Raises InputError."""
+        given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
+        if not given or not all(isinstance(text, str) for text in given):
+            raise InputError(f"captions: found {texts!r:.60}, expected a list of at least one string")
+        broken = next((text for text in given if any(0xD800 <= ord(letter) < 0xE000 for letter in text)), None)
+        if broken is not None:
+            raise InputError(f"captions: found {broken!a:.60}, expected text without half characters (lone surrogates)")
+        reader = getattr(self.model.text_encoder, "bert", None)
+        longest = reader and reader.config.max_position_embeddings
+        captions = _Captions(tokenise(given, self.tokeniser, longest))
+        return encoding.encode_captions(self.model, captions, self.device).numpy()
+
+    def encode_images(self, regions, num_regions=None):
+        """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError.
+
+        num_regions: (n,), how many regions of each image are true, the others being padding; without it all are.
+        """
+        wanted = self.model.image_encoder.projection.in_features
+        shape = tuple(getattr(regions, "shape", ()))
+        if len(shape) != 3 or shape[2] != wanted or 0 in shape:
+            found = f"an array of shape {shape}" if shape else f"{type(regions).__name__}"
+            raise InputError(f"regions: found {found}, expected images x regions x {wanted} features, at least one")
+        counts = np.full(shape[0], shape[1]) if num_regions is None else np.asarray(num_regions)
+        if counts.shape != shape[:1] or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > shape[1]:
+            raise InputError(
+                f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers from 1 to {shape[1]}, "
+                "how many regions of each image are true: those of {split}_num_regions.npy, or leave it out"
+            )
+        if isinstance(regions, torch.Tensor):
+            regions = regions.detach().cpu()
+            regions = (regions.float() if regions.is_floating_point() else regions).numpy()
+        if regions.dtype.kind not in "fiub":
+            raise InputError(f"regions: found values of type {regions.dtype}, expected real numbers")
+        return encoding.encode_images(self.model, _Images(regions, counts), self.device).numpy()
+
+
+class _Captions(NamedTuple):
+    """Captions as `lib.evaluation.encoding` reads them from a data set."""
+
+    captions: Captions
+
+    def caption_block(self, which):
+        return pad_pieces([self.captions.ids(caption) for caption in which])
+
+
+class _Images(NamedTuple):
+    """Regions (n, R, D), of which num_regions (n,) are true, as `encoding` reads them from a data set."""
+
+    regions: np.ndarray
+    num_regions: np.ndarray
+
+    @property
+    def num_images(self):
+        return len(self.regions)
+
+    def image_block(self, start, stop):
+        lengths = torch.from_numpy(self.num_regions[start:stop].astype(np.int64))
+        longest = int(lengths.max())
+        with np.errstate(over="ignore"):  # refused below
+            block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
+        block.masked_fill_(~length_mask(lengths, longest).unsqueeze(2), 0)
+        fits = (block.abs() <= LARGEST_FEATURE).flatten(1).all(1)  # no comparison with NaN is true
+        if not fits.all():
+            image = start + int(fits.logical_not().nonzero()[0, 0])
+            raise InputError(
+                f"regions: image {image} (from 0) holds NaN, Inf or values beyond {LARGEST_FEATURE:.0e}, expected "
+                "finite features"
+            )
+        return block, lengths

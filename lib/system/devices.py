@@ -1,0 +1,67 @@
+"""The device that a program computes on, kernels that give the same bits again, too little memory."""
+
+import contextlib
+import os
+import re
+
+import torch
+
+from lib.system.errors import InputError, first_sentence
+
+OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # what torch says of a CPU's
+CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+
+
+def choose_device(name="auto", gpu_id=0):
+    """The torch device of --device and --gpu-id. Raises InputError where it is not there."""
+    if name == "auto":
+        name = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("this program runs on CPUs and CUDA GPUs")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, cuda or "
+            f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
+        ) from error
+    return device
+
+
+def prepare_determinism():
+    """Let cuBLAS give the same bits again. cuBLAS reads this setting once, so call it before the first CUDA call.
+
+    A setting of the user stays. `set_determinism` refuses what is not deterministic.
+    """
+    if not torch.cuda.is_initialized():
+        os.environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES[0])
+
+
+def set_determinism(enabled, device):
+    """Allow only kernels that give the same bits again, or any. Raises InputError where cuBLAS cannot on `device`."""
+    found = os.environ.get(CUBLAS_WORKSPACE)
+    if enabled and device.type == "cuda" and found not in DETERMINISTIC_WORKSPACES:
+        expected = f"expected {CUBLAS_WORKSPACE}={' or '.join(DETERMINISTIC_WORKSPACES)}"
+        if found is None:
+            raise InputError(
+                f"--deterministic 1: CUDA was started in this process before the option was read (found no "
+                f"{CUBLAS_WORKSPACE}), {expected} in the environment from the start; start the run in a new process"
+            )
+        raise InputError(
+            f"--deterministic 1: found {CUBLAS_WORKSPACE}={found!r} in the environment, {expected}: matrix products "
+            f"on a GPU differ from run to run otherwise; unset {CUBLAS_WORKSPACE}"
+        )
+    torch.use_deterministic_algorithms(enabled)
+
+
+@contextlib.contextmanager
+def memory_errors(what, remedy):
+    """Inside, too little memory of the machine or of its GPU becomes an InputError with this remedy."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or OUT_OF_MEMORY.search(str(error))
+        if not is_memory:
+            raise
+        raise InputError(f"out of memory at {what} ({first_sentence(error)}), expected it to fit: {remedy}") from error

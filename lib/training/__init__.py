@@ -1,0 +1,1 @@
+"""Optimiser, one step, one epoch, the run: its state, its loop, its reporting, its logs."""

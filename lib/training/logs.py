@@ -1,0 +1,278 @@
+"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves (docs/method.md, section 9).
+
+The text logs hold no times and no paths of the moment, so that two runs of one seed write the same bytes; times stand
+on the console and in TensorBoard. The only file that knows tensorboard_logger.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from lib.system.charts import png
+from lib.system.console import one_line, printable
+from lib.system.distributed import print_line
+from lib.system.errors import InputError
+from lib.system.files import report_write_errors, why_unreadable
+from lib.system.run_folder import RunFolder, is_plain_file
+
+try:
+    from tensorboard_logger import Logger as TensorBoard
+    from tensorboard_logger.tensorboard_logger import summary_pb2
+except (ImportError, TypeError) as error:  # TypeError: protobuf 4 or later
+    TensorBoard, WHY_NO_TENSORBOARD = None, str(error).splitlines()[0]
+
+HISTOGRAM_BINS = 50  # from the lowest to the highest value
+TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
+LOG_NAMES = r"(train|eval)\.txt|events\.out\.tfevents\..+"
+
+
+class RunLog:
+    """The logs of one run in `folder`, which is made if it is missing. Only files of its manifest are changed.
+
+    sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came later is cut off.
+    Without them the logs of an earlier run are removed. Raises InputError where the disk is full.
+    """
+
+    def __init__(self, folder, sizes=None):
+        self.folder, self._own = Path(folder), RunFolder(folder)
+        check_sizes(self.folder, sizes or {})
+        with report_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self._files():
+                if path.name in (sizes or {}):
+                    _cut(path, sizes[path.name])
+                else:
+                    self._own.remove(path.name)
+            for name, size in sorted((sizes or {}).items()):
+                if not os.path.lexists(self.folder / name):
+                    print_line(f"warning: {self.folder / name}: no such file, expected {size} bytes of the run's log")
+            self.tensorboard = self._open_tensorboard() if TensorBoard else None
+        if not TensorBoard:
+            print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
+
+    def _open_tensorboard(self):
+        """A logger with a file of its own, claimed and created here: the logger would write into any of that name."""
+        while True:
+            second = int(time.time())  # names its file
+            path = self.folder / f"events.out.tfevents.{second}.{socket.gethostname()}"
+            if not os.path.lexists(path) and not any(f".{second}." in file.name for file in self._files()):
+                break
+            time.sleep(0.1)
+        self._own.claim(path.name)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+        logger = TensorBoard.__new__(TensorBoard)
+        with _closed_on_error(logger):
+            logger.__init__(str(self.folder), flush_secs=2, dummy_time=second)
+        logger._dummy_time = None  # from here on it looks at the clock
+        return logger
+
+    def _files(self):
+        names = [name for name in self._own.read()["files"] if re.fullmatch(LOG_NAMES, name)]
+        return [self.folder / name for name in names if is_plain_file(self.folder / name)]
+
+    def sizes(self):
+        """Bytes written so far: a dict of file name -> size. Raises InputError where a file has gone meanwhile."""
+        with report_write_errors(self.folder):
+            return {path.name: path.stat().st_size for path in self._files()}
+
+    def parameters(self, options):
+        """Write the options, a dict, one a line."""
+        lines = [f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())]
+        with self._own.atomic_write(PARAMETERS) as file:
+            file.write("".join(lines).encode())
+
+    def train(self, text, times=""):
+        """A line of train.txt; `times` follows it on the console only."""
+        self._line(TRAIN, one_line(text), times)
+
+    def evaluation(self, text):
+        """A line of eval.txt."""
+        self._line(EVAL, text)
+
+    def scalars(self, values, step):
+        """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
+        if self.tensorboard:
+            with self._writing_curves():
+                for name, value in values.items():
+                    self.tensorboard.log_value(name, value, step=step)
+
+    def images(self, images, step):
+        """TensorBoard images: a dict of name -> uint8 (rows, columns, 1 or 3)."""
+        fields = {}
+        for name, pixels in images.items():
+            height, width, channels = pixels.shape
+            fields[name] = dict(height=height, width=width, colorspace=channels, encoded_image_string=png(pixels))
+        self._summary("image", fields, step)
+
+    def histograms(self, samples, step):
+        """TensorBoard histograms: a dict of name -> array of numbers, of which the finite ones count."""
+        fields = {}
+        for name, values in samples.items():
+            values = values[np.isfinite(values)].astype(np.float64)
+            if len(values):
+                counts, edges = np.histogram(values, HISTOGRAM_BINS)
+                fields[name] = dict(
+                    min=values.min(), max=values.max(), num=len(values), sum=values.sum(),
+                    sum_squares=np.square(values).sum(), bucket_limit=edges[1:], bucket=counts,
+                )  # fmt: skip
+        self._summary("histo", fields, step)
+
+    @contextlib.contextmanager
+    def _writing_curves(self):
+        with report_write_errors(self.folder), _closed_on_error(self.tensorboard):
+            yield
+
+    def _summary(self, kind, fields, step):
+        """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
+        if self.tensorboard:
+            with self._writing_curves():
+                summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
+                self.tensorboard._log_summary(kind, summary, None, step=step)
+
+    def _line(self, file, text, times=""):
+        print_line(text + times)
+        self._own.claim(file)
+        with report_write_errors(self.folder / file):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with open(os.open(self.folder / file, flags, 0o666), "a", encoding="utf-8") as log:
+                log.write(printable(text) + "\n")
+
+
+def _cut(path, size):
+    """Cut a log to the size that it had; what is missing of it is told."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor).st_size
+        if found < size:
+            print_line(f"warning: {path}: found {found} bytes, expected {size}: lines of the log are missing")
+        else:
+            os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _closed_on_error(logger):
+    """Close a logger's file where writing to it fails: what is left in its buffer would fail again, at exit."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError, AttributeError):  # AttributeError: it has opened no file yet
+            logger._writer.close()
+        raise
+
+
+def check_sizes(folder, sizes):
+    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them: each ends a line. Raises InputError."""
+    for name in {TRAIN, EVAL} & sizes.keys():
+        path, size = folder / name, sizes[name]
+        if not size or not os.path.lexists(path):
+            continue
+        if why := why_unreadable(path):
+            raise InputError(f"{path}: {why}; expected the log of the run: move it away, or start with --resume none")
+        with open(path, "rb") as file:
+            file.seek(size - 1)
+            last = file.read(1)
+        if last not in (b"", b"\n"):  # b"": the log is shorter, as after a power cut
+            raise InputError(
+                f"{path}: found text that goes on after {size} bytes, where the saved run ends it, expected the end of "
+                "a line: one of log and last.pth was changed; start anew with --resume none, or another --logger_name"
+            )
+
+
+class NoLog(RunLog):
+    """The log of a process that writes none: all but the first."""
+
+    def __init__(self):
+        self.tensorboard = None
+
+    def sizes(self):
+        """No file, no sizes."""
+        return {}
+
+    def parameters(self, options):
+        """Write nothing."""
+
+    def _line(self, file, text, times=""):
+        pass
+
+
+class StepReport(NamedTuple):
+    """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
+
+    loss: torch.Tensor
+    terms: dict
+    gradient_norm: torch.Tensor
+    is_finite: torch.Tensor
+
+
+class StepLog:
+    """Averages what the steps report and writes it every `log_step` steps: the only place that waits for the GPU."""
+
+    def __init__(self, log, log_step, state=None):
+        self.log, self.log_step = log, log_step
+        self.num_skipped, self.reports, self.waited, self.seconds = 0, [], 0.0, 0.0
+        if state:
+            self.num_skipped, self.waited, self.seconds = state["num_skipped"], state["waited"], state["seconds"]
+            self.reports = [StepReport(**report) for report in state["reports"]]
+
+    def state(self):
+        """What has been taken and not yet written, as tensors and plain values; the argument `state` of another."""
+        reports = [report._asdict() for report in self.reports]
+        return dict(num_skipped=self.num_skipped, reports=reports, waited=self.waited, seconds=self.seconds)
+
+    def add(self, epoch, step_in_epoch, step, rate, report, waited, seconds):
+        """Take the `StepReport` of one step; rate: the learning rate; waited, seconds: of this step."""
+        self.reports.append(report)
+        self.waited += waited
+        self.seconds += seconds
+        if len(self.reports) >= self.log_step:
+            self.write(epoch, step_in_epoch, step, rate)
+
+    def write(self, epoch, step_in_epoch, step, rate):
+        """Write the mean of the steps since the last line, if there were any."""
+        if not self.reports:
+            return
+        count = len(self.reports)
+        is_finite = _stack(report.is_finite for report in self.reports)
+        means, faulty = {"Loss": _mean(_stack(report.loss for report in self.reports), is_finite)}, []
+        for name in self.reports[-1].terms:
+            has_term = torch.tensor([name in report.terms for report in self.reports])
+            values = _stack(report.terms[name] for report in self.reports if name in report.terms)
+            means["Loss_" + name] = _mean(values, is_finite[has_term])
+            faulty += [name] * (not values.isfinite().all())
+        norm = _mean(_stack(report.gradient_norm for report in self.reports), is_finite)
+        skipped = count - int(is_finite.sum())
+        self.num_skipped += skipped
+        terms = ", ".join(f"{name.removeprefix('Loss_')} {value:.4f}" for name, value in list(means.items())[1:])
+        text = f"epoch {epoch} step {step}: loss {means['Loss']:.4f} ({terms}), gradient {norm:.3f}, rate {rate:.3g}"
+        if skipped:
+            text += (
+                f"; skipped {skipped} steps that were not finite ({self.num_skipped} so far) in "
+                f"{', '.join(faulty) or 'the gradient'}"
+            )
+        self.log.train(text, f"  [{self.seconds / count:.3f} s a step, {self.waited / count:.3f} s of it for data]")
+        times = dict(batch_time=self.seconds / count, data_time=self.waited / count)
+        where = dict(epoch=epoch, step=step_in_epoch, Iter=step, lr=rate)
+        self.log.scalars(where | times | means, step)
+        self.reports, self.waited, self.seconds = [], 0.0, 0.0
+
+
+def _stack(scalars):
+    """Scalars of the device as one tensor of the CPU: the one place where the log waits for them."""
+    scalars = list(scalars)
+    device = scalars[-1].device  # a run that goes on has read the first ones from a file, onto the CPU
+    return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars]).cpu()
+
+
+def _mean(values, is_finite):
+    """Mean of the finite steps' scalars; NaN if there was none."""
+    values = values[is_finite]
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,121 @@
+"""The loop of a run over epochs: trains, validates, keeps the best model, stops at a good moment (SPEC section 6)."""
+
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from lib.data.dataset import batches
+from lib.evaluation import encoding, metrics
+from lib.system import distributed
+from lib.system.distributed import print_line
+from lib.system.errors import InputError
+from lib.system.interrupt import Interrupt
+from lib.training import engine, optim, reporting
+
+
+class Result(NamedTuple):
+    """What came of a run: scores of the best model on the test split by label, and seconds a step of training took."""
+
+    scores: dict
+    seconds_a_step: float
+
+
+class Training:
+    """The loop of one run over steps and epochs: trains, validates, saves, and stops at a good moment."""
+
+    def __init__(self, state):
+        """state: the `RunState` of the run."""
+        self.state, self.first_step, self.seconds = state, state.step, 0.0  # of this process
+        self.replicas = distributed.replicate(engine.BatchLoss(state.model, state.objective))
+
+    def run(self):
+        """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
+        state = self.state
+        with Interrupt() as self.interrupt:
+            state.save()
+            if state.options.init_from and state.step == 0 and state.best_rsum < 0:
+                self._validate()  # what the run starts from: the best model if training makes it worse
+                state.save()
+            while state.epoch < state.options.num_epochs:
+                self._train_epoch()
+                self._validate()
+                state.epoch, state.step_in_epoch = state.epoch + 1, 0
+                state.save()
+                self._stop_if(distributed.largest(self.interrupt.status))
+        with distributed.together():
+            scores = reporting.write_table(state)
+        return Result(scores, self.seconds / max(state.step - self.first_step, 1))
+
+    def _train_epoch(self):
+        """Train on what is left of the epoch."""
+        state, options, epoch = self.state, self.state.options, self.state.epoch
+        optim.set_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
+        rate = state.optimizer.param_groups[0]["lr"]
+        state.loader.sampler.epoch, state.loader.sampler.first = epoch, state.step_in_epoch
+
+        def on_step(step, step_report, waited, seconds):
+            state.step, state.step_in_epoch = step, state.step_in_epoch + 1
+            self.seconds += seconds
+            state.step_log.add(epoch, state.step_in_epoch, step, rate, step_report, waited, seconds)
+            if options.val_step and step % options.val_step == 0 and state.step_in_epoch < len(state.loader):
+                self._validate()
+            if step % engine.MOST_SKIPPED == 0:
+                self._stop_if_stuck()
+            # read once: what comes after the saving waits for the next step; the processes agree on it
+            status = distributed.largest(self.interrupt.status)
+            if status or options.save_step and step % options.save_step == 0:
+                state.save()
+            self._stop_if(status)
+
+        bar = tqdm(
+            distributed.each(batches(state.loader, pin_memory=state.device.type == "cuda")), f"epoch {epoch}",
+            total=len(state.loader), initial=state.step_in_epoch, leave=False, disable=distributed.no_bar(),
+        )  # fmt: skip
+        engine.train_epoch(
+            state.model, state.objective, state.optimizer, bar, step=state.step, seed=options.seed,
+            warmup=options.warmup, hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs,
+            grad_clip=options.grad_clip, precision=options.precision, device=state.device, on_step=on_step,
+            skipped=state.skipped, replicas=self.replicas,
+        )  # fmt: skip
+        state.step_log.write(epoch, state.step_in_epoch, state.step, rate)
+        self._stop_if_stuck()
+
+    def _stop_if(self, status):
+        """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
+        state = self.state
+        if status:
+            print_line(
+                f"stopped at step {state.step}, saved in {state.last_file}: the same command with --resume auto goes on"
+            )
+            raise SystemExit(status)
+
+    def _stop_if_stuck(self):
+        """Leave after too many steps in a row that were not finite; they changed nothing."""
+        state = self.state
+        if int(state.skipped) >= engine.MOST_SKIPPED:
+            rate = state.optimizer.param_groups[0]["lr"]
+            state.step_log.write(state.epoch, state.step_in_epoch, state.step, rate)
+            state.skipped.zero_()
+            state.save()
+            reason = (
+                f"{state.last_file}: stopped at step {state.step}: the loss or its gradient was not finite in "
+                f"{engine.MOST_SKIPPED} steps in a row (train.txt names the terms), expected numbers; the file holds "
+                "the weights from before the first of them: check the data with python -m lib.data, then start anew "
+                "with a smaller --learning_rate or --precision fp32, or go on with --resume auto"
+            )
+            with distributed.together():
+                raise InputError(reason)
+
+    def _validate(self):
+        """Score the model on the validation split, and keep it where it is the best so far."""
+        state = self.state
+        with distributed.together():
+            similarities = encoding.similarities(state.model, state.data.validation, state.device)
+        scores = distributed.from_first(lambda: metrics.scores(metrics.ranks(similarities)))
+        is_best = scores.rsum > state.best_rsum
+        reporting.write_validation(state, scores, is_best)
+        if state.log.tensorboard:
+            reporting.draw(state, similarities)
+        if is_best:
+            state.best_rsum = scores.rsum
+            state.write(state.best_file, state.epoch + (state.step > 0))

@@ -1,0 +1,73 @@
+"""Which files of a folder without a manifest earlier versions of this program wrote there, as their contents prove."""
+
+import re
+from pathlib import Path
+
+from lib.evaluation import report
+from lib.model import checkpoint
+from lib.model.state import ADDED_OPTIONS
+from lib.system.errors import InputError
+from lib.system.run_folder import BEST, LAST, OWN_NAMES, is_plain_file
+from lib.training.logs import EVAL, LOG_NAMES, PARAMETERS
+from lib.training.validations import VALIDATION
+
+RESULTS = (".md", ".json", ".npy", ".npz", ".html")
+
+
+def last_of(folder):
+    """What the last.pth of a folder holds, a dict, or None where there is none of ours."""
+    try:
+        return checkpoint.load_run(Path(folder) / LAST)
+    except InputError:
+        return None
+
+
+def own_files(folder, last):
+    """Names of the files that are proven to be ours, a set.
+
+    last: what the last.pth of their run holds, which may lie in another folder, or None.
+    """
+    folder = Path(folder)
+    found = {path.name for path in folder.glob("*") if is_plain_file(path) and _is_result(path)}
+    if last:
+        found |= {LAST} | _logs(folder, last)
+        names = _option_names(folder / PARAMETERS)  # without those that versions of then did not have
+        is_ours = names == sorted(last["options"].keys() - (ADDED_OPTIONS.keys() - set(names)))
+        found |= {PARAMETERS} if is_ours else set()
+        found |= {EVAL} if VALIDATION.match(_text(folder / EVAL)) else set()
+    if _is_our_checkpoint(folder / BEST):
+        found.add(BEST)
+    return {name for name in found if OWN_NAMES.fullmatch(name) and is_plain_file(folder / name)}
+
+
+def holds_logs(folder, last):
+    """Whether a folder holds all the logs of the run whose last.pth holds `last`."""
+    return _logs(Path(folder), last) == last["position"]["log_sizes"].keys()
+
+
+def _logs(folder, last):
+    """Logs that are at least as long as the run left them."""
+    return {
+        name for name, size in last["position"]["log_sizes"].items()
+        if re.fullmatch(LOG_NAMES, name) and is_plain_file(folder / name) and (folder / name).stat().st_size >= size
+    }  # fmt: skip
+
+
+def _is_result(path):
+    """Whether an evaluation of ours wrote a file: a table, metrics.json, similarities, kept embeddings or a page."""
+    return OWN_NAMES.fullmatch(path.name) is not None and path.suffix in RESULTS and report.is_ours(path)
+
+
+def _option_names(path):
+    return [line.split(": ")[0] for line in _text(path).splitlines()]
+
+
+def _text(path):
+    return path.read_text(encoding="utf-8", errors="replace") if is_plain_file(path) else ""
+
+
+def _is_our_checkpoint(path):
+    try:
+        return is_plain_file(path) and not checkpoint.load(path).is_published
+    except InputError:
+        return False

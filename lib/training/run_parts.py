@@ -1,0 +1,152 @@
+"""What a run is made of: data, vocabulary and objective, as its options and its data say."""
+
+import os
+from typing import NamedTuple
+
+import torch
+
+import graph_lib
+from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions
+from lib.data.layout import read_lines
+from lib.data.vocabulary import (
+    Vocabulary,
+    describe_merged,
+    describe_vectors,
+    frequent_words,
+    merged_words,
+    read_glove,
+    word_embeddings,
+)
+from lib.model import pretrained
+from lib.model.network import build_model
+from lib.model.splits import load_split, open_folder
+from lib.system.distributed import print_line
+from lib.system.errors import InputError, first_sentence
+
+
+class Data(NamedTuple):
+    """The three splits of a run; test may be the same object as validation, or None: no test table is written."""
+
+    train: RetrievalDataset
+    validation: RetrievalDataset
+    test: RetrievalDataset | None
+
+
+def read_vocabulary(options, resumed_file=None, content=None, trained=None):
+    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place. A
+    run that starts from a `Checkpoint`, `trained`, keeps its words and adds those that are new.
+    """
+    if options.text_encoder == "bert":
+        return None
+    if content and content.get("vocabulary") is not None:
+        try:
+            return Vocabulary(content["vocabulary"], bool(options.strip_accents))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
+                "words: go on from another file, or start anew with --resume none"
+            ) from error
+    path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
+    texts, strip_accents = read_lines(path), bool(options.strip_accents)
+    words = frequent_words(texts, options.min_word_count, strip_accents)
+    if not words:
+        raise InputError(
+            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
+            "--min_word_count"
+        )
+    note = describe_merged(merged_words(texts, words)) if strip_accents else ""
+    found = Vocabulary(words, strip_accents, note)
+    return pretrained.extend(found, trained.vocabulary) if trained else found
+
+
+def choose_conventions(options, begun):
+    """Fill in --test_split and --longest_distance where they are not given: as the run began, or as the data say.
+
+    begun: the options of the run that goes on, or none. Raises InputError where there is no such data set.
+    """
+    found = conventions(open_folder(options.data_path, options.dataset), options.dataset)
+    if begun:  # before there was this option, the name alone decided
+        found = found._replace(longest_distance=graph_lib.longest_distance(options.dataset))
+    unknown = [name for name in ("test_split", "longest_distance") if getattr(options, name) is None]
+    for name in unknown:
+        setattr(options, name, begun.get(name, getattr(found, name)))
+    if found.note and unknown and not begun:
+        print_line(found.note)
+
+
+def read_embeddings(options, vocabulary):
+    """The word embeddings that training starts from, random or of --glove. Raises InputError."""
+    embeddings = word_embeddings(vocabulary, options.word_dim)
+    if options.glove:
+        found = read_glove(options.glove, vocabulary, embeddings)
+        counted = f"{found.num_found} of {len(vocabulary.words)} words"
+        print_line(f"{options.glove}: vectors of {counted}; the others start at random")
+        if warning := describe_vectors(found, vocabulary):
+            print_line(warning)
+    return embeddings
+
+
+def open_data(options, vocabulary=None):
+    """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
+    splits = {
+        split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
+        for split in dict.fromkeys(("train", options.val_split, options.test_split))
+        if split != NO_SPLIT
+    }
+    data = Data(splits["train"], splits[options.val_split], splits.get(options.test_split))
+    wanted = getattr(options, "img_dim", data.train.region_dim)
+    for split in splits.values():
+        if split.region_dim != wanted:
+            raise InputError(
+                f"{split.regions_path}: found regions of {split.region_dim} features, expected {wanted} as in "
+                "--img_dim or the train split; leave --img_dim out, or extract the splits alike"
+            )
+    return data
+
+
+def check_memory(options, reader, regions_shape, device):
+    """Refuse a model or a batch that this machine has no memory for, before it is made. Raises InputError.
+
+    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it cannot hold.
+    """
+    with torch.device("meta"):  # shapes without values, and no random number drawn
+        modules = build_model(vars(options), reader, options.img_dim), build_objective(options)
+    copies = 4 if device.type == "cpu" else 1
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    needed = 4 * (copies * parameters + options.batch_size * regions_shape[1] * regions_shape[2])
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > found:
+        raise InputError(
+            f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, --topk {options.topk}, "
+            f"--batch_size {options.batch_size}: training needs more than {needed / 1e9:.0f} GB of memory, found "
+            f"{found / 1e9:.0f} GB, expected it to fit: give smaller ones"
+        )
+
+
+def build_objective(options):
+    """The training objective that the options describe."""
+    return graph_lib.Objective(
+        options.embed_size,
+        heads=options.nhead,
+        dropout=options.dropout,
+        layers=options.num_layers_enc,
+        mask_weight=options.mask_weight,
+        topk=options.topk,
+        threshold=options.threshold,
+        base_loss=options.base_loss,
+        gnn_loss=options.gnn_loss,
+        margin=options.margin,
+        longest_distance=options.longest_distance or graph_lib.longest_distance(options.dataset),
+        mask_repeat=bool(options.mask_repeat),
+        norm_input=bool(options.norm_input),
+        cross_loss=bool(options.cross_loss),
+        reg_loss_weight=options.reg_loss_weight,
+        interaction=options.interaction,
+        relation=options.relation,
+        use_relevance=bool(options.relevance),
+        use_connection=bool(options.connection),
+        distance=options.distance,
+        mask_padding=bool(options.mask_padding),
+    )

@@ -1,0 +1,297 @@
+"""Beginning a run, in an empty folder or in place of another run, and going on with one (runs/README.md).
+
+All checks come first and change nothing. Then one atomic write of the manifest decides: it names the files of the run
+before as discarded and the new run as begun. What follows (deleting, the first files of the new run) is repeated by any
+later command if it was cut short. With two folders, the manifest in that of the checkpoints decides for both.
+
+The record of a run in the manifest: its random `id`; `log`, which logs are its own, as their folder's manifest says;
+`saved`, whether last.pth was ever written; `resumed_from`, the file of --resume PATH; `replaces`, logs of other runs in
+the folder of logs that give way to it.
+"""
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from lib.model import checkpoint
+from lib.system.distributed import print_line
+from lib.system.errors import InputError
+from lib.system.files import lock, remove_temporaries, report_write_errors, why_unreadable
+from lib.system.run_folder import BEST, LAST, MANIFEST, RunFolder, is_plain_file
+from lib.training import proof
+from lib.training.logs import EVAL, PARAMETERS, TRAIN
+
+LOCK = ".lock"
+ANOTHER_LOG = "give another --logger_name, or replace what is there with --overwrite 1"
+MAY_CHANGE = {  # options that a run may go on with other values of
+    "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
+    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
+}  # fmt: skip
+
+
+def find_best(resumed_file):
+    """The best model so far of the run that `resumed_file` is of, or None. Raises InputError."""
+    path = Path(resumed_file).with_name(BEST)
+    why = why_unreadable(path)
+    if why not in (None, "no such file"):
+        raise InputError(f"{path}: {why}, expected the best model of the run, or none: move it away")
+    return None if why else path
+
+
+def find_best_rsum(resumed_file, content, num_epochs, model):
+    """The best score so far of a run that goes on: without its model it counts for nothing. Raises InputError.
+
+    content: what `resumed_file` holds; model: the run's, which the best one must be like.
+    """
+    best = find_best(resumed_file)
+    if best:
+        try:  # a run would otherwise train to its end before it meets a damaged file
+            found = checkpoint.load(best)
+            checkpoint.check_fits(model, found, best)
+        except InputError as error:
+            remedy = "put a whole copy in its place" + ", or move it away" * (content["epoch"] < num_epochs)
+            raise InputError(f"{best}: not the best model of this run (found {error}); {remedy}") from error
+        _check_best(found, best, resumed_file, content)
+        return content["best_rsum"]
+    missing = Path(resumed_file).with_name(BEST)
+    if content["epoch"] >= num_epochs:
+        raise InputError(
+            f"{missing}: no such file, expected the best model of this finished run: put it back, or train on with a "
+            "larger --num_epochs"
+        )
+    if content["best_rsum"] >= 0:
+        print_line(f"{missing}: no such file: the next model that is validated becomes the best")
+    return -1.0
+
+
+def _check_best(best, best_file, resumed_file, content):
+    """Refuse a best model, a `Checkpoint`, that is not of the run that `resumed_file` is of: its table would end it."""
+    last_rsum = content["best_rsum"]
+    is_later = not best.is_published and best.epoch > content["epoch"]  # the run was killed before it saved again
+    if last_rsum >= 0 and not is_later and best.best_rsum != last_rsum:
+        raise InputError(
+            f"{best_file}: found a model of another run or an earlier one (best rsum {best.best_rsum:.1f}), expected "
+            f"that of {resumed_file} ({last_rsum:.1f}): put that back, or move this one away"
+        )
+
+
+class RunFolders:
+    """The folder of a run's checkpoints and that of its logs and tables, often one, and the locks on them.
+
+    The locks end with the `with` block. Several processes of one run: the first one alone locks and starts.
+    """
+
+    def __init__(self, models, logs):
+        self.models = RunFolder(models)
+        self.is_one = os.path.realpath(models) == os.path.realpath(logs)
+        self.logs = self.models if self.is_one else RunFolder(logs)
+        self.all = [self.models] if self.is_one else [self.models, self.logs]
+        self.best_file, self.last_file = self.models.path / BEST, self.models.path / LAST
+        self._locks = contextlib.ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._locks.close()
+
+    def lock_existing(self):
+        """Keep other processes out of those folders that hold a run. Raises InputError where one is at work there."""
+        for folder in self.all:
+            if os.path.lexists(folder.path / MANIFEST) or (folder.path / LAST).exists():
+                self._locks.enter_context(lock(folder.path / LOCK))
+
+    def find_resumed(self, resume, overwrite):
+        """The file that a run goes on from, or None where it starts anew (--resume, --overwrite). Changes nothing.
+
+        Raises InputError where the run would replace what a folder holds, and was not asked to.
+        """
+        run = self.models.read()["run"]
+        is_begun = run is not None and not run["saved"]  # its best model is then a copy of another run's, or none
+        held = next((name for name in ((LAST,) if is_begun else (LAST, BEST)) if self.models.holds(name)), None)
+        if resume == "auto" and held == LAST:
+            found = self.last_file
+        elif resume == "auto":
+            found = checkpoint.find(run["resumed_from"], LAST, "--resume") if is_begun and run["resumed_from"] else None
+        else:
+            found = None if resume == "none" else checkpoint.find(resume, LAST, "--resume")
+        is_own = self.is_own(found)
+        if not overwrite and not is_own:
+            self._check_models(held, run)
+        if not overwrite:
+            self._check_logs(is_own, run)
+        return found
+
+    def is_own(self, path):
+        """Whether a file to go on from is the last.pth of this very run."""
+        return path is not None and self.models.holds(LAST) and path.samefile(self.last_file)
+
+    def _check_models(self, held, run):
+        another = "give another " + ("--logger_name" if self.is_one else "--model_name")
+        if held:
+            remedies = ["go on with --resume auto"] * (held == LAST)
+            remedies += ["replace it with --overwrite 1"] * (held in self._own(self.models))
+            remedy = ", ".join([*remedies, "or " * bool(remedies) + another])
+            raise InputError(f"{self.models.path / held}: the folder holds a run, expected an empty one; {remedy}")
+        if run and run["saved"]:
+            raise InputError(
+                f"{self.models.path}: found neither {LAST} nor {BEST}, expected the checkpoints that the run in this "
+                f"folder has saved ({MANIFEST} says so); put them back, replace the run with --overwrite 1, or "
+                f"{another}"
+            )
+        if not run and not self._is_empty(self.models):
+            raise InputError(
+                f"{self.models.path}: found files and no run of this program, expected an empty folder or a run's; "
+                f"{another}, or start a run beside these files with --overwrite 1, which replaces only what this "
+                "program wrote"
+            )
+
+    def _check_logs(self, is_own, run):
+        """Refuse logs that are not those of the run, or files that are no logs. Raises InputError."""
+        found = self.logs.read()
+        if self.is_one:
+            if is_own and run and found["log"] not in (None, run["log"]):
+                raise InputError(
+                    f"{self.logs.path}: found logs from before the run went on in another --logger_name, expected "
+                    f"those that {LAST} goes on from; name the folder of these, or replace the logs with --overwrite 1"
+                )
+            return
+        if found["log"] and run and found["log"] in (run["log"], *run["replaces"]):
+            return
+        has_checkpoints = found["run"] or any(self.logs.holds(name) for name in (LAST, BEST))
+        if is_own and not run and not has_checkpoints and self._holds_logs_of_last():
+            return  # from before there were manifests
+        if found["log"] or has_checkpoints:
+            raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {ANOTHER_LOG}")
+        if not self._is_empty(self.logs):
+            raise InputError(
+                f"{self.logs.path}: found files and no run of this program, expected an empty folder; {ANOTHER_LOG} "
+                "(files that this program did not write stay)"
+            )
+
+    def _is_empty(self, folder):
+        """Whether a folder holds nothing beside the run's other one, which may lie in it."""
+        return folder.is_empty(but=next((other.path for other in self.all if other is not folder), None))
+
+    def _holds_logs_of_last(self):
+        last = proof.last_of(self.models.path)
+        return last is not None and proof.holds_logs(self.logs.path, last)
+
+    def _own(self, folder):
+        """Names of our files in a folder: as its manifest says or, without one, as their contents prove."""
+        content = folder.read()
+        own = set(content["files"])
+        if not content["run"] and not content["log"]:
+            last = proof.last_of(folder.path) or proof.last_of(self.models.path)
+            own |= proof.own_files(folder.path, last)
+        return {name for name in own if is_plain_file(folder.path / name)}
+
+    def start(self, resumed_file, tables, resume, overwrite):
+        """Go on with the run in these folders or begin one, all other checks passed. Raises InputError.
+
+        resumed_file: of `find_resumed`, which is asked again under the locks, with `resume` and `overwrite`; tables:
+        names of what the run will write beside its logs. Returns whether the logs that are there are the run's own.
+        """
+        own = self._prepare(tables, resumed_file, resume, overwrite)
+        if self.is_own(resumed_file):
+            return self._go_on(own)
+        self._begin(resumed_file, own)
+        best = resumed_file and find_best(resumed_file)
+        if best:  # so far, of the run that this one goes on from
+            with self.models.atomic_write(BEST) as file:
+                file.write(best.read_bytes())
+        return False
+
+    def _begin(self, resumed_file, own):
+        """Begin a run in place of what is there; resumed_file: of another folder, or None; own: names by folder."""
+        for folder in self.all:
+            if resumed_file and any((folder.path / name).samefile(resumed_file) for name in own[folder]):
+                raise InputError(
+                    f"{resumed_file}: found in a folder whose files this run would replace, expected it elsewhere; "
+                    "give another --logger_name and --model_name"
+                )
+        there = self.logs.read()["log"]
+        run = dict(
+            id=secrets.token_hex(8), saved=False, resumed_from=resumed_file and str(Path(resumed_file).resolve()),
+            replaces=[there] if there and not self.is_one else [],
+        )  # fmt: skip
+        run["log"] = run["id"]
+        for folder in self.all:
+            with folder.update() as content:
+                content["discarded"] = content["files"] = sorted({*content["files"], *own[folder]})
+                content["run"] = run if folder is self.models else None
+                content["log"] = run["log"] if folder is self.logs else None
+        self._finish()
+
+    def _go_on(self, own):
+        """Go on with the run that has its last.pth here. Returns whether the logs that are there are its own.
+
+        own: names of our files by folder. Those from before there were manifests are entered into one.
+        """
+        run, there = self.models.read()["run"], self.logs.read()["log"]
+        is_before_manifests = run is None
+        if is_before_manifests:
+            identity = secrets.token_hex(8)
+            run = dict(id=identity, log=there or identity, resumed_from=None, replaces=[])
+        is_own_log = is_before_manifests or there == run["log"]
+        if not is_own_log:
+            run |= dict(log=secrets.token_hex(8), replaces=[there] if there else [])
+        run["saved"] = True
+        # the record of the run comes first, but for a run without one: until then its logs are found without it
+        for folder in reversed(self.all) if is_before_manifests else self.all:
+            with folder.update() as content:
+                content["files"] = sorted({*content["files"], *own[folder]})
+                if folder is self.logs:
+                    gives_way = bool(there or not self.is_one) and not is_own_log
+                    kept = {LAST, BEST} if self.is_one else set()
+                    content["discarded"] = [name for name in content["files"] if name not in kept] * gives_way
+                    content["log"] = run["log"]
+                content["run"] = run if folder is self.models else None
+        self._finish()
+        return is_own_log
+
+    def _prepare(self, tables, resumed_file, resume, overwrite):
+        """Lock both folders, which are made if they are missing, and check all that is to be written there.
+
+        Returns the names of our files by folder. Raises InputError; nothing was deleted then.
+        """
+        for folder in self.all:
+            with report_write_errors(folder.path):
+                folder.path.mkdir(parents=True, exist_ok=True)
+            self._locks.enter_context(lock(folder.path / LOCK))
+        if self.find_resumed(resume, overwrite) != resumed_file:
+            raise InputError(
+                f"{self.models.path}: found a run that another process has begun meanwhile, expected none; go on with "
+                "--resume auto, or give another --logger_name"
+            )
+        own = {folder: self._own(folder) for folder in self.all}
+        self.models.check_writable((LAST, BEST), own[self.models])
+        self.logs.check_writable((TRAIN, EVAL, PARAMETERS, *tables), own[self.logs])
+        return own
+
+    def _finish(self):
+        """Delete what is discarded, and what killed processes have left half written."""
+        for folder in self.all:
+            remove_temporaries(folder.path, {MANIFEST, *folder.read()["files"]})
+            with folder.update():
+                pass  # that alone deletes
+
+    def saved(self):
+        """Note that last.pth was written."""
+        run = self.models.read()["run"]
+        if run and not run["saved"]:
+            with self.models.update() as content:
+                content["run"]["saved"] = True
+
+
+def check_resumed(path, options, saved):
+    """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
+    for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
+        if options[name] != saved[name]:
+            raise InputError(
+                f"{path}: the run was started with --{name} {saved[name]}, found --{name} {options[name]}; expected "
+                "its own options: give those of Parameters.txt, or start anew, in another --logger_name or with "
+                "--overwrite 1"
+            )

@@ -1,0 +1,22 @@
+"""The command for data folders has two names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["convert", "--help"]])
+def test_the_older_name_runs_the_same_command(arguments):
+    found = [
+        subprocess.run(
+            [sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+        )
+        for name in ("lib.data", "lib.dataset")
+    ]
+    ours, older = ((done.returncode, done.stdout, done.stderr) for done in found)
+    assert ours == older and "python -m lib.data" in ours[1] + ours[2]

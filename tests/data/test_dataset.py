@@ -1,0 +1,420 @@
+"""Regions, captions, batches and loaders of a split."""
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from helpers import PATIENCE, make_data
+from transformers import BertConfig, BertModel
+
+from lib.data import dataset, demo
+from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, open_regions, read_lines, training_loader
+from lib.evaluation import encoding, metrics
+from lib.model import bert
+from lib.model.network import HREM
+from lib.system.errors import InputError
+
+SIZES = {"train": 30, "dev": 8, "test": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A demo data folder; tests leave it as it is."""
+    return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
+
+
+@pytest.fixture(scope="module")
+def tokeniser(folder):
+    return bert.tokeniser(folder / "bert")
+
+
+@pytest.fixture(scope="module")
+def train(folder, tokeniser):
+    return RetrievalDataset(folder, "train", tokeniser)
+
+
+@pytest.fixture(scope="module")
+def model(tokeniser):
+    torch.manual_seed(0)
+    settings = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    small = BertModel(BertConfig(vocab_size=len(tokeniser), **settings), add_pooling_layer=False)
+    return HREM(small, region_dim=demo.FEATURES, embed_size=16, heads=2, dropout=0.1).eval()
+
+
+@pytest.fixture
+def written(folder, tokeniser, tmp_path):
+    """Write a split from an array and captions, each the demo's unless given, and open it."""
+
+    def write(split="test", array=None, captions=None):
+        place = tmp_path / str(len(list(tmp_path.iterdir())))  # a new one: the file of an open split must not change
+        place.mkdir()
+        np.save(place / f"{split}_ims.npy", images(folder, split) if array is None else array)
+        content = (folder / f"{split}_caps.txt").read_bytes() if captions is None else captions
+        (place / f"{split}_caps.txt").write_bytes(content)
+        return RetrievalDataset(place, split, tokeniser)
+
+    return write
+
+
+def images(folder, split="test"):
+    return np.load(folder / f"{split}_ims.npy")
+
+
+def epoch_of(pairs, epoch=0, batch_size=32, workers=0):
+    loader = training_loader(pairs, batch_size, workers)
+    loader.sampler.epoch = epoch
+    return [type(batch)(*(tensor.clone() for tensor in batch)) for batch in batches(loader)]
+
+
+def same_batches(left, right):
+    return len(left) == len(right) and all(
+        torch.equal(*tensors) for batches_ in zip(left, right) for tensors in zip(*batches_)
+    )
+
+
+def same_captions(left, right):
+    return len(left) == len(right) and all(np.array_equal(left.ids(i), right.ids(i)) for i in range(len(left)))
+
+
+def table(model, split):
+    found = encoding.similarities(model, split, torch.device("cpu"))
+    return found[:, :], metrics.scores(metrics.ranks(found))
+
+
+def test_repeated_rows_and_single_rows_evaluate_alike(folder, model, written):
+    single, repeated = written(), written(array=images(folder).repeat(5, axis=0))
+    assert (single.num_images, single.rows_per_image) == (8, 1)
+    assert (repeated.num_images, repeated.rows_per_image) == (8, 5)
+    similarities, scores = table(model, single)
+    again, scores_again = table(model, repeated)
+    np.testing.assert_array_equal(similarities, again)
+    assert similarities.shape == (8, 40) and scores == scores_again
+
+
+def test_repeated_rows_and_single_rows_train_alike(folder, written):
+    single = written("train")
+    expected = epoch_of(TrainingPairs(single, seed=3))
+    repeated = written("train", array=images(folder, "train").repeat(5, axis=0))
+    assert same_batches(epoch_of(TrainingPairs(repeated, seed=3)), expected)
+
+
+def test_of_repeated_rows_the_first_is_read(folder, written):
+    array = images(folder).repeat(5, axis=0)
+    array[np.arange(40) % 5 > 0, 1] = np.nan  # in a region that is not compared when the file is opened
+    np.testing.assert_array_equal(written(array=array).image_block(2, 5)[0], images(folder)[2:5])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(train, workers):
+    pairs = TrainingPairs(train, seed=1)
+    for epoch in (0, 1):
+        assert same_batches(epoch_of(pairs, epoch, workers=workers), epoch_of(pairs, epoch))
+
+
+def test_the_epochs_before_change_nothing(train):
+    pairs = TrainingPairs(train, seed=1)
+    loader = training_loader(pairs, 32, workers=2)
+    for epoch in (0, 1, 0):
+        loader.sampler.epoch = epoch
+        assert same_batches(list(batches(loader)), epoch_of(pairs, epoch))
+
+
+def test_a_caption_is_altered_alike_in_any_batch(train):
+    pairs = TrainingPairs(train, seed=1)
+    alone = pairs[2, np.array([7])]
+    together = pairs[2, np.array([90, 7, 31])]
+    row = together.image_ids.tolist().index(1)
+    assert torch.equal(together.pieces[row, : together.piece_lengths[row]], alone.pieces[0])
+    assert torch.equal(together.regions[row, : together.region_lengths[row]], alone.regions[0])
+
+
+def test_epochs_and_seeds_differ(train):
+    first = epoch_of(TrainingPairs(train, seed=1))
+    for other in (epoch_of(TrainingPairs(train, seed=1), epoch=1), epoch_of(TrainingPairs(train, seed=2))):
+        assert not same_batches(first, other)
+        assert any(not torch.equal(a.image_ids, b.image_ids) for a, b in zip(first, other))
+    which, pairs = np.arange(40), TrainingPairs(train, seed=1)
+    assert not torch.equal(pairs[0, which].region_lengths, pairs[1, which].region_lengths)
+    assert not torch.equal(pairs[0, which].pieces, pairs[1, which].pieces)
+
+
+def test_an_epoch_has_every_caption_at_most_once_and_no_incomplete_batch():
+    sampler = dataset.EpochSampler(150, 32, seed=0)
+    found = [captions for _, captions in sampler]
+    assert len(sampler) == len(found) == 4 and {len(captions) for captions in found} == {32}
+    assert len(set(np.concatenate(found))) == 128 and set(np.concatenate(found)) <= set(range(150))
+    sampler.epoch = 1
+    assert set(np.concatenate([captions for _, captions in sampler])) != set(np.concatenate(found))
+    whole = np.concatenate([captions for _, captions in dataset.EpochSampler(150, 30, seed=0)])
+    assert sorted(whole) == list(range(150))
+
+
+def test_a_batch_is_sorted_by_length_and_padded_with_zeros(train):
+    for batch in epoch_of(TrainingPairs(train, seed=0)):
+        lengths = batch.piece_lengths.tolist()
+        assert lengths == sorted(lengths, reverse=True) and batch.pieces.shape == (32, lengths[0])
+        assert batch.regions.shape == (32, batch.region_lengths.max(), demo.FEATURES)
+        assert batch.regions.dtype == torch.float32
+        for pieces, length in zip(batch.pieces, lengths):
+            assert (pieces[:length] > 0).all() and (pieces[length:] == 0).all()
+        for regions, length in zip(batch.regions, batch.region_lengths):
+            assert (regions[length:] == 0).all() and regions[:length].any(dim=1).all()
+    assert batch.region_lengths.unique().numel() > 1  # so there was padding
+
+
+def test_regions_are_kept_in_order_four_of_five(folder, train):
+    array, kept = images(folder, "train"), []
+    for batch in epoch_of(TrainingPairs(train, seed=0), batch_size=150):
+        for regions, length, image in zip(batch.regions.numpy(), batch.region_lengths, batch.image_ids):
+            is_same = (regions[:length, None] == array[image][None]).all(axis=2)
+            assert (is_same.sum(axis=1) == 1).all() and (np.diff(is_same.argmax(axis=1)) > 0).all()
+            kept.append(int(length) / 36)
+    assert np.mean(kept) == pytest.approx(0.8, abs=4 * 0.4 / np.sqrt(150 * 36)) and np.std(kept) > 0.03
+
+
+def test_one_region_is_kept_at_least(folder, train, monkeypatch):
+    monkeypatch.setattr(dataset, "REGION_KEPT", 0)
+    batch = TrainingPairs(train, seed=0)[0, np.arange(100)]
+    assert set(batch.region_lengths.tolist()) == {1}
+    places = [
+        int((images(folder, "train")[image] == regions).all(axis=1).argmax())
+        for image, regions in zip(batch.image_ids, batch.regions.numpy())
+    ]
+    assert len(set(places)) > 10
+
+
+def test_without_augmentation_a_pair_is_whole(folder, train):
+    which = np.array([149, 3, 77, 4])
+    batch = TrainingPairs(train, seed=0, drop_regions=False, alter_words=False)[0, which]
+    assert sorted(batch.image_ids.tolist()) == [0, 0, 15, 29]
+    np.testing.assert_array_equal(batch.regions, images(folder, "train")[batch.image_ids])
+    expected = sorted((train.captions.ids(caption).tolist() for caption in which), key=len, reverse=True)
+    found = [row[:length].tolist() for row, length in zip(batch.pieces, batch.piece_lengths)]
+    assert sorted(found) == sorted(expected) and list(map(len, found)) == list(map(len, expected))
+
+
+def test_image_ids_are_those_of_the_captions(train):
+    pairs = TrainingPairs(train, seed=0, alter_words=False)
+    loader = training_loader(pairs, 32, workers=0)
+    for (_, which), batch in zip(loader.sampler, batches(loader)):
+        captions = {(train.captions.ids(caption).tobytes(), caption // 5) for caption in which}
+        found = {
+            (pieces[:length].numpy().tobytes(), int(image))
+            for pieces, length, image in zip(batch.pieces, batch.piece_lengths, batch.image_ids)
+        }
+        assert found == captions
+
+
+@pytest.mark.parametrize("convert", [
+    lambda array: array.astype(np.float16), lambda array: array.astype(">f4"), lambda array: array.astype(">f2"),
+    np.asfortranarray, lambda array: np.asfortranarray(array.astype(">f4")),
+], ids=["float16", "big-endian", "big-endian float16", "Fortran order", "big-endian in Fortran order"])  # fmt: skip
+def test_other_layouts_of_the_same_values_read_alike(folder, model, written, convert):
+    array = images(folder).astype(np.float16).astype(np.float32)
+    plain = written(array=array)
+    batch, evaluated = TrainingPairs(plain, seed=0)[0, np.arange(40)], table(model, plain)[0]
+    split = written(array=convert(array))
+    assert split.image_block(1, 4)[0].dtype == torch.float32 and isinstance(split.regions, np.memmap)
+    assert same_batches([TrainingPairs(split, seed=0)[0, np.arange(40)]], [batch])
+    np.testing.assert_array_equal(table(model, split)[0], evaluated)
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_dev_alone_is_cut(folder, written, monkeypatch, repeats):
+    monkeypatch.setattr(dataset, "DEV_CAPTIONS", 20)
+    dev = written("dev", array=images(folder, "dev").repeat(repeats, axis=0))
+    assert (dev.num_images, dev.num_captions) == (4, 20)
+    np.testing.assert_array_equal(dev.image_block(0, 4)[0], images(folder, "dev")[:4])
+    assert written("test").num_captions == 40
+
+
+def test_dev_is_cut_to_the_captions_that_scan_takes():
+    assert dataset.DEV_CAPTIONS == 5000
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text, lambda text: text.rstrip(b"\n"),
+    lambda text: text.replace(b"\n", b" \t\n"), lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+], ids=["CRLF", "BOM", "no last line end", "white space at the end", "BOM and CRLF"])  # fmt: skip
+def test_captions_read_alike(folder, written, change):
+    plain = written()
+    text = (folder / "test_caps.txt").read_bytes()
+    assert change(text) != text
+    changed = written(captions=change(text))
+    assert same_captions(plain.captions, changed.captions) and not changed.blank_lines
+    assert read_lines(changed.folder / "test_caps.txt") == read_lines(plain.folder / "test_caps.txt")
+
+
+def test_blank_captions_hold_their_place(folder, written):
+    lines = (folder / "test_caps.txt").read_bytes().split(b"\n")
+    plain = written().captions
+    lines[0], lines[12], lines[39] = b"", b" \t\r", b""
+    split = written(captions=b"\n".join(lines))
+    assert split.blank_lines == [1, 13, 40] and split.num_captions == 40
+    for caption in range(40):
+        is_blank = caption in (0, 12, 39)
+        expected = [split.captions.special.start, split.captions.special.end] if is_blank else plain.ids(caption)
+        np.testing.assert_array_equal(split.captions.ids(caption), expected)
+    assert TrainingPairs(split, seed=0)[0, np.array([12, 0])].piece_lengths.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\r"])
+def test_only_a_line_feed_ends_a_caption(tmp_path, separator):
+    path = tmp_path / "test_caps.txt"
+    path.write_bytes(f"a red{separator}ball\na cube\n".encode())
+    assert read_lines(path) == [f"a red{separator}ball", "a cube"]
+
+
+@pytest.mark.parametrize("content, line, byte", [
+    (b"a\nb\ncaf\xe9\n", 3, "e9"), (b"\xef\xbb\xbfa\nb\n\xff", 3, "ff"), (b"\xef\xbb\xbf\xfe", 1, "fe"),
+    (b"a\nb\xe2\x82\n", 2, "e2"),
+])  # fmt: skip
+def test_a_caption_that_is_not_utf8_is_named_by_its_line(tmp_path, content, line, byte):
+    path = tmp_path / "test_caps.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"test_caps.txt: line {line} is not UTF-8 \(byte 0x{byte}\)"):
+        read_lines(path)
+
+
+def test_a_caption_longer_than_bert_is_cut(folder, tokeniser):
+    split = RetrievalDataset(folder, "test", tokeniser, longest_caption=8)
+    assert split.captions.lengths.max() <= 8 and split.captions.num_shortened > 0
+
+
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]], ids=str)
+def test_an_image_that_is_not_finite_is_named(folder, model, written, values):
+    array = images(folder)
+    array[5, 35, : len(values)] = values
+    split = written(array=array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match=r"test_ims.npy: image 5 \(row 5, from 0\) holds NaN or Inf"):
+            encoding.encode_images(model, split, torch.device("cpu"))
+        split.image_block(0, 5)
+
+
+@pytest.mark.parametrize("value", [9.9e11, -9.9e11, 2e12, -2e12, 3e38])
+def test_values_whose_squares_leave_float32_are_refused(folder, written, value):
+    array = images(folder)
+    array[0, 7, 9] = value
+    split = written(array=array)
+    if abs(value) < 1e12:
+        assert torch.equal(split.image_block(0, 1)[0], torch.from_numpy(array[:1]))
+    else:
+        with pytest.raises(InputError, match=r"image 0 .* holds values of .*e\+\d+, expected .* at most 1e\+12"):
+            split.image_block(0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_bad_data_met_by_a_worker_end_in_the_main_process(folder, written, monkeypatch, workers):
+    array = images(folder, "train")
+    array[11, 0, 0] = np.nan
+    loader = training_loader(TrainingPairs(written("train", array=array), seed=0), 50, workers)
+    with pytest.raises(InputError, match=r"train_ims.npy: image 11 \(row 11, from 0\)"):
+        list(batches(loader))
+    killed = []
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "terminate", killed.append)
+    del loader
+    assert not multiprocessing.active_children() and not killed
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_batches_before_bad_data_come(folder, written, workers):
+    array = images(folder, "train")
+    expected = epoch_of(TrainingPairs(written("train", array=array), seed=0), batch_size=10)
+    bad = next(image for batch in expected for image in batch.image_ids if image not in expected[0].image_ids)
+    before = list(itertools.takewhile(lambda batch: bad not in batch.image_ids, expected))
+    array[bad, 35, 1] = np.nan
+    found = []
+    loader = training_loader(TrainingPairs(written("train", array=array), seed=0), 10, workers)
+    with pytest.raises(InputError, match=f"image {bad} "):
+        for batch in batches(loader):
+            found.append(batch)
+    assert same_batches(found, before)
+
+
+def test_regions_do_not_pass_between_processes(train):
+    pairs, which = TrainingPairs(train, seed=0), np.arange(100)
+    assert len(pickle.dumps(pairs.draw(0, which))) < pairs[0, which].regions.nbytes / 10
+
+
+def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
+    before = threading.enumerate()
+    loader = training_loader(TrainingPairs(train, seed=0), 10, workers=1)
+    found = batches(loader)
+    next(found)
+    assert threading.active_count() > len(before)
+    found.close()
+    del loader, found
+    assert not multiprocessing.active_children()
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(PATIENCE)  # a queue's thread ends a moment after its worker
+    assert threading.enumerate() == before
+
+
+def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):
+    pairs, which = TrainingPairs(train, seed=0), np.arange(50)
+    expected = pairs[0, which]
+    monkeypatch.delattr(dataset.mmap, "MADV_HUGEPAGE", raising=False)
+    assert same_batches([pairs[0, which]], [expected])
+
+
+def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
+    calls, tokenise = [], dataset.tokenise_once
+    monkeypatch.setattr(dataset, "tokenise_once", lambda *arguments: calls.append(1) or tokenise(*arguments))
+    pairs = TrainingPairs(RetrievalDataset(folder, "train", tokeniser), seed=0)
+    assert calls == [1]
+    monkeypatch.setattr("lib.data.captions.split_words", None)  # nothing cuts words from here on
+    assert len(epoch_of(pairs, 0) + epoch_of(pairs, 1)) == 8 and calls == [1]
+
+
+def test_a_split_travels_to_a_process_without_its_regions(train):
+    packed = pickle.dumps(train)
+    assert len(packed) < train.regions.nbytes / 10
+    assert same_batches(epoch_of(TrainingPairs(pickle.loads(packed), seed=0)), epoch_of(TrainingPairs(train, seed=0)))
+
+
+def test_a_batch_larger_than_the_split_is_refused(train):
+    with pytest.raises(InputError, match="train split has 150 pairs, expected at least one batch of 151"):
+        training_loader(TrainingPairs(train, seed=0), 151, workers=0)
+    assert len(training_loader(TrainingPairs(train, seed=0), 150, workers=0)) == 1
+
+
+def sparse(path, shape):
+    """A .npy file of zeros that takes no room; skips where the file system writes them out."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, dict(descr="<f4", fortran_order=False, shape=shape))
+        file.truncate(file.tell() + 4 * int(np.prod(shape)))
+    if path.stat().st_blocks * 512 > 1e6:
+        path.unlink()
+        pytest.skip("this file system does not keep files sparse: 33 GB of zeros would be written")
+
+
+def resident():
+    """Bytes of this process in memory; None where /proc does not tell."""
+    if not os.path.exists("/proc/self/statm"):
+        return None
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_33_gb_open_at_once_and_are_not_read(tmp_path, tokeniser):
+    images_of_coco = 113287
+    sparse(tmp_path / "train_ims.npy", (images_of_coco, 36, 2048))
+    (tmp_path / "train_caps.txt").write_bytes(b"\n" * images_of_coco * 5)
+    open_regions(tmp_path / "train_ims.npy")
+    before, started = resident(), time.perf_counter()
+    regions = open_regions(tmp_path / "train_ims.npy")
+    assert time.perf_counter() - started < 3 and regions.nbytes > 33e9
+    split = RetrievalDataset(tmp_path, "train", tokeniser)
+    batch = TrainingPairs(split, seed=0)[0, np.array([0, 5 * images_of_coco - 1])]
+    assert batch.image_ids.tolist() == [0, images_of_coco - 1] and batch.regions.shape[2] == 2048
+    assert before is None or resident() - before < 100e6
