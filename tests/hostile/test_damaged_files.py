@@ -607,19 +607,19 @@ def test_a_run_folder_that_cannot_be_is_refused(whole, tmp_path, refusal, option
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
 
-NO_NAME = "cannot be part of a file's name"
+NO_NAME, EMPTY = "cannot be part of a file's name", "found an empty text"
 TEXTS = {
-    "no data set": (["--dataset", ""], ["--dataset", NO_NAME]),
+    "no data set": (["--dataset", ""], ["--dataset", EMPTY]),
     "a data set of two lines": (["--dataset", "a\nb"], ["--dataset", NO_NAME]),
     "a data set with a long name": (["--dataset", "x" * 300], ["--dataset", NO_NAME]),
     "a data set that is not there": (["--dataset", "x" * 80], ["x_precomp", "no such folder", "--dataset"]),
-    "no split": (["--val_split", ""], ["--val_split", NO_NAME]),
+    "no split": (["--val_split", ""], ["--val_split", EMPTY]),
     "a split elsewhere": (["--val_split", "../../x"], ["--val_split", NO_NAME]),
     "a split that is not there": (["--val_split", "x"], ["x_ims.npy", "no such file", "dev, test, train"]),
-    "no BERT": (["--bert_path", ""], ["expected", "config.json"]),
+    "no BERT": (["--bert_path", ""], ["--bert_path", EMPTY]),
     "a BERT that is a file": (["--bert_path", __file__], ["test_damaged_files.py", "expected a BERT", "--bert_path"]),
     "a BERT that is a folder of code": (["--bert_path", str(Path(__file__).parent)], ["tests", "config.json"]),
-    "no device": (["--device", ""], ["--device", "auto, cpu, cuda or cuda:N"]),
+    "no device": (["--device", ""], ["--device", EMPTY]),
     "a data folder that is a file": (["--data_path", __file__], ["test_damaged_files.py", "name another place"]),
 }  # fmt: skip
 
