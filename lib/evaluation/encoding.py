@@ -1,4 +1,4 @@
-"""Encode a split, and the similarities of its images with its captions: tensors in, tensors out (SPEC section 7)."""
+"""Encode a split; similarities of its images with its captions: tensors in and out (docs/method.md, section 7)."""
 
 # N images, C captions, E embedding
 

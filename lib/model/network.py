@@ -1,4 +1,4 @@
-"""Both encoders as one module: what is trained, saved and used at test time (SPEC section 3)."""
+"""Both encoders as one module: what is trained, saved and used at test time (docs/method.md, section 3)."""
 
 # R regions, D region feature size, E embedding
 

@@ -1,4 +1,4 @@
-"""One training step, one epoch: tensors in, tensors out (SPEC section 6).
+"""One training step, one epoch: tensors in, tensors out (docs/method.md, section 6).
 
 Nothing here waits for the GPU inside a step: what a step found is handed on as tensors, and a step whose loss or
 gradient is not finite is undone on the device.

@@ -1,4 +1,4 @@
-"""The loop of a run over epochs: trains, validates, keeps the best model, stops at a good moment (SPEC section 6)."""
+"""The loop of a run over epochs: trains, validates, keeps the best model, stops (docs/method.md, section 6)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What a run reports: its first lines, its validations, its pictures, the table at its end (SPEC section 9)."""
+"""What a run reports: first lines, validations, pictures, and the table at its end (docs/method.md, section 9)."""
 
 from pathlib import Path
 

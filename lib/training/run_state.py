@@ -1,4 +1,4 @@
-"""The state of a run: everything that is trained or counted, built, saved and restored (SPEC section 8)."""
+"""The state of a run: everything that is trained or counted, built, saved and restored (docs/method.md, section 8)."""
 
 import os
 
