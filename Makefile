@@ -1,4 +1,4 @@
-# make demo: everything from nothing to a retrieval table.  make test: what the CI runs.
+# make demo: everything from nothing to a retrieval table.  make lint, make test: what the CI runs.
 # make test-long: what takes minutes: twenty kills, a thousand epochs.
 # make mutants: plants mistakes in a copy of the code, one by one, and names those that no test sees.
 # make ablation: every part of the method changed or left out, on the demo data; resumes where it was stopped.
@@ -7,11 +7,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-long mutants ablation clean
+.PHONY: demo lint test test-long mutants ablation clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
 	$(RUN) eval.py --dataset demo
+
+lint: $(VENV)/.installed-for-tests
+	$(RUN) -m ruff check .
 
 test: $(VENV)/.installed-for-tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
