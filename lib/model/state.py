@@ -4,12 +4,12 @@ A check raises ValueError with what was found and what was expected; who calls i
 """
 
 import math
-import re
 
 import torch
 
 from lib.data.vocabulary import Vocabulary
 from lib.model.fragment import POOLINGS
+from lib.system.run_folder import LOG_NAMES
 
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
     pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
@@ -27,7 +27,6 @@ BEST_POSSIBLE = 600.001  # the sum of six recalls in percent, with room for roun
 LARGEST_NUMBER = 2**63 - 1
 LONGEST_TEXT = 4096  # of an option: the longest path
 DEEPEST = 4  # lists in lists
-LOG_NAMES = re.compile(r"(train|eval)\.txt|events\.out\.tfevents\.[^/\0]+")
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 REPORT = {"loss", "terms", "gradient_norm", "is_finite"}
 

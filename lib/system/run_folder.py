@@ -20,9 +20,9 @@ FORMAT = "hrem-run-1"
 PART = r"[\w=+-][\w.=+ -]*"  # of a file's name: a data set or a split
 LONGEST_PART = 80  # bytes; two of them, and what stands around them, must be one name of at most 255 bytes
 TRACEBACK = "traceback.txt"
+LOG_NAMES = re.compile(r"(train|eval)\.txt|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+")  # what grows with a run
 OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest with other names is not ours
-    r"(train|eval|Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth"
-    r"|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+"
+    LOG_NAMES.pattern + r"|(Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth"
     r"|[\w.=+ -]+\.md|results_[\w.=+ -]+\.npy|embeddings_[\w.=+ -]+\.npz|report[\w.=+ -]*\.html"
 )
 RUN_FIELDS = dict(id=str, log=str, saved=bool, resumed_from=(str, type(None)), replaces=list)  # see `run_start`

@@ -6,7 +6,6 @@ on the console and in TensorBoard. The only file that knows tensorboard_logger.
 
 import contextlib
 import os
-import re
 import socket
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from lib.system.console import one_line, printable
 from lib.system.distributed import print_line
 from lib.system.errors import InputError
 from lib.system.files import report_write_errors, why_unreadable
-from lib.system.run_folder import RunFolder, is_plain_file
+from lib.system.run_folder import LOG_NAMES, RunFolder, is_plain_file
 
 try:
     from tensorboard_logger import Logger as TensorBoard
@@ -30,7 +29,6 @@ except (ImportError, TypeError) as error:  # TypeError: protobuf 4 or later
 
 HISTOGRAM_BINS = 50  # from the lowest to the highest value
 TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
-LOG_NAMES = r"(train|eval)\.txt|events\.out\.tfevents\..+"
 
 
 class RunLog:
@@ -74,7 +72,7 @@ class RunLog:
         return logger
 
     def _files(self):
-        names = [name for name in self._own.read()["files"] if re.fullmatch(LOG_NAMES, name)]
+        names = [name for name in self._own.read()["files"] if LOG_NAMES.fullmatch(name)]
         return [self.folder / name for name in names if is_plain_file(self.folder / name)]
 
     def sizes(self):

@@ -1,14 +1,13 @@
 """Which files of a folder without a manifest earlier versions of this program wrote there, as their contents prove."""
 
-import re
 from pathlib import Path
 
 from lib.evaluation import report
 from lib.model import checkpoint
 from lib.model.state import ADDED_OPTIONS
 from lib.system.errors import InputError
-from lib.system.run_folder import BEST, LAST, OWN_NAMES, is_plain_file
-from lib.training.logs import EVAL, LOG_NAMES, PARAMETERS
+from lib.system.run_folder import BEST, LAST, LOG_NAMES, OWN_NAMES, is_plain_file
+from lib.training.logs import EVAL, PARAMETERS
 from lib.training.validations import VALIDATION
 
 RESULTS = (".md", ".json", ".npy", ".npz", ".html")
@@ -49,7 +48,7 @@ def _logs(folder, last):
     """Logs that are at least as long as the run left them."""
     return {
         name for name, size in last["position"]["log_sizes"].items()
-        if re.fullmatch(LOG_NAMES, name) and is_plain_file(folder / name) and (folder / name).stat().st_size >= size
+        if LOG_NAMES.fullmatch(name) and is_plain_file(folder / name) and (folder / name).stat().st_size >= size
     }  # fmt: skip
 
 
