@@ -17,7 +17,7 @@ lint: $(VENV)/.installed-for-tests
 	$(RUN) -m ruff check .
 
 test: $(VENV)/.installed-for-tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 test-long: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest -m long -s

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import arguments
 from lib.data import fingerprint
 from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
-from lib.data.layout import FileState, file_state
+from lib.data.region_file import FileState, file_state
 from lib.evaluation import bootstrap, encoding, extended, metrics, report
 from lib.evaluation.report import find_facts, save_results, summarise
 from lib.evaluation.result_names import SEEDS, ResultName, ensemble_id

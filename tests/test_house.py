@@ -18,6 +18,7 @@ ORDER = (
     "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names", "lib.evaluation.report",
     "lib.evaluation.bootstrap", "lib.evaluation.extended",
     "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo", "lib.data.layout",
+    "lib.data.region_file",
     "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type", "lib.data.tsv_columns",
     "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion", "lib.data.convert", "lib.data.__main__",
     "lib.data.sampling", "lib.data.dataset",

@@ -20,16 +20,14 @@ from tqdm import tqdm
 
 from lib.data import caption_forms
 from lib.data.layout import (
-    check_unchanged,
-    file_state,
     find_splits,
-    open_regions,
     read_lines,
     read_num_regions,
     unfinished_conversion,
     without_dev,
 )
 from lib.data.pairing import drop_blank_end, find_pairing, ids_of_images
+from lib.data.region_file import RegionFile
 from lib.system.console import one_line, write_line
 from lib.system.errors import InputError
 from lib.system.options import COUNT
@@ -108,7 +106,7 @@ def check(folder, sample=None):
 
 def _check_split(report, folder, split, sample):
     regions_path, captions_path, ids_path = (folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt"))
-    regions, captions = report.attempt(open_regions, regions_path), report.attempt(read_lines, captions_path)
+    regions, captions = report.attempt(RegionFile, regions_path), report.attempt(read_lines, captions_path)
     ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else None
     notes, pairing = [], None
     if regions is not None and captions is not None:
@@ -154,16 +152,15 @@ def _check_images(report, path, shape, rows_per_image, sample):
 
 def read_rows(path, numbers):
     """Read these rows of a file of region features, in blocks. Returns `Rows`."""
-    opened = file_state(path)
-    row_bytes = open_regions(path)[0].size * 4
+    regions = RegionFile(path)
+    row_bytes = regions.nbytes // len(regions)
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
     blocks = []
     with tqdm(total=len(numbers) * row_bytes, desc=one_line(path.name), unit="B", unit_scale=True, leave=False,
               disable=None) as progress:  # fmt: skip
         for start in range(0, len(numbers), at_once):
-            check_unchanged(path, opened)
-            # Mapped anew: pages of a mapping that is gone count no longer as this process's memory.
-            block = np.ascontiguousarray(open_regions(path)[numbers[start : start + at_once]], dtype="<f4")
+            regions.check_unchanged()
+            block = np.stack([regions.read(row) for row in numbers[start : start + at_once]]).astype("<f4", copy=False)
             is_filled = block.any(axis=2)  # (n, R)
             filled = np.where(is_filled.any(axis=1), block.shape[1] - is_filled[:, ::-1].argmax(axis=1), 0)
             digests = [hashlib.sha256(row).digest() for row in block]

@@ -1,4 +1,4 @@
-"""A split of a data set: memory-mapped regions, captions, batches and loaders (docs/method.md, sections 1 and 2)."""
+"""A split of a data set: regions, captions, batches and loaders (docs/method.md, sections 1 and 2)."""
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from lib.data import caption_forms
 from lib.data.captions import PADDING_ID, tokenise_once
 from lib.data.fingerprint import of_split, of_tokeniser
-from lib.data.layout import check_unchanged, file_state, open_regions, read_lines, read_num_regions
+from lib.data.layout import read_lines, read_num_regions
 from lib.data.pairing import check_ids, drop_blank_end, find_pairing
+from lib.data.region_file import RegionFile
 from lib.data.sampling import EpochSampler, NeighbourSampler, cluster_images
 from lib.system import distributed
 from lib.system.cache import digest
@@ -119,8 +120,7 @@ class RetrievalDataset:
     def __init__(self, folder, split, tokeniser, longest_caption=512):
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
-        self.regions_state = file_state(self.regions_path) if os.path.exists(self.regions_path) else None
-        self.regions = open_regions(self.regions_path)
+        self.regions = RegionFile(self.regions_path)
         captions_path = self.folder / f"{split}_caps.txt"
         texts, note = drop_blank_end(self.folder, split, read_lines(captions_path), len(self.regions))
         self.pairing = find_pairing(self.folder, split, self.regions, len(texts))
@@ -135,12 +135,6 @@ class RetrievalDataset:
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
         self.caption_digest, self.tokeniser_digest = digest(texts), of_tokeniser(tokeniser)
         self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
-
-    def __getstate__(self):
-        return self.__dict__ | {"regions": None}  # a worker that is started afresh maps the file itself
-
-    def __setstate__(self, state):
-        self.__dict__ |= state | {"regions": open_regions(state["regions_path"])}
 
     def _read_num_regions(self):
         """How many regions of each stored image are true. Raises InputError."""
@@ -208,7 +202,7 @@ class RetrievalDataset:
 
     def check_unchanged(self):
         """Raises InputError where the file of the regions is not what it was: to be called before a batch is read."""
-        check_unchanged(self.regions_path, self.regions_state)
+        self.regions.check_unchanged()
 
     def fingerprint(self):
         """A dict of hashes and sizes by which the data are known, see `lib.data.fingerprint.of_split`."""
@@ -216,9 +210,8 @@ class RetrievalDataset:
 
     def unchecked_regions(self, image):
         """(n, D), the true regions of one image, whatever they hold."""
-        array, stored = np.asarray(self.regions), self.stored_images[image]  # a memmap takes time for every slice
-        row = stored * self.pairing.rows_per_image
-        return array[row, : self.num_regions[stored]].astype(np.float32, copy=False)
+        count = self.num_regions[self.stored_images[image]]
+        return self.regions.read(self.row_of(image), 0, count).astype(np.float32, copy=False)
 
     def image_block(self, start, stop):
         """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""

@@ -8,17 +8,12 @@ Every InputError names the file, what was found there, what was expected and the
 import os
 import tokenize
 import zipfile
-from typing import NamedTuple
 
 import numpy as np
 
 from lib.system.errors import InputError, first_sentence
 from lib.system.files import why_unreadable
 
-UNCHANGED = (  # what is expected of a file that is mapped, and the remedy
-    "expected the features to stay as they are while a program reads them: copy the file again, then repeat the "
-    "command (train.py: with --resume auto)"
-)
 SPLITS = ("train", "dev", "test", "testall")
 WORK, SWITCH = ".conversion", ".converted"  # of conversion.py, in a data folder: still to fill, files still to move
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
@@ -73,62 +68,6 @@ def without_dev(splits):
     return f"no dev split: training needs --val_split {other}"
 
 
-def open_regions(path):
-    """Memory-map a file of region features, (rows, R, D) float32 or float16; nothing is read. Raises InputError."""
-    refuse_unfinished_switch(path.parent)
-    why = why_unreadable(path)
-    if why:
-        splits = sorted(file.name.removesuffix("_ims.npy") for file in path.parent.glob("*_ims.npy"))
-        remedy = unfinished_conversion(path.parent) or (
-            "copy the file there, or name another split: --split in evaluation, in training --val_split or "
-            "--test_split"
-        )
-        raise InputError(
-            f"{path}: {why}; splits in {path.parent}: {', '.join(splits) or 'none'}; expected the region features of "
-            f"this split: {remedy}"
-        )
-    regions = _load(path, "a whole float32 array of rows x regions x features", mmap_mode="r")
-    if not isinstance(regions, np.ndarray) or regions.dtype.newbyteorder("=") not in (np.float32, np.float16):
-        raise InputError(
-            f"{path}: found values of type {getattr(regions, 'dtype', 'unknown')}, expected float32; convert it with "
-            "numpy: np.save(path, array.astype(np.float32))"
-        )
-    if regions.ndim != 3 or 0 in regions.shape:
-        raise InputError(
-            f"{path}: found an array of shape {regions.shape}, expected rows x regions x features, such as (1000, 36, "
-            "2048); save it again in this shape"
-        )
-    return regions
-
-
-class FileState(NamedTuple):
-    """What tells that a file is still the one that was opened."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-
-
-def file_state(path):
-    """The `FileState` of a file. Raises InputError where it is gone."""
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror.lower()}; {UNCHANGED}") from error
-    return FileState(found.st_ino, found.st_size, found.st_mtime_ns)
-
-
-def check_unchanged(path, opened):
-    """Refuse a file that was written to, cut or replaced since its `FileState` was `opened`. Raises InputError.
-
-    To be called before what is mapped is read: a process that reads beyond the end of a file is killed.
-    """
-    found = file_state(path)
-    if found != opened:
-        what = f"{found.size} bytes, {opened.size} when it was opened" if found.size != opened.size else "a newer file"
-        raise InputError(f"{path}: changed while it was in use (found {what}); {UNCHANGED}")
-
-
 def read_num_regions(path, num_rows, num_regions):
     """How many regions of each row are true, (rows,): as the file says, or all R where there is no such file.
 
@@ -140,7 +79,7 @@ def read_num_regions(path, num_rows, num_regions):
     if why:
         raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
     expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
-    counts = _load(path, expected)
+    counts = load_array(path, expected)
     if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != (num_rows,):
         found = f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
         raise InputError(f"{path}: found {found}, expected {expected}; without this file all regions count as true")
@@ -153,7 +92,8 @@ def read_num_regions(path, num_rows, num_regions):
     return counts.astype(np.int64)
 
 
-def _load(path, expected, mmap_mode=None):
+def load_array(path, expected, mmap_mode=None):
+    """`np.load` of a file that may be damaged. Raises InputError."""
     try:
         with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
             return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)

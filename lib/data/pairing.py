@@ -134,7 +134,7 @@ def check_ids(folder, split, pairing):
 
 
 def find_pairing(folder, split, regions, num_captions):
-    """The `Pairing` of a split. regions: (M, R, D), memory-mapped. Raises InputError where it is not certain."""
+    """The `Pairing` of a split. regions: a `RegionFile` of M rows. Raises InputError where it is not certain."""
     path = map_path(folder, split)
     if os.path.lexists(path):
         caption_images = read_map(path, len(regions), num_captions)
@@ -299,8 +299,8 @@ class _Rows:
     """Rows of region features, compared bit by bit in a few of their regions, each read once."""
 
     def __init__(self, regions):
-        self.regions, self.read = np.asarray(regions), {}  # a memmap takes time for every slice
-        self.which = np.unique(np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64))
+        self.regions, self.read = regions, {}
+        self.which = sorted({*np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64).tolist()})
 
     def same(self, left, right):
         """Whether two rows are the same image."""
@@ -308,7 +308,7 @@ class _Rows:
 
     def _content(self, row):
         if row not in self.read:
-            self.read[row] = self.regions[row, self.which].tobytes()
+            self.read[row] = b"".join(self.regions.read(row, place, place + 1).tobytes() for place in self.which)
         return self.read[row]
 
     def find_runs(self):

@@ -135,7 +135,7 @@ def kept_similarity(folder, name, model, model_options, data, device):
     written, or a file of somebody else there, costs time alone.
     """
     hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
-    key = cache.digest(*hashes, data.regions_state)  # of the file that was opened, whatever has its name by now
+    key = cache.digest(*hashes, data.regions.opened)  # of the file that was opened, whatever has its name by now
     kept = _read(folder.path / name, key, data)
     if kept is None:
         kept = encoding.similarities(model, data, device)

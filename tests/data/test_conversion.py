@@ -21,6 +21,7 @@ import train
 from lib.data import __main__ as data_command
 from lib.data import conversion, convert, demo, layout
 from lib.data.dataset import RetrievalDataset
+from lib.data.region_file import RegionFile
 from lib.model import bert
 from lib.system.errors import InputError
 
@@ -79,7 +80,7 @@ def is_refused(out):
     found = []
     for split in ("train", "test", "dev"):
         try:
-            layout.open_regions(out / f"{split}_ims.npy")
+            RegionFile(out / f"{split}_ims.npy")
         except InputError as error:
             found.append("convert is moving its files" in str(error))
         else:

@@ -544,7 +544,7 @@ def test_a_padded_image_is_evaluated_as_if_it_were_alone(raw, split, tmp_path):
         alone = written(raw, tmp_path / str(image), true_regions(raw, image)[None], ["a red ball"] * 5)
         expected = encoding.encode_images(model, alone, torch.device("cpu"))
         torch.testing.assert_close(embeddings[image : image + 1], expected, rtol=1e-5, atol=1e-6)
-    uncounted = written(raw, tmp_path / "uncounted", split.regions, ["a red ball"] * 60)
+    uncounted = written(raw, tmp_path / "uncounted", np.load(split.regions_path), ["a red ball"] * 60)
     differs = (encoding.encode_images(model, uncounted, torch.device("cpu")) - embeddings).abs().amax(1) > 1e-3
     assert differs.tolist() == (split.num_regions < 8).tolist()
 

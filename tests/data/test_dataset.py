@@ -15,7 +15,8 @@ from helpers import PATIENCE, make_data
 from transformers import BertConfig, BertModel
 
 from lib.data import dataset, demo
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, open_regions, read_lines, training_loader
+from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, read_lines, training_loader
+from lib.data.region_file import RegionFile
 from lib.evaluation import encoding, metrics
 from lib.model import bert
 from lib.model.network import HREM
@@ -212,6 +213,15 @@ def test_image_ids_are_those_of_the_captions(train):
         assert found == captions
 
 
+def test_features_that_are_cut_between_the_check_and_the_read_are_an_error_and_no_signal(folder, written):
+    split = written(array=images(folder))
+    with open(split.regions_path, "r+b") as file:
+        file.truncate(split.regions_path.stat().st_size // 2)
+    assert split.unchecked_regions(0).shape == (36, images(folder).shape[2])
+    with pytest.raises(InputError, match=r"changed while it was in use \(found \d+ bytes, \d+ when it was opened"):
+        split.unchecked_regions(split.num_images - 1)
+
+
 @pytest.mark.parametrize("convert", [
     lambda array: array.astype(np.float16), lambda array: array.astype(">f4"), lambda array: array.astype(">f2"),
     np.asfortranarray, lambda array: np.asfortranarray(array.astype(">f4")),
@@ -221,7 +231,7 @@ def test_other_layouts_of_the_same_values_read_alike(folder, model, written, con
     plain = written(array=array)
     batch, evaluated = TrainingPairs(plain, seed=0)[0, np.arange(40)], table(model, plain)[0]
     split = written(array=convert(array))
-    assert split.image_block(1, 4)[0].dtype == torch.float32 and isinstance(split.regions, np.memmap)
+    assert split.image_block(1, 4)[0].dtype == torch.float32
     assert same_batches([TrainingPairs(split, seed=0)[0, np.arange(40)]], [batch])
     np.testing.assert_array_equal(table(model, split)[0], evaluated)
 
@@ -410,9 +420,9 @@ def test_33_gb_open_at_once_and_are_not_read(tmp_path, tokeniser):
     images_of_coco = 113287
     sparse(tmp_path / "train_ims.npy", (images_of_coco, 36, 2048))
     (tmp_path / "train_caps.txt").write_bytes(b"\n" * images_of_coco * 5)
-    open_regions(tmp_path / "train_ims.npy")
+    RegionFile(tmp_path / "train_ims.npy")
     before, started = resident(), time.perf_counter()
-    regions = open_regions(tmp_path / "train_ims.npy")
+    regions = RegionFile(tmp_path / "train_ims.npy")
     assert time.perf_counter() - started < 3 and regions.nbytes > 33e9
     split = RetrievalDataset(tmp_path, "train", tokeniser)
     batch = TrainingPairs(split, seed=0)[0, np.array([0, 5 * images_of_coco - 1])]

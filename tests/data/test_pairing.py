@@ -244,6 +244,19 @@ def test_a_blank_line_at_the_end_of_a_map_is_ignored(opened):
     assert opened(rows=np.arange(12).repeat(5), images=[*range(60), "", ""]).num_images == 60
 
 
+class InMemory:
+    """Stands for a `RegionFile`."""
+
+    def __init__(self, rows):
+        self.rows, self.shape = rows, rows.shape
+
+    def __len__(self):
+        return len(self.rows)
+
+    def read(self, row, start, stop):
+        return self.rows[row, start:stop]
+
+
 class Named:
     name = "x_caps_images.txt"
 
@@ -254,7 +267,7 @@ SHAPES = [(1, 1), (1, 5), (12, 1), (500, 1), (12, 2), (12, 3), (100, 5), (5000, 
 @pytest.mark.parametrize("num_images, times", SHAPES)
 def test_rows_that_repeat_equally_often_are_found(num_images, times):
     rows = np.arange(num_images).repeat(times)
-    found, notes = find_repeats("x_ims.npy", rows.astype(np.float32)[:, None, None], Named)
+    found, notes = find_repeats("x_ims.npy", InMemory(rows.astype(np.float32)[:, None, None]), Named)
     assert found == times and len(notes) == (times != 5 and num_images > 1)
 
 
@@ -274,7 +287,7 @@ def test_rows_that_repeat_equally_often_are_found(num_images, times):
 def test_other_repetitions_are_refused_with_two_rows(rows, expected):
     rows = np.asarray(rows, np.float32)[:, None, None]
     with pytest.raises(InputError) as error:
-        find_repeats("x_ims.npy", rows, Named)
+        find_repeats("x_ims.npy", InMemory(rows), Named)
     assert expected in str(error.value) and "store every image once" in str(error.value)
     assert "into x_caps_images.txt" in str(error.value)
 
@@ -282,15 +295,15 @@ def test_other_repetitions_are_refused_with_two_rows(rows, expected):
 def test_images_that_a_data_set_holds_twice_are_told_of():
     rows = np.arange(200)
     rows[101] = rows[100]  # between two places that are looked at
-    assert find_repeats("x_ims.npy", rows.astype(np.float32)[:, None, None], Named)[0] == 1
+    assert find_repeats("x_ims.npy", InMemory(rows.astype(np.float32)[:, None, None]), Named)[0] == 1
     apart = [0, 1, 2, 3, 4, 5, 6, 7, 8, 2, 10, 11]
-    found, (note,) = find_repeats("x_ims.npy", np.array(apart, np.float32)[:, None, None], Named)
+    found, (note,) = find_repeats("x_ims.npy", InMemory(np.array(apart, np.float32)[:, None, None]), Named)
     assert found == 1 and "rows 2 and 9 (from 0) are the same image" in note
     rows[1] = rows[0]
-    found, (note,) = find_repeats("x_ims.npy", rows.astype(np.float32)[:, None, None], Named)
+    found, (note,) = find_repeats("x_ims.npy", InMemory(rows.astype(np.float32)[:, None, None]), Named)
     assert found == 1 and "rows 0 and 1 (from 0) are the same image" in note and "x_caps_images.txt" in note
     repeated = rows.repeat(5)  # and so are images that follow each other in a file of repeated rows
-    assert find_repeats("x_ims.npy", repeated.astype(np.float32)[:, None, None], Named) == (5, [])
+    assert find_repeats("x_ims.npy", InMemory(repeated.astype(np.float32)[:, None, None]), Named) == (5, [])
 
 
 def test_counts_of_regions_of_one_image_agree(opened, folder, tmp_path):
@@ -371,7 +384,7 @@ def test_opening_compares_few_rows(monkeypatch):
     for num_images in (100, 5000):
         read.clear()
         rows = np.arange(num_images, dtype=np.float32).repeat(5)[:, None, None]
-        assert find_repeats("x_ims.npy", rows, Named) == (5, [])
+        assert find_repeats("x_ims.npy", InMemory(rows), Named) == (5, [])
         assert len(set(read)) < 300 + pairing.DRAWN * num_images**0.5
 
 

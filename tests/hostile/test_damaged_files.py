@@ -23,6 +23,7 @@ import train
 from lib.data import check, dataset
 from lib.data.captions import tokenise
 from lib.data.dataset import LARGEST_FEATURE, RetrievalDataset, TrainingPairs
+from lib.data.region_file import RegionFile
 from lib.model import bert
 from lib.system import files
 from lib.system.errors import InputError
@@ -168,7 +169,7 @@ def test_permission_bits_are_such_an_obstacle():
         with as_nobody():
             for file in (path, closed / "file"):
                 assert files.why_unreadable(file) == "not to be opened (permission denied)"
-            for read in (dataset.open_regions, dataset.read_lines):
+            for read in (RegionFile, dataset.read_lines):
                 with pytest.raises(InputError, match="file: not to be opened .permission denied.; "):
                     read(path)
         closed.chmod(0o755)

@@ -16,7 +16,7 @@ from damage import OPTIONS, contents
 
 import eval as evaluation
 import train
-from lib.data import check, dataset
+from lib.data import check
 from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 from lib.evaluation import encoding
 from lib.model import bert
@@ -220,6 +220,6 @@ def test_a_batch_asks_for_the_file_twice_and_an_image_never(whole, monkeypatch):
     """Once where it is drawn and once where it is filled: it costs microseconds, and no more with larger batches."""
     folder, asked = whole / "demo_precomp", []
     split = RetrievalDataset(folder, "train", bert.tokeniser(folder / "bert"))
-    monkeypatch.setattr(dataset, "check_unchanged", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(split.regions, "check_unchanged", lambda *arguments: asked.append(arguments))
     TrainingPairs(split, seed=0)[0, np.arange(100)]
     assert len(asked) == 2
