@@ -191,7 +191,7 @@ def parse_training(parser, argv=None):
     parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
-    if options.multi_gpu and distributed.size() == 1:
+    if options.multi_gpu and distributed.world_size() == 1:
         raise InputError(f"--multi_gpu 1: expected the launcher of PyTorch, this command: {_torchrun(argv)}")
     check(options)
     options.seed = getattr(options, "seed", 0)
@@ -240,7 +240,7 @@ def check(options):
             raise InputError(f"{seeds}: a seed twice, expected each once")
     if options.glove and options.text_encoder != "bigru":
         raise InputError(f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with --text_encoder bigru")
-    processes = distributed.size()
+    processes = distributed.world_size()
     if options.batch_size % processes:
         raise InputError(
             f"--batch_size {options.batch_size} is not a multiple of the {processes} processes; expected the pairs of "

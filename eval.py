@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import arguments
 from lib.data import fingerprint
-from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions, folder_of
+from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions, data_folder
 from lib.data.region_file import FileState, file_state
 from lib.evaluation import bootstrap, encoding, extended, metrics, report
 from lib.evaluation.report import find_facts, save_results, summarise
 from lib.evaluation.result_names import SEEDS, ResultName, ensemble_id
 from lib.model import checkpoint
-from lib.model.network import HREM, bert_of, load_model, tell_casing, tokeniser_of
+from lib.model.network import HREM, find_bert_path, load_model, load_tokeniser, print_casing_note
 from lib.model.splits import load_split, open_folder
 from lib.results import export, html_report, search
 from lib.results.pictures import Pictures, demo_scenes
@@ -63,14 +63,14 @@ def open_run(path, options, device):
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
-    bert_path = bert_of(trained, options.bert_path)
+    bert_path = find_bert_path(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", DATA_PATH)
     if not options.data_path and data_path != DATA_PATH:
-        folder_of(data_path, dataset)  # nothing is built in a place that a checkpoint names
+        data_folder(data_path, dataset)  # nothing is built in a place that a checkpoint names
     test_split = choose_test_split(ours, data_path, dataset, options.split)
     split = options.split or test_split
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
-    tell_casing(tokeniser_of(trained, bert_path))
+    print_casing_note(load_tokeniser(trained, bert_path))
     model = load_model(path, trained, bert_path, data.region_dim, device)
     fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
     return Run(path, trained, model, bert_path, dataset, data, test_split, state)
@@ -108,23 +108,23 @@ def open_runs(paths, options, device):
 
 def print_search(run, options, device):
     """Print what --query and --query_image ask for."""
-    data, known = run.data, search.names(run.data)
-    image = None if options.query_image is None else known.find(options.query_image)
+    data, index = run.data, search.build_index(run.data)
+    image = None if options.query_image is None else index.find(options.query_image)
     folder, model_options = report.run_folder(run.path.parent), checkpoint.model_options(run.trained.options)
-    similarity = search.kept_similarity(folder, name_of([run]).embeddings(), run.model, model_options, data, device)
+    similarity = search.cached_similarity(folder, name_of([run]).embeddings(), run.model, model_options, data, device)
     where = one_line(f"{run.dataset}, split {data.split}")
     if options.query is not None:
-        tokeniser = tokeniser_of(run.trained, run.bert_path)
+        tokeniser = load_tokeniser(run.trained, run.bert_path)
         words = Trained(run.model, tokeniser, device).encode_captions([options.query])
         found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
         print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
         if unknown := search.unknown_words(options.query, tokeniser):
             print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
-        print_line("\n" + search.images_as_text(found, data, known))
+        print_line("\n" + search.images_as_text(found, data, index))
     if image is not None:
         found = search.best_captions(similarity, image, options.topk)
-        print_line(f"best of {data.num_captions} captions ({where}) for {one_line(known.label(image))}\n")
-        print_line(search.captions_as_text(found, known))
+        print_line(f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n")
+        print_line(search.captions_as_text(found, index))
 
 
 def name_of(runs, models=""):
@@ -149,10 +149,10 @@ def check_files(options, folder, result, facts):
 
 def write_report(path, run, scores, facts, similarities, options):
     """Write the report of a split to `path`, with the pictures of --images, or the demo's scenes."""
-    known = search.names(run.data)
-    scenes = demo_scenes(run.data, known.captions) if run.dataset == "demo" and not options.images else None
-    pictures = Pictures(known, options.images, scenes)
-    shown = html_report.Evaluation(scores, facts, similarities, known, pictures)
+    index = search.build_index(run.data)
+    scenes = demo_scenes(run.data, index.captions) if run.dataset == "demo" and not options.images else None
+    pictures = Pictures(index, options.images, scenes)
+    shown = html_report.Evaluation(scores, facts, similarities, index, pictures)
     html_report.write(path, shown, options.topk, options.gallery)
     print_line(f"\nreport: {path}")
     if missing := pictures.missing_as_text():
@@ -164,16 +164,16 @@ def evaluate(options):
 
     Several processes share the encoding; the first one does the rest.
     """
-    device = devices.choose_device(options.device, distributed.gpu(options.gpu_id))
+    device = devices.choose_device(options.device, distributed.local_gpu(options.gpu_id))
     named = options.model_path
     seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
     if seeds:
         evaluate_seeds(Path(named[0]), seeds, options, device)
         return
-    runs = distributed.in_turn(lambda: open_runs([checkpoint.find(path) for path in named], options, device))
+    runs = distributed.main_process_first(lambda: open_runs([checkpoint.find(path) for path in named], options, device))
     if options.query is not None or options.query_image is not None:
-        if distributed.is_first():
-            with distributed.alone():
+        if distributed.is_main_process():
+            with distributed.single_process():
                 print_search(runs[0], options, device)
         return
     evaluate_runs(runs, options, device)
@@ -187,12 +187,12 @@ def evaluate_runs(runs, options, device):
     extras = [name for name in ("bootstrap", "extended") if arguments.is_given(options, name)]
     result = result._replace(extras="-".join(extras))
     facts = find_facts(first.dataset, first.data, pairs, folder)
-    distributed.from_first(lambda: check_files(options, folder, result, facts))
-    package = extended.annotations(search.names(first.data)) if options.extended else None
+    distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
+    package = extended.annotations(search.build_index(first.data)) if options.extended else None
     if options.report:
         html_report.read_curves(folder)  # refuses what is no log, before there is anything to lose
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     similarities = metrics.ensemble(models)
     text, scores = summarise(similarities, facts)
@@ -214,8 +214,8 @@ def evaluate_runs(runs, options, device):
         )  # fmt: skip
     finally:  # the run folder may be somebody else's, the one to export to is not
         if options.export is not None:
-            known = search.names(first.data)
-            export.write(options.export, similarities, known, facts["title"], report.markdown(scores))
+            index = search.build_index(first.data)
+            export.write(options.export, similarities, index, facts["title"], report.markdown(scores))
 
 
 def evaluate_seeds(folder, seeds, options, device):
@@ -223,12 +223,12 @@ def evaluate_seeds(folder, seeds, options, device):
     for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
         if arguments.is_given(options, option):
             raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
-    runs = distributed.in_turn(lambda: open_runs(seeds.values(), options, device))
+    runs = distributed.main_process_first(lambda: open_runs(seeds.values(), options, device))
     first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
     facts = find_facts(first.dataset, first.data, pairs, folder)
-    distributed.from_first(lambda: check_files(options, folder, result, facts))
+    distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     similarities = metrics.ensemble(models)
     ensemble = report.tables(similarities, first.data.split)
@@ -242,7 +242,7 @@ def evaluate_seeds(folder, seeds, options, device):
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     remedy = "evaluate on a machine with more memory, or end other programs"
-    with distributed.processes(), distributed.together(), devices.memory_errors("the evaluation", remedy):
+    with distributed.process_group(), distributed.raise_on_all_ranks(), devices.memory_errors("the evaluation", remedy):
         evaluate(arguments.parse_evaluation(argv))
 
 

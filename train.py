@@ -21,8 +21,8 @@ def main(argv=None):
     """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
     if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
         devices.prepare_determinism()  # before anything else: several processes start CUDA first of all
-    with distributed.processes():
-        with distributed.together():
+    with distributed.process_group():
+        with distributed.raise_on_all_ranks():
             runs = read_command_line(argv)
         return train(runs)
 

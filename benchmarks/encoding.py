@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from benchmarks.yardsticks import bert_on_padding
+from benchmarks.reference import bert_on_padding
 from lib.data.captions import Captions, SpecialIds
 from lib.data.dataset import pad_pieces
 from lib.evaluation.encoding import encode_captions, encode_images
@@ -52,11 +52,11 @@ def measure(num_images, options):
         encode_captions(model, split, device)
 
     @torch.no_grad()
-    def yardstick():
+    def reference():
         for start in range(0, len(split.ids), BATCH):
             bert_on_padding(bert, pad_pieces(split.ids[start : start + BATCH])[0].to(device))
 
-    found = common.interleaved({"encoding": encoding, "BertModel": yardstick}, options.rounds, device)
+    found = common.interleaved({"encoding": encoding, "BertModel": reference}, options.rounds, device)
     ratio = f"{found['encoding'] / found['BertModel']:.2f}"
     seconds = [f"{found[name]:.2f} s" for name in ("encoding", "BertModel")]
     common.print_row(f"{num_images}, {len(split.ids)}", *seconds, ratio, common.hardware(device))

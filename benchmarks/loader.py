@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import BertTokenizerFast
 
 from benchmarks import common
-from benchmarks.yardsticks import OnePairAtATime, collate
+from benchmarks.reference import OnePairAtATime, collate
 from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
 
 HEADER = common.header("batch", "batches", "one at a time", "one at a time / batches")

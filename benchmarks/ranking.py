@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from benchmarks.yardsticks import ranks_by_sorting
+from benchmarks.reference import ranks_by_sorting
 from lib.evaluation import metrics
 
 HEADER = common.header("images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from benchmarks.yardsticks import relations_by_caption
+from benchmarks.reference import relations_by_caption
 from lib.objective.relation import CrossModalRelation
 
 HEADER = common.header("batch", "relations", "loop over captions", "loop / relations", "peak extra memory")

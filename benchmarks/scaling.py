@@ -19,13 +19,13 @@ HEADER = common.header(
 
 def main():
     options = common.arguments(__doc__, batch_size=128, seconds_alone=0.0)
-    with distributed.processes():
+    with distributed.process_group():
         measure(options)
 
 
-def own_share(batch):
+def own_shard(batch):
     """This process's share of a whole batch."""
-    own = distributed.share()
+    own = distributed.shard()
     return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
 
 
@@ -46,7 +46,9 @@ def gathered_by(function):
 
 def measure(options):
     """Print the row of this number of processes; the loss and the norm must be those of every other number."""
-    device = torch.device("cuda", distributed.gpu(0)) if options.device == "cuda" else torch.device(options.device)
+    device = (
+        torch.device("cuda", distributed.local_gpu(0)) if options.device == "cuda" else torch.device(options.device)
+    )
     bert = common.bert_base()
     for part in bert.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -55,16 +57,16 @@ def measure(options):
     model = HREM(bert, common.REGION_DIM, common.EMBED_SIZE, dropout=0.0).to(device).train()
     objective = Objective(common.EMBED_SIZE, dropout=0.0, base_loss="vse", gnn_loss="vse").to(device).train()
     optimizer = optim.build(model, objective, 5e-4)
-    replicas = distributed.replicate(engine.BatchLoss(model, objective))
-    batch = own_share(common.random_batch(options.batch_size)).to(device)
+    replicas = distributed.wrap_ddp(engine.BatchLoss(model, objective))
+    batch = own_shard(common.random_batch(options.batch_size)).to(device)
 
     def step():
         return engine.training_step(model, objective, optimizer, batch, use_graph=True, replicas=replicas)
 
     first, gathered = gathered_by(step)
     seconds = common.interleaved({"step": step}, options.rounds, options.device)["step"]
-    if distributed.is_first():
-        size, parameters = distributed.size(), [*model.parameters(), *objective.parameters()]
+    if distributed.is_main_process():
+        size, parameters = distributed.world_size(), [*model.parameters(), *objective.parameters()]
         gradients = sum(4 * parameter.numel() for parameter in parameters) if size > 1 else 0
         efficiency = f"{options.seconds_alone / size / seconds:.2f}" if options.seconds_alone else ""
         print(HEADER)

@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks import common
-from benchmarks.yardsticks import bert_on_padding
+from benchmarks.reference import bert_on_padding
 from lib.training import engine, optim
 
 HEADER = common.header("batch", "precision", "step", "Y", "step / Y", "peak memory", "operations")
@@ -28,13 +28,13 @@ def measure(batch_size, precision, options):
     def step():
         engine.training_step(model, objective, optimizer, batch, use_graph=True, precision=precision)
 
-    def yardstick():
+    def reference():
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             hidden = bert_on_padding(bert, batch.pieces)
         bert.zero_grad()
         hidden.float().sum().backward()
 
-    functions = {"step": step} | ({"Y": yardstick} if options.yardstick else {})
+    functions = {"step": step} | ({"Y": reference} if options.yardstick else {})
     with engine.matrix_products(precision):
         found = common.interleaved(functions, options.rounds, options.device)
     memory = f"{common.peak_memory(step, options.device)[1] / 1e3:.2f} GB"

@@ -6,7 +6,7 @@ import eval as evaluation
 import train
 from lib.data import demo
 
-PATIENCE = 300  # seconds after which a process is said to hang; a busy machine is slow
+PROCESS_TIMEOUT = 300  # seconds after which a process is said to hang; a busy machine is slow
 SHARED = []  # folders that several tests read
 
 

@@ -97,9 +97,9 @@ MUTANTS = {
     "hardest negatives an epoch late": Mutant(
         LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
     "rates decay an epoch late": Mutant(
-        LOOP, "optim.set_rates(state.optimizer, epoch,", "optim.set_rates(state.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "optim.set_learning_rates(state.optimizer, epoch,", "optim.set_learning_rates(state.optimizer, epoch - 1,", SETTINGS),
     "the rates never decay": Mutant(
-        LOOP, "        optim.set_rates(state.optimizer, epoch,", "        (epoch,", SETTINGS),
+        LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
         LOOP, "state.loader.sampler.epoch, state.loader.sampler.first = epoch,",
         "state.loader.sampler.epoch, state.loader.sampler.first = 0,", ORDER),
@@ -111,7 +111,7 @@ MUTANTS = {
         RUN_STATE, "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", SEED),
     "--size_augment 0 also stops word alteration": Mutant(
         RUN_STATE, "drop_regions=bool(options.size_augment)",
-        "drop_regions=bool(options.size_augment), alter_words=bool(options.size_augment)", AUGMENT),
+        "drop_regions=bool(options.size_augment), augment_words=bool(options.size_augment)", AUGMENT),
     "regions are always dropped": Mutant(RUN_STATE, ", drop_regions=bool(options.size_augment)", "", AUGMENT),
     "the clip is left at its default": Mutant(LOOP, "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS),
     "the warm-up starts anew": Mutant(LOOP, "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS),
@@ -162,8 +162,8 @@ MUTANTS = {
     "regions and words do not depend on the seed": Mutant(
         DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((epoch, int(caption)))", SEED),
-    "words are never altered": Mutant(DATASET, "generator if self.alter_words else None", "None", DRAWN),
-    "fewer regions are kept": Mutant(DATASET, "REGION_KEPT = 0.8", "REGION_KEPT = 0.7", TEST_DATASET),
+    "words are never altered": Mutant(DATASET, "generator if self.augment_words else None", "None", DRAWN),
+    "fewer regions are kept": Mutant(DATASET, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
     "an image may lose all regions": Mutant(
         DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", TEST_DATASET),
     "every epoch has the order of epoch 0": Mutant(
@@ -196,7 +196,7 @@ MUTANTS = {
     "gathered rows lose the order of the batch": Mutant(
         DISTRIBUTED, "found.transpose(0, 1).flatten(0, 1)", "found.flatten(0, 1)", TEST_DISTRIBUTED),
     "the gradient of gathered rows is not scaled": Mutant(
-        DISTRIBUTED, "gradient[share()] * size()", "gradient[share()]", TEST_DISTRIBUTED),
+        DISTRIBUTED, "gradient[shard()] * world_size()", "gradient[shard()]", TEST_DISTRIBUTED),
     # Tables: eval.py, lib/evaluation/report.py, lib/evaluation/metrics.py
     "the table says another split selected the epoch": Mutant(
         REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found', TEST_PROGRAMS),
@@ -240,7 +240,7 @@ MUTANTS = {
     "the cross losses are one": Mutant(
         "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
     # Rates: lib/training/optim.py
-    "BERT learns at the full rate": Mutant(OPTIM, "BERT_RATE = 0.1", "BERT_RATE = 1.0", SETTINGS),
+    "BERT learns at the full rate": Mutant(OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS),
     "there is no weight decay": Mutant(OPTIM, "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", TEST_OPTIM),
     "a milestone counts from the epoch after": Mutant(
         OPTIM, "epoch >= milestone", "epoch > milestone", SETTINGS),

@@ -162,7 +162,7 @@ def test_triplet_loss(dataset):
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img2cap"), (similarities.T, "cap2img")):
-        found = losses.negative_distribution(rows, positives.mask, longest_distance(dataset))[positives.anchor]
+        found = losses.negative_distribution(rows, positives.is_positive, longest_distance(dataset))[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_probability"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_negative"])
     torch.manual_seed(0)
@@ -183,7 +183,7 @@ def test_triplet_loss_second_set(dataset, inputs):
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img"), (similarities.T, "cap")):
-        found = losses.negative_distribution(rows, positives.mask, longest_distance(dataset))[positives.anchor]
+        found = losses.negative_distribution(rows, positives.is_positive, longest_distance(dataset))[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_anchor_weight"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_anchor_negative"])
     torch.manual_seed(0)

@@ -27,7 +27,7 @@ ORDER = (
     "lib.objective.losses", "lib.objective.relation",
     "graph_lib",
     "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
-    "lib.training.reporting", "lib.training.proof", "lib.training.run_start", "lib.training.run_state",
+    "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start", "lib.training.run_state",
     "lib.training.engine", "lib.training.loop",
     "lib.results.trained", "lib.results.search", "lib.results.export", "lib.results.pictures",
     "lib.results.html_report",

@@ -17,12 +17,12 @@ from lib.system import cache, distributed
 from lib.system.errors import InputError
 from lib.system.files import atomic_write
 
-ALTERED = 0.2  # of the words
-MASKED, REPLACED = 0.5, 0.1  # of the altered words; the rest are dropped
+AUGMENT_PROBABILITY = 0.2  # of the words
+MASK_SHARE, REPLACE_SHARE = 0.5, 0.1  # of the altered words; the rest are dropped
 PADDING_ID = 0
-WORTH_REMEMBERING = 50_000  # captions; fewer are cut within two seconds
+MIN_CAPTIONS_TO_CACHE = 50_000  # captions; fewer are cut within two seconds
 ARRAYS = ("pieces", "word_starts", "caption_starts")
-RULE = 1  # of `tokenise`: another number makes what older versions kept unknown
+CACHE_VERSION = 1  # of `tokenise`: another number makes what older versions kept unknown
 
 
 class SpecialIds(NamedTuple):
@@ -83,7 +83,7 @@ def tokenise(texts, tokeniser, longest=None):
     word_piece = tokeniser.backend_tokenizer.model
     known = {}
     pieces, word_lengths, caption_lengths, num_shortened = [], [], [], 0
-    for text in tqdm(texts, "tokenise", leave=False, disable=distributed.no_bar(), delay=2):
+    for text in tqdm(texts, "tokenise", leave=False, disable=distributed.progress_disabled(), delay=2):
         words = []
         room = np.inf if longest is None else longest - 2
         for word in split_words(text, tokeniser):
@@ -102,18 +102,18 @@ def tokenise(texts, tokeniser, longest=None):
     return Captions(pieces, _starts(word_lengths), _starts(caption_lengths), special, num_shortened)
 
 
-def tokenise_once(texts, tokeniser, longest, folder):
+def tokenise_cached(texts, tokeniser, longest, folder):
     """`tokenise`, remembered in `folder` under a hash of all that it depends on, where there is much to cut.
 
     A folder that cannot be written costs time and nothing else; a damaged file is replaced.
     """
-    if len(texts) < WORTH_REMEMBERING:
+    if len(texts) < MIN_CAPTIONS_TO_CACHE:
         return tokenise(texts, tokeniser, longest)
     special = special_ids(tokeniser)
-    settings = tokeniser.backend_tokenizer.to_str(), tuple(special), longest, tokenizers.__version__, RULE
+    settings = tokeniser.backend_tokenizer.to_str(), tuple(special), longest, tokenizers.__version__, CACHE_VERSION
     key = cache.digest(settings, list(texts))
     path = Path(folder) / f"{key[:32]}.npz"
-    captions = _remembered(path, key, len(texts), special)
+    captions = _read_cached(path, key, len(texts), special)
     if captions is None:
         captions = tokenise(texts, tokeniser, longest)
         with contextlib.suppress(OSError, InputError):
@@ -124,7 +124,7 @@ def tokenise_once(texts, tokeniser, longest, folder):
     return captions
 
 
-def _remembered(path, key, num_captions, special):
+def _read_cached(path, key, num_captions, special):
     """The `Captions` that `path` holds, or None where it holds no captions that fit."""
     found = cache.read(path, key, (*ARRAYS, "num_shortened"))
     if found is None:
@@ -159,10 +159,10 @@ def augment(pieces, word_lengths, special, generator):
     pieces: (n,) ids; word_lengths: pieces of each word. Returns the new pieces, possibly none.
     """
     alter, how = generator.random((2, len(word_lengths)))
-    is_altered = alter < ALTERED
-    is_masked = np.repeat(is_altered & (how < MASKED), word_lengths)
-    is_replaced = np.repeat(is_altered & (how >= MASKED) & (how < MASKED + REPLACED), word_lengths)
-    is_dropped = np.repeat(is_altered & (how >= MASKED + REPLACED), word_lengths)
+    is_altered = alter < AUGMENT_PROBABILITY
+    is_masked = np.repeat(is_altered & (how < MASK_SHARE), word_lengths)
+    is_replaced = np.repeat(is_altered & (how >= MASK_SHARE) & (how < MASK_SHARE + REPLACE_SHARE), word_lengths)
+    is_dropped = np.repeat(is_altered & (how >= MASK_SHARE + REPLACE_SHARE), word_lengths)
     any_entry = generator.integers(PADDING_ID + 1, special.vocabulary_size, size=len(pieces))
     altered = np.where(is_masked, special.mask, np.where(is_replaced, any_entry, pieces))
     return altered[~is_dropped]

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from lib.data import caption_forms
 from lib.data.layout import (
+    describe_missing_dev,
     find_splits,
     read_lines,
     read_num_regions,
     unfinished_conversion,
-    without_dev,
 )
 from lib.data.pairing import drop_blank_end, find_pairing, ids_of_images
 from lib.data.region_file import RegionFile
@@ -48,27 +48,27 @@ def run(options):
     """Print the report; exit status 1 if there is something to mend."""
     report = check(options.folder, options.sample)
     write_line(report)
-    if report.mends:
+    if report.fixes:
         sys.exit(1)
 
 
 class Report:
-    """What was found: lines to read, and mends, each naming a file, what is wrong and the remedy."""
+    """What was found: lines to read, and fixes, each naming a file, what is wrong and the remedy."""
 
     def __init__(self):
-        self.lines, self.mends = [], []
+        self.lines, self.fixes = [], []
 
     def attempt(self, read, *arguments):
-        """read(*arguments), or None and a mend where that raises InputError."""
+        """read(*arguments), or None and a fix where that raises InputError."""
         try:
             return read(*arguments)
         except InputError as error:
-            self.mends += [str(error)] * (str(error) not in self.mends)  # two readers may meet the same flaw
+            self.fixes += [str(error)] * (str(error) not in self.fixes)  # two readers may meet the same flaw
             return None
 
     def __str__(self):
-        mends = [f"{number}. {mend}" for number, mend in enumerate(self.mends, 1)]
-        return "\n".join([*self.lines, *(["", f"to mend: {len(mends)}", *mends] if mends else ["OK"])])
+        fixes = [f"{number}. {fix}" for number, fix in enumerate(self.fixes, 1)]
+        return "\n".join([*self.lines, *(["", f"to mend: {len(fixes)}", *fixes] if fixes else ["OK"])])
 
 
 class Contents(NamedTuple):
@@ -96,8 +96,8 @@ def check(folder, sample=None):
     folder, report, contents = Path(folder), Report(), {}
     for split in find_splits(folder):
         contents[split] = _check_split(report, folder, split, sample)
-    report.lines += filter(None, [without_dev(contents)])
-    report.mends += filter(None, [unfinished_conversion(folder)])
+    report.lines += filter(None, [describe_missing_dev(contents)])
+    report.fixes += filter(None, [unfinished_conversion(folder)])
     _check_dims(report, folder, contents)
     for pair in itertools.combinations(contents, 2):
         _compare(report, folder, contents, *pair, compare_images=not sample)
@@ -175,7 +175,7 @@ def _check_repeated(report, path, digests, which, rows_per_image):
     groups = [set(digests[start : start + rows_per_image]) for start in range(0, len(digests), rows_per_image)]
     differing = [int(image) * rows_per_image for image, group in zip(which, groups) if len(group) > 1]
     if differing:
-        report.mends.append(
+        report.fixes.append(
             f"{path}: each image stands there {rows_per_image} times, but rows differ for "
             f"{some(differing, 'images', 'rows')}, expected the same row {rows_per_image} times: store every image "
             "once; now the first row of each is used"
@@ -192,17 +192,17 @@ def _check_values(report, path, rows, num_rows):
     read = "all rows read" if len(rows.numbers) == num_rows else f"{len(rows.numbers)} of {num_rows} rows read"
     report.lines.append(f"  values    {found}, {negative}, {'finite' if is_finite.all() else 'NaN or Inf'}; {read}")
     if not is_finite.all():
-        report.mends.append(
+        report.fixes.append(
             f"{path}: NaN or Inf in {some(rows.numbers[~is_finite], 'rows')}, expected finite features: extract these "
             "images again"
         )
     if is_huge.any():
-        report.mends.append(
+        report.fixes.append(
             f"{path}: values beyond {HUGE:.0f} in {some(rows.numbers[is_huge], 'rows')}, expected features of ordinary "
             "size: extract these images again, or scale all features alike"
         )
     if not rows.filled.all():
-        report.mends.append(
+        report.fixes.append(
             f"{path}: only zeros in {some(rows.numbers[rows.filled == 0], 'rows')}, expected features: extract these "
             "images again"
         )
@@ -220,12 +220,12 @@ def _check_num_regions(report, path, rows, shape):
     junk = rows.numbers[rows.filled > counts]
     padded = rows.numbers[(0 < rows.filled) & (rows.filled < counts)]
     if len(junk):
-        report.mends.append(
+        report.fixes.append(
             f"{path}: regions that are not zero beyond the counts of {counts_path.name} in {some(junk, 'rows')}, "
             "expected zeros: one of the two files is of other data, make both again"
         )
     if len(padded):
-        report.mends.append(
+        report.fixes.append(
             f"{path}: the last regions are all zeros in {some(padded, 'rows')}, expected true regions: say how many "
             f"are true in {counts_path.name} (int32, one a row)"
         )
@@ -239,11 +239,11 @@ def _check_captions(report, path, captions):
         f"{len(set(captions))} different texts; {len(blank) or 'none'} blank"
     )
     if blank:
-        report.mends.append(
+        report.fixes.append(
             f"{path}: {some(blank, 'blank captions', 'lines', counted_from=1)}, expected a caption a line: write "
             "captions there, or take out these images everywhere"
         )
-    report.mends += filter(None, [caption_forms.warning(path, captions)])
+    report.fixes += filter(None, [caption_forms.warning(path, captions)])
 
 
 def _check_ids(report, path, ids, pairing):
@@ -262,12 +262,12 @@ def _check_ids(report, path, ids, pairing):
         + (f" ({num_lines} lines, a line a caption)" if len(ids) < num_lines else "")
     )
     if pairing and len(ids) != pairing.num_images:
-        report.mends.append(
+        report.fixes.append(
             f"{path}: found {len(ids)} ids for {pairing.num_images} images, expected an id a line, in the images' "
             "order: write the file again or remove it, it is optional"
         )
     elif repeated:
-        report.mends.append(
+        report.fixes.append(
             f"{path}: {some(repeated, 'ids', 'ids')} stand for several images, expected one for each: take out images "
             "that are there twice, or number them anew"
         )
@@ -278,7 +278,7 @@ def _check_dims(report, folder, contents):
     dims = {split: found.region_dim for split, found in contents.items() if found.region_dim}
     if len(set(dims.values())) > 1:
         found = ", ".join(f"{dim} in {split}_ims.npy" for split, dim in dims.items())
-        report.mends.append(f"{folder}: features of different sizes, {found}; expected one size: extract them alike")
+        report.fixes.append(f"{folder}: features of different sizes, {found}; expected one size: extract them alike")
 
 
 def _compare(report, folder, contents, left, right, compare_images):
@@ -292,12 +292,12 @@ def _compare(report, folder, contents, left, right, compare_images):
     if {left, right} == {"test", "testall"}:
         return
     if images:
-        report.mends.append(
+        report.fixes.append(
             f"{folder}/{left}_ims.npy: {some(images, 'images', 'images')} are in {right}_ims.npy too, expected splits "
             "without common images: take them out of one of the two, with their captions"
         )
     if ids:
-        report.mends.append(
+        report.fixes.append(
             f"{folder}/{left}_ids.txt: {some(ids, 'ids', 'ids')} are in {right}_ids.txt too, expected splits without "
             "common images: take them out of one of the two, or number the ids through all splits"
         )

@@ -27,17 +27,17 @@ REGIONS, COUNTS, CAPTIONS, IDS, MAP = "ims.npy", "num_regions.npy", "caps.txt", 
 ENDS = (REGIONS, COUNTS, CAPTIONS, IDS, MAP)
 NAMES = {f"{split}_{end}" for split in SPLITS for end in ENDS}  # all that a conversion writes
 STATE = "inputs.json"  # in WORK, of what the folder is; it is written last
-NO_RESERVING = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of file systems that cannot
+RESERVE_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of file systems that cannot
 
 
-def names_of(splits):
+def split_file_names(splits):
     """The files that belong to these splits, optional ones too, sorted."""
     return sorted(f"{split}_{end}" for split in splits for end in ENDS)
 
 
 def find_files(out, splits):
     """Names of the files of these splits that are in `out`, links too."""
-    return [name for name in names_of(splits) if os.path.lexists(out / name)]
+    return [name for name in split_file_names(splits) if os.path.lexists(out / name)]
 
 
 def check_places(out, splits, num_bytes):
@@ -45,7 +45,7 @@ def check_places(out, splits, num_bytes):
     there = next(folder for folder in [out.absolute(), *out.absolute().parents] if os.path.lexists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"--out {out}: found {there}, expected a folder to write in; name another")
-    for name in names_of(splits):
+    for name in split_file_names(splits):
         if (out / name).is_dir():
             raise InputError(f"{out / name}: found a folder, expected a file or nothing; move it away")
     work = out / WORK
@@ -61,7 +61,7 @@ def array_bytes(sizes, shape):
     return 4 * math.prod(shape) * sum(sizes.values())
 
 
-def why_not_to_go_on(work, asked, sizes, shape, texts):
+def why_not_resumable(work, asked, sizes, shape, texts):
     """Why the work folder cannot be filled further, in words: "" where there is none, None where it can.
 
     asked: what the conversion depends on, as JSON knows it; texts: {name: bytes}, the files beside the arrays.
@@ -163,7 +163,7 @@ def _reserve(descriptor, size):
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in NO_RESERVING:
+        if error.errno not in RESERVE_UNSUPPORTED:
             raise
 
 
@@ -214,7 +214,7 @@ def _write_rows(path, rows):
 def commit(out, asked, splits):
     """Decide that the files of the work folder replace those of `splits` in `out`. They move in `finish_switch`."""
     flush_folder(out / WORK)
-    moving = {name: _stamp(out / WORK / name) for name in names_of(splits)}
+    moving = {name: _stamp(out / WORK / name) for name in split_file_names(splits)}
     _write_record(out / SWITCH, asked=asked, files=moving)
 
 

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from lib.data import conversion, karpathy, tsv
 from lib.data.element_type import DTYPES, find_dtype
-from lib.data.layout import SPLITS, WORK, refuse_unfinished_switch, unfinished_switch, without_dev
+from lib.data.layout import SPLITS, WORK, describe_missing_dev, refuse_unfinished_switch, unfinished_switch
 from lib.system.console import one_line, write_line
 from lib.system.errors import InputError
 from lib.system.files import lock, why_unreadable
 from lib.system.options import COUNT, COUNT_OR_NONE, SWITCH
 
 LOCK = ".conversion.lock"  # in the folder; held while it is written to
-STORED_AT_ONCE = 64  # images
+IMAGES_PER_WRITE = 64  # images
 
 
 def add_command(commands):
@@ -82,7 +82,7 @@ def convert(
         _begin(out / WORK, asked, sizes, shape, _texts(splits, matched.field))
         _fill(out / WORK, matched.lines, shape, index.row_bytes, dtype)
         _refuse_changed(asked, tsv_paths, json_path)
-        _say_how_matched(matched, index)
+        _print_matching(matched, index)
         _summarise(given, splits, matched, shape, dtype, index)
         _name_other_splits(out, splits)
         conversion.commit(out, asked, splits)
@@ -171,7 +171,7 @@ def _texts(splits, field):
 
 def _begin(work, asked, sizes, shape, texts):
     """Let the work folder be of this conversion: the one that was begun, or a new one."""
-    why = conversion.why_not_to_go_on(work, asked, sizes, shape, texts)
+    why = conversion.why_not_resumable(work, asked, sizes, shape, texts)
     if why is None:
         write_line(f"going on with the conversion that was begun in {work}")
         return
@@ -186,20 +186,20 @@ def _fill(work, lines, shape, row_bytes, dtype):
     todo = [(line, places) for line, places in lines if not all(done[split][index] for split, index in places)]
     num_done = len(lines) - len(todo)
     with tqdm(total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **tsv.BAR) as progress:
-        for start in range(0, len(todo), STORED_AT_ONCE):
+        for start in range(0, len(todo), IMAGES_PER_WRITE):
             found = []
-            for line, places in todo[start : start + STORED_AT_ONCE]:
+            for line, places in todo[start : start + IMAGES_PER_WRITE]:
                 features = tsv.read_features(line, row_bytes, dtype)[: shape[0]]
                 found += [(split, index, features) for split, index in places]
                 progress.update()
             conversion.store(work, found)
 
 
-def _say_how_matched(matched, index):
+def _print_matching(matched, index):
     example = one_line(matched.lines[0][0].name)
     write_line(
         f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' (images of the JSON that "
-        f"each field finds: {karpathy.in_words(matched.counts)})"
+        f"each field finds: {karpathy.describe_counts(matched.counts)})"
     )
     names = {line.name for line in index.lines.values()}
     first = next((first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None)
@@ -219,7 +219,7 @@ def _summarise(given, splits, matched, shape, dtype, index):
         dropped = sum(len(image.captions) for image in given[split]) - num_captions
         more = f"; {dropped} more were dropped, --captions_per_image 0 keeps all" if dropped else ""
         write_line(f"{split}: {len(images)} images, {num_captions} captions{several}{more}")
-    if without := without_dev(splits):
+    if without := describe_missing_dev(splits):
         write_line(f"{without} (the JSON has no image of val)")
     boxes = np.array([line.num_boxes for line, _ in matched.lines])
     num_regions, dim = shape

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lib.data import caption_forms
-from lib.data.captions import PADDING_ID, tokenise_once
+from lib.data.captions import PADDING_ID, tokenise_cached
 from lib.data.fingerprint import of_split, of_tokeniser
 from lib.data.layout import read_lines, read_num_regions
 from lib.data.pairing import check_ids, drop_blank_end, find_pairing
@@ -26,12 +26,12 @@ from lib.data.sampling import EpochSampler, NeighbourSampler, cluster_images
 from lib.system import distributed
 from lib.system.cache import digest
 from lib.system.errors import InputError, first_sentence
-from lib.system.interrupt import leave_to_parent
+from lib.system.interrupt import ignore_group_signals
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 NO_SPLIT = "none"  # in place of the name of a test split
 LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9  # of negatives that are drawn (docs/method.md, section 5)
-REGION_KEPT = 0.8
+REGION_KEEP_PROBABILITY = 0.8
 LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
 
@@ -57,7 +57,7 @@ class Batch(NamedTuple):
         )
 
 
-def folder_of(data_path, dataset):
+def data_folder(data_path, dataset):
     """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is missing."""
     folder = Path(data_path) / f"{dataset}_precomp"
     if not os.path.isdir(folder):
@@ -131,10 +131,10 @@ class RetrievalDataset:
         self.caption_images, self.stored_images = self.pairing.caption_images, np.arange(self.pairing.num_images)
         if split == "dev" and len(texts) > DEV_CAPTIONS:
             texts = texts[:DEV_CAPTIONS]
-            self._cut()
+            self._keep_dev_captions()
         self.blank_lines = [number for number, text in enumerate(texts, 1) if not text]
         self.caption_digest, self.tokeniser_digest = digest(texts), of_tokeniser(tokeniser)
-        self.captions = tokenise_once(texts, tokeniser, longest_caption, self.folder / TOKENS)
+        self.captions = tokenise_cached(texts, tokeniser, longest_caption, self.folder / TOKENS)
 
     def _read_num_regions(self):
         """How many regions of each stored image are true. Raises InputError."""
@@ -149,7 +149,7 @@ class RetrievalDataset:
             )
         return counts[:, 0]
 
-    def _cut(self):
+    def _keep_dev_captions(self):
         """Keep the first captions of `dev`, and the images that these are of."""
         stored, num_captions = np.bincount(self.caption_images), len(self.caption_images)
         images = self.caption_images[:DEV_CAPTIONS]
@@ -268,10 +268,10 @@ class TrainingPairs:
     workers nor their order changes anything. Of several processes each reads the regions of its own share.
     """
 
-    def __init__(self, split, seed, drop_regions=True, alter_words=True):
+    def __init__(self, split, seed, drop_regions=True, augment_words=True):
         self.split, self.seed = split, seed
-        self.drop_regions, self.alter_words = drop_regions, alter_words
-        self.share = distributed.share()  # a worker belongs to no group of processes
+        self.drop_regions, self.augment_words = drop_regions, augment_words
+        self.shard = distributed.shard()  # a worker belongs to no group of processes
 
     def __getitem__(self, item):
         return self.fill(self.draw(*item))
@@ -283,7 +283,7 @@ class TrainingPairs:
         """
         generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
         sequences = [
-            self.split.captions.ids(caption, generator if self.alter_words else None)
+            self.split.captions.ids(caption, generator if self.augment_words else None)
             for caption, generator in zip(which, generators)
         ]
         order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
@@ -292,7 +292,7 @@ class TrainingPairs:
         kept, region_lengths = _pad(
             [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
         )
-        own = self.share
+        own = self.shard
         self.split.check_unchanged()
         for image in image_ids[own]:
             self.split.image_regions(image)
@@ -302,7 +302,7 @@ class TrainingPairs:
         """The `Batch` of a `Draw`; in pinned memory what goes to a GPU, if asked for."""
         self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
-        images = draw.image_ids[self.share]
+        images = draw.image_ids[self.shard]
         for row, image, kept, length in zip(regions.numpy(), images, draw.kept, draw.region_lengths):
             stored = self.split.unchecked_regions(image)
             np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")  # copies without the GIL
@@ -315,7 +315,7 @@ class TrainingPairs:
         num_regions = self.split.num_regions[self.split.stored_images[image]]
         if not self.drop_regions:
             return np.arange(num_regions)
-        kept = np.flatnonzero(generator.random(num_regions) < REGION_KEPT)
+        kept = np.flatnonzero(generator.random(num_regions) < REGION_KEEP_PROBABILITY)
         return kept if len(kept) else generator.integers(num_regions, size=1)
 
 
@@ -357,11 +357,13 @@ def training_loader(pairs, batch_size, workers, batch_clusters=None):
         )
     if batch_clusters:
         images = pairs.split.caption_images
-        clusters = distributed.from_first(lambda: cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed))
+        clusters = distributed.broadcast_from_main(
+            lambda: cluster_images(pairs.split, batch_size, batch_clusters, pairs.seed)
+        )
         sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(
         _Draws(pairs), sampler=sampler, batch_size=None, num_workers=workers,
-        persistent_workers=workers > 0, worker_init_fn=leave_to_parent,
+        persistent_workers=workers > 0, worker_init_fn=ignore_group_signals,
     )  # fmt: skip
 
 

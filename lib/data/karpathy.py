@@ -16,7 +16,7 @@ from lib.system.errors import InputError, first_sentence
 
 FIELDS = ("cocoid", "filename", "imgid")  # that may name an image in the TSV
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}  # of JSON
-SPLIT_OF = {"train": "train", "restval": "train", "val": "dev", "test": "test"}  # Karpathy's name -> ours
+SPLIT_NAMES = {"train": "train", "restval": "train", "val": "dev", "test": "test"}  # Karpathy's name -> ours
 COCO_1K = 1000  # COCO's test images are testall; the first of them are test
 
 
@@ -64,7 +64,7 @@ def read_splits(path):
         flaw = _flaw(entry)
         if flaw:
             raise InputError(f"{path}: image {number}: {flaw}; images count from 0: mend this one")
-        splits[SPLIT_OF[entry["split"]]].append(_image(entry))
+        splits[SPLIT_NAMES[entry["split"]]].append(_image(entry))
     none = [image.called("filename") for images in splits.values() for image in images if not image.captions]
     if none:
         raise InputError(
@@ -95,9 +95,9 @@ def _flaw(entry):
     if not isinstance(entry, dict):
         return f'{_kind(entry)}, expected {{"split": ..., "sentences": [...], "filename": ...}}'
     split, sentences = entry.get("split"), entry.get("sentences")
-    if split not in list(SPLIT_OF):
+    if split not in list(SPLIT_NAMES):
         found = f"split {split!r} is none of" if isinstance(split, str) else f"split is {_kind(split)}, expected one of"
-        return f"{found} {', '.join(SPLIT_OF)}"
+        return f"{found} {', '.join(SPLIT_NAMES)}"
     if not isinstance(sentences, list):
         return f'sentences is {_kind(sentences)}, expected a list of {{"raw": ...}}'
     for number, sentence in enumerate(sentences):
@@ -189,7 +189,7 @@ def _refuse_missing(absent, images, field, index, counts, json_path):
     raise InputError(
         f"{json_path}: {len(absent)} of {len(images)} images are in no TSV file, such as "
         f"{few([image.called(field) for image in absent])} (by {field}); the TSV files hold {len(others)} others"
-        f"{', such as ' + few(others) if others else ''}; matched by {in_words(counts)}; expected features of every "
+        f"{', such as ' + few(others) if others else ''}; matched by {describe_counts(counts)}; expected features of every "
         f"image: {remedy}"
     )
 
@@ -213,7 +213,7 @@ def _refuse_repeated(images, field, index, json_path):
         )
 
 
-def in_words(counts):
+def describe_counts(counts):
     """Such as "cocoid: 0, filename: 30"."""
     return ", ".join(f"{field}: {count}" for field, count in counts.items())
 

@@ -60,7 +60,7 @@ def refuse_unfinished_switch(folder):
         )
 
 
-def without_dev(splits):
+def describe_missing_dev(splits):
     """A line for those who will train on these splits, such as "train" and "test"; None where "dev" is among them."""
     if "dev" in splits or "train" not in splits:
         return None

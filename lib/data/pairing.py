@@ -13,15 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.data.layout import read_lines
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, in_order
+from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order
 from lib.system.console import one_line
 from lib.system.errors import InputError
 
 COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one
 LONGEST_RUN = 256  # equal rows in a row that are looked at
-RARE = 0.05  # share of places with equal neighbours up to which these are images that a data set holds twice
-DRAWN = 4  # times the root of the number of images: so many, drawn at random, are compared with each other
+MAX_DUPLICATE_SHARE = (
+    0.05  # share of places with equal neighbours up to which these are images that a data set holds twice
+)
+COPY_SAMPLE_FACTOR = 4  # times the root of the number of images: so many, drawn at random, are compared with each other
 FEW_PAIRS = 2  # equal pairs among them that a data set may have; where every image is there twice, about 8 are expected
 
 
@@ -157,11 +159,13 @@ def find_pairing(folder, split, regions, num_captions):
         )
     if num_captions > num_rows:
         _refuse_repeats(folder / f"{split}_ims.npy", regions, num_captions)
-        return Pairing(in_order(num_rows, num_captions), num_rows, 1, f"in order, {missing}", [])
+        return Pairing(captions_in_order(num_rows, num_captions), num_rows, 1, f"in order, {missing}", [])
     rows_per_image, notes = find_repeats(folder / f"{split}_ims.npy", regions, path)
     num_images = num_rows // rows_per_image
     source = f"rows repeated {rows_per_image} times" if rows_per_image > 1 else "a row a caption"
-    return Pairing(in_order(num_images, num_captions), num_images, rows_per_image, f"{source}, {missing}", notes)
+    return Pairing(
+        captions_in_order(num_images, num_captions), num_images, rows_per_image, f"{source}, {missing}", notes
+    )
 
 
 def read_map(path, num_images, num_captions):
@@ -219,7 +223,7 @@ def find_repeats(path, regions, map_file):
                 f"same, expected different images; extract the features again, or {remedy}"
             )
     _refuse_tiles(path, rows, repeats, remedy)
-    if repeats == 1 and len(long) > RARE * len(runs):
+    if repeats == 1 and len(long) > MAX_DUPLICATE_SHARE * len(runs):
         _refuse_mixture(path, runs, num_rows, remedy)
     copies = rows.find_copies(repeats)
     if len(copies) > FEW_PAIRS:
@@ -323,7 +327,7 @@ class _Rows:
         """
         num_images = len(self.regions) // repeats
         drawn = np.random.default_rng(0).choice(
-            num_images, min(num_images, math.ceil(DRAWN * math.sqrt(num_images))), replace=False
+            num_images, min(num_images, math.ceil(COPY_SAMPLE_FACTOR * math.sqrt(num_images))), replace=False
         )
         found, copies = {}, []
         for row in (np.sort(drawn) * repeats).tolist():

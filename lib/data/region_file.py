@@ -16,7 +16,7 @@ from lib.data.layout import load_array, refuse_unfinished_switch, unfinished_con
 from lib.system.errors import InputError
 from lib.system.files import why_unreadable
 
-UNCHANGED = (
+CHANGED_FILE_REMEDY = (
     "expected the features to stay as they are while a program reads them: copy the file again, then repeat the "
     "command (train.py: with --resume auto)"
 )
@@ -35,7 +35,7 @@ def file_state(path):
     try:
         return _state(os.stat(path))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror.lower()}; {UNCHANGED}") from error
+        raise InputError(f"{path}: {error.strerror.lower()}; {CHANGED_FILE_REMEDY}") from error
 
 
 def _state(found):
@@ -86,7 +86,7 @@ class RegionFile:
         place = self._offset + (int(row) * self.shape[1] + int(start)) * self.shape[2] * self.dtype.itemsize
         if os.preadv(self._descriptor, [found], place) != found.nbytes:
             self.check_unchanged()
-            raise InputError(f"{self.path}: row {row} (from 0) cannot be read to its end; {UNCHANGED}")
+            raise InputError(f"{self.path}: row {row} (from 0) cannot be read to its end; {CHANGED_FILE_REMEDY}")
         return found
 
     def check_unchanged(self):
@@ -95,7 +95,7 @@ class RegionFile:
         if found != opened:
             sizes = f"{found.size} bytes, {opened.size} when it was opened"
             what = sizes if found.size != opened.size else "a newer file"
-            raise InputError(f"{self.path}: changed while it was in use (found {what}); {UNCHANGED}")
+            raise InputError(f"{self.path}: changed while it was in use (found {what}); {CHANGED_FILE_REMEDY}")
 
 
 def _missing(path, why):

@@ -25,7 +25,7 @@ from lib.system.files import why_unreadable
 
 ENDINGS = re.compile(r"(\.(jpe?g|png|bmp|gif|webp|tiff?|np[yz]))+$", re.IGNORECASE)
 LONGEST_LINE = 2**28  # bytes; a line of 100 x 2048 float64 features has 2.2 MB
-READ_AT_ONCE = 2**19  # bytes: a line of 36 x 2048 features has 400 kB
+READ_BUFFER_BYTES = 2**19  # bytes: a line of 36 x 2048 features has 400 kB
 LONGEST_NAME = 1000
 LINES_SAMPLED = 64
 OTHER_ORDER = "if the columns are in another order, write a first line that names them; otherwise "
@@ -113,7 +113,7 @@ def _measured_lines(path, row_bytes, progress):
 def _reading(path):
     """Open a file; what the system says against reading it becomes an InputError."""
     try:
-        with open(path, "rb", READ_AT_ONCE) as file:
+        with open(path, "rb", READ_BUFFER_BYTES) as file:
             yield file
     except OSError as error:
         raise InputError(

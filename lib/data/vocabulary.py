@@ -71,7 +71,7 @@ def frequent_words(texts, min_count, strip_accents=True):
 
 def _count_words(texts, strip_accents):
     tokeniser, counts = Vocabulary([], strip_accents), Counter()
-    for text in tqdm(texts, "vocabulary", leave=False, disable=distributed.no_bar(), delay=2):
+    for text in tqdm(texts, "vocabulary", leave=False, disable=distributed.progress_disabled(), delay=2):
         counts.update(split_words(text, tokeniser))
     return counts
 
@@ -149,7 +149,9 @@ def _lines_of(path, dim):
     number = 0
     try:
         with open(path, "rb") as file:  # bytes: only a line feed ends a line, and words need no decoding
-            for number, line in enumerate(tqdm(file, "GloVe", leave=False, disable=distributed.no_bar(), delay=2), 1):
+            for number, line in enumerate(
+                tqdm(file, "GloVe", leave=False, disable=distributed.progress_disabled(), delay=2), 1
+            ):
                 line = line.rstrip().replace(b"\t", b" ")
                 if number <= LOOKED_AT:
                     line = _checked_text(line, path, number)

@@ -18,7 +18,7 @@ COLUMNS = {
     "rsum": "rsum",
 }  # fmt: skip
 LEVEL = 95  # percent of the samples that lie in an interval
-AT_ONCE = 100  # samples; what they need of memory is 8 N bytes each
+SAMPLES_PER_BLOCK = 100  # samples; what they need of memory is 8 N bytes each
 
 
 class Interval(NamedTuple):
@@ -36,7 +36,7 @@ def hits(similarities, folds=1, caption_images=None):
     the folds; otherwise the mean with `image_weights`.
     """
     blocks = metrics.fold_blocks(similarities, folds, caption_images) if folds > 1 else [(similarities, caption_images)]
-    return np.concatenate([_hits(metrics.ranks(*block), metrics.map_of(*block)) for block in blocks])
+    return np.concatenate([_hits(metrics.ranks(*block), metrics.resolve_caption_images(*block)) for block in blocks])
 
 
 def _hits(ranks, caption_images):
@@ -48,7 +48,7 @@ def _hits(ranks, caption_images):
 
 def image_weights(similarities, folds=1, caption_images=None):
     """How much an image weighs in text to image: (N,), its captions over the mean of its fold; None where all are 1."""
-    counts = np.bincount(metrics.map_of(similarities, caption_images)).reshape(folds, -1)
+    counts = np.bincount(metrics.resolve_caption_images(similarities, caption_images)).reshape(folds, -1)
     weights = (counts / counts.mean(1, keepdims=True)).reshape(-1)
     return None if (weights == 1).all() else weights
 
@@ -61,8 +61,10 @@ def intervals(per_image, samples, seed=0, weights=None):
     generator, num_images = np.random.default_rng(seed), len(per_image)
     chances = np.full(num_images, 1 / num_images)
     means = [
-        _means(generator.multinomial(num_images, chances, size=min(AT_ONCE, samples - start)), per_image, weights)
-        for start in range(0, samples, AT_ONCE)
+        _means(
+            generator.multinomial(num_images, chances, size=min(SAMPLES_PER_BLOCK, samples - start)), per_image, weights
+        )
+        for start in range(0, samples, SAMPLES_PER_BLOCK)
     ]
     low, high = np.percentile(np.concatenate(means), [(100 - LEVEL) / 2, (100 + LEVEL) / 2], axis=0)
     values = _means(np.ones((1, num_images)), per_image, weights)[0]

@@ -10,11 +10,11 @@ from lib.system import distributed
 from lib.system.errors import InputError
 
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
-EVALUATED_AT_ONCE = 128
+EVAL_BATCH_SIZE = 128
 
 
 @torch.no_grad()
-def encode_images(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
+def encode_images(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
     """Embeddings of every image of a `dataset.RetrievalDataset`, each encoded once. Returns (N, E), on the CPU."""
     model.eval()
 
@@ -22,11 +22,11 @@ def encode_images(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
         regions, lengths = dataset.image_block(start, min(start + batch_size, dataset.num_images))
         return model.image_encoder(regions.to(device), lengths).embedding.float().cpu()
 
-    return torch.cat(distributed.shared_out(encode, range(0, dataset.num_images, batch_size), "images"))
+    return torch.cat(distributed.map_sharded(encode, range(0, dataset.num_images, batch_size), "images"))
 
 
 @torch.no_grad()
-def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
+def encode_captions(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
     """Embeddings of every caption, encoded in order of length. Returns (C, E), in the file's order, on the CPU."""
     model.eval()
     order = np.argsort(-dataset.captions.lengths, kind="stable")
@@ -35,7 +35,7 @@ def encode_captions(model, dataset, device, batch_size=EVALUATED_AT_ONCE):
         pieces, lengths = dataset.caption_block(order[start : start + batch_size])
         return model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu()
 
-    return torch.cat(distributed.shared_out(encode, range(0, len(order), batch_size), "captions"))[np.argsort(order)]
+    return torch.cat(distributed.map_sharded(encode, range(0, len(order), batch_size), "captions"))[np.argsort(order)]
 
 
 def similarities(model, dataset, device):

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, best, in_order
+from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order, top_indices
 from lib.system.errors import InputError
 
 RETRIEVED = 200  # items a query; the package counts COCO 1K inside them, and 50 hold fewer than ten of some folds
@@ -25,10 +25,10 @@ HEADER = "| | I2T mAP@R | R-Precision | R@1 | T2I mAP@R | R-Precision | R@1 |"
 RECALL_HEADER = "| | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 |"
 
 
-def annotations(known):
+def annotations(index):
     """The package's `Metrics`, if the split is COCO's 5000 test images in its order. Raises InputError.
 
-    known: `lib.results.search.Names` of the split.
+    index: `lib.results.search.SplitIndex` of the split.
     """
     try:
         with warnings.catch_warnings():
@@ -41,16 +41,16 @@ def annotations(known):
     package = Metrics()
     captions = package.coco_ids[::CAPTIONS_PER_IMAGE].tolist()
     images = [package.coco_gts["t2i"][caption][0] for caption in captions]
-    if known.ids not in (list(map(str, images)), list(map(str, captions))):  # some files hold the captions' ids
-        at = next((n for n, (ours, theirs) in enumerate(zip(known.ids, images)) if ours != str(theirs)), None)
-        where = f"; image {at} is {known.ids[at]}, expected {images[at]}" if at is not None else ""
+    if index.ids not in (list(map(str, images)), list(map(str, captions))):  # some files hold the captions' ids
+        at = next((n for n, (ours, theirs) in enumerate(zip(index.ids, images)) if ours != str(theirs)), None)
+        where = f"; image {at} is {index.ids[at]}, expected {images[at]}" if at is not None else ""
         raise InputError(
-            f"--extended: found {len(known.ids)} image ids, expected the {len(images)} of COCO's test split in "
+            f"--extended: found {len(index.ids)} image ids, expected the {len(images)} of COCO's test split in "
             f"its usual order{where}; evaluate --split testall of coco, with testall_ids.txt beside its features"
         )
-    if not np.array_equal(known.caption_images, in_order(len(images), len(package.coco_ids))):
+    if not np.array_equal(index.caption_images, captions_in_order(len(images), len(package.coco_ids))):
         raise InputError(
-            f"--extended: found {len(known.captions)} captions, expected the {len(package.coco_ids)} of COCO's test "
+            f"--extended: found {len(index.captions)} captions, expected the {len(package.coco_ids)} of COCO's test "
             f"split, {CAPTIONS_PER_IMAGE} of each image in its usual order; evaluate --split testall of coco"
         )
     return package
@@ -66,12 +66,12 @@ def measure(package, similarity):
     num_images, num_captions = similarity.shape
     captions_of, images_of = {}, {}
     for image in range(num_images):
-        order = best(similarity[image : image + 1, :][0], RETRIEVED)
+        order = top_indices(similarity[image : image + 1, :][0], RETRIEVED)
         captions_of[int(image_ids[image])] = caption_ids[order].tolist()
     for start in range(0, num_captions, RETRIEVED):
         columns = similarity[:, start : start + RETRIEVED]
         for caption, scores in enumerate(columns.T, start):
-            images_of[int(caption_ids[caption])] = image_ids[best(scores, RETRIEVED)].tolist()
+            images_of[int(caption_ids[caption])] = image_ids[top_indices(scores, RETRIEVED)].tolist()
     wanted = ("eccv_r1", "eccv_map_at_r", "eccv_rprecision", "coco_5k_recalls", "cxc_recalls")
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         found = package.compute_all_metrics(captions_of, images_of, target_metrics=wanted, Ks=CUTS)

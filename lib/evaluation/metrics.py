@@ -65,7 +65,7 @@ class Similarity:
         return (self.images[rows] @ self.captions[columns].T).numpy()
 
 
-def in_order(num_images, num_captions):
+def captions_in_order(num_images, num_captions):
     """The map of captions that belong to the images in order, equally many to each: (C,). Raises ValueError."""
     per_image, rest = divmod(num_captions, num_images or 1)
     if rest or not per_image or not num_images:
@@ -75,13 +75,13 @@ def in_order(num_images, num_captions):
     return np.arange(num_captions) // per_image
 
 
-def map_of(similarities, caption_images=None):
+def resolve_caption_images(similarities, caption_images=None):
     """The map of similarities (N, C): the one given, a `Similarity`'s own, or captions in order. Raises ValueError."""
     num_images, num_captions = similarities.shape
     if caption_images is None and isinstance(similarities, Similarity):
         caption_images = similarities.caption_images
     if caption_images is None:
-        return in_order(num_images, num_captions)
+        return captions_in_order(num_images, num_captions)
     caption_images = np.asarray(caption_images)
     if caption_images.shape != (num_captions,) or not np.array_equal(np.unique(caption_images), np.arange(num_images)):
         raise ValueError(
@@ -99,7 +99,7 @@ class _ByImage:
 
     def __init__(self, similarities, caption_images=None):
         self.similarities = similarities
-        images = map_of(similarities, caption_images)
+        images = resolve_caption_images(similarities, caption_images)
         self.is_sorted = bool((np.diff(images) >= 0).all())
         self.captions = np.arange(len(images)) if self.is_sorted else np.argsort(images, kind="stable")
         self.images = images[self.captions]
@@ -137,7 +137,7 @@ class _ByImage:
         first = np.unique(self.images[is_best], return_index=True)[1]
         return best_scores, self.captions[is_best][first]
 
-    def in_file(self, columns):
+    def in_file_order(self, columns):
         """Values (C,) of the columns, in the order of the captions in the file."""
         values = np.empty_like(columns)
         values[self.captions] = columns
@@ -147,7 +147,7 @@ class _ByImage:
 def ranks(similarities, caption_images=None):
     """Ranks of the true pairs, counted tile by tile.
 
-    similarities: (N, C), a numpy array or a `Similarity`; caption_images: as for `map_of`. Raises ValueError where the
+    similarities: (N, C), a numpy array or a `Similarity`; caption_images: as for `resolve_caption_images`. Raises ValueError where the
     shape or the map does not fit, and on NaN or Inf.
     """
     (num_images, num_captions), pairs = similarities.shape, _ByImage(similarities, caption_images)
@@ -180,7 +180,7 @@ def ranks(similarities, caption_images=None):
         for rows, (images_ahead, captions_ahead) in zip(strips, each(ahead_of_true, strips)):
             found.image_to_text[rows] = images_ahead
             found.text_to_image[:] += captions_ahead
-    return found._replace(text_to_image=pairs.in_file(found.text_to_image))
+    return found._replace(text_to_image=pairs.in_file_order(found.text_to_image))
 
 
 def _check_finite(values):
@@ -220,7 +220,9 @@ def pair_similarities(similarities, caption_images=None):
                 (found.hardest_images[columns], tile.max(0)),
             ):
                 np.maximum(hardest, best, out=hardest)
-    return found._replace(true=pairs.in_file(found.true), hardest_images=pairs.in_file(found.hardest_images))
+    return found._replace(
+        true=pairs.in_file_order(found.true), hardest_images=pairs.in_file_order(found.hardest_images)
+    )
 
 
 def _ahead(tile, true_scores, candidate, true_candidate, num_self):
@@ -265,7 +267,7 @@ def fold_blocks(similarities, folds, caption_images=None):
 
     Raises ValueError if the images do not divide into the folds.
     """
-    num_images, caption_images = similarities.shape[0], map_of(similarities, caption_images)
+    num_images, caption_images = similarities.shape[0], resolve_caption_images(similarities, caption_images)
     size, rest = divmod(num_images, folds)
     if rest or not size:
         raise ValueError(f"{num_images} images do not divide into {folds} folds")
@@ -286,13 +288,13 @@ def ensemble(models):
     shapes = {model.shape for model in models}
     if len(shapes) != 1:
         raise ValueError(f"an ensemble needs models of the same images and captions, found {sorted(shapes) or 'none'}")
-    caption_images = map_of(models[0])
-    if any(not np.array_equal(map_of(model), caption_images) for model in models):
+    caption_images = resolve_caption_images(models[0])
+    if any(not np.array_equal(resolve_caption_images(model), caption_images) for model in models):
         raise ValueError("an ensemble needs models of the same pairs of images and captions, found different ones")
     images = torch.cat([model.images for model in models], dim=1) / len(models)
     return Similarity(images, torch.cat([model.captions for model in models], dim=1), caption_images)
 
 
-def best(scores, count):
+def top_indices(scores, count):
     """Numbers of the `count` largest of (n,) scores, largest first, equal ones in the file's order."""
     return np.argsort(-scores, kind="stable")[:count]

@@ -24,12 +24,12 @@ BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by m
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
     "type_vocab_size", "vocab_size",
 }  # fmt: skip
-OTHERS_FIELDS = {"embedding_size", "inner_group_num", "relative_attention"}  # of ALBERT, ELECTRA, DeBERTa
-TELLING = 0.02  # a share of the vocabulary: as many words with capitals, or accents, are no accident
+NON_BERT_FIELDS = {"embedding_size", "inner_group_num", "relative_attention"}  # of ALBERT, ELECTRA, DeBERTa
+SIGNIFICANT_SHARE = 0.02  # a share of the vocabulary: as many words with capitals, or accents, are no accident
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")  # of a folder, by transformers
-CHOOSES_CODE = re.compile("implementation|kernel|auto_map")  # settings by which a hub's code would compute: not read
+CODE_SETTINGS = re.compile("implementation|kernel|auto_map")  # settings by which a hub's code would compute: not read
 DAMAGED = (  # what reading a folder was seen to raise when one of its files is damaged
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError, AssertionError,
     IndexError, OverflowError, pickle.UnpicklingError, SafetensorError, StrictDataclassError,
@@ -55,7 +55,7 @@ def configuration(path):
         size = settings.get(name, 1)
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: found {name} {size!r}, expected 1 or more; copy or download the folder again")
-    chosen = {name: value for name, value in settings.items() if not CHOOSES_CODE.search(name)}
+    chosen = {name: value for name, value in settings.items() if not CODE_SETTINGS.search(name)}
     return _load(path, lambda: BertConfig.from_dict(chosen))
 
 
@@ -65,7 +65,7 @@ def _is_unnamed_bert(settings):
     return (
         "model_type" not in settings
         and settings.keys() >= BERT_FIELDS
-        and not settings.keys() & OTHERS_FIELDS
+        and not settings.keys() & NON_BERT_FIELDS
         and isinstance(architectures, list)
         and all(str(name).startswith("Bert") for name in architectures)
     )
@@ -168,14 +168,14 @@ def _settle_casing(path, backend):
         return _note(path, backend, "as tokenizer.json says", words)
     capitals = _share_changed(words, BertNormalizer(lowercase=True, strip_accents=False))
     accents = _share_changed(words, BertNormalizer(lowercase=False, strip_accents=True))
-    is_cased = capitals >= TELLING
-    strips = settings.get("strip_accents", None if is_cased or accents < TELLING else False)  # None: as it lower-cases
+    is_cased = capitals >= SIGNIFICANT_SHARE
+    strips = settings.get("strip_accents", None if is_cased or accents < SIGNIFICANT_SHARE else False)  # None: as it lower-cases
     backend.normalizer = BertNormalizer(lowercase=not is_cased, strip_accents=strips)
     found = f"{capitals:.1%} of the vocabulary's words hold capitals, {accents:.1%} accents"
-    if 0 < capitals < TELLING or 0 < accents < TELLING and capitals == 0:
+    if 0 < capitals < SIGNIFICANT_SHARE or 0 < accents < SIGNIFICANT_SHARE and capitals == 0:
         return (
             f"warning: {path}: whether words keep capitals and accents cannot be told: no file says so, and {found}; "
-            f"{_treatment(backend)}; if that is wrong, write {{\"do_lower_case\": false}} into tokenizer_config.json"
+            f"{_describe_casing(backend)}; if that is wrong, write {{\"do_lower_case\": false}} into tokenizer_config.json"
         )
     return _note(path, backend, f"for no file says otherwise, and {found}", words)
 
@@ -184,15 +184,15 @@ def _note(path, backend, reason, words):
     """What `tokeniser` has to say of a BERT whose treatment of capitals is known, for this reason."""
     if all(backend.normalizer.normalize_str(letter) != letter for letter in "Aé"):
         changed = _share_changed(words, backend.normalizer)
-        if changed < TELLING:
+        if changed < SIGNIFICANT_SHARE:
             return ""
         reason += f"; warning: so {changed:.0%} of the vocabulary's words can never be met, it looks like a cased one"
     elif backend.normalizer.normalize_str("A") == "A" and all(word == word.lower() for word in words):
         reason += "; warning: no word of the vocabulary holds a capital, it looks like an uncased one"
-    return f"{path}: {_treatment(backend)}, {reason}"
+    return f"{path}: {_describe_casing(backend)}, {reason}"
 
 
-def _treatment(backend):
+def _describe_casing(backend):
     """What a tokeniser makes of capitals and accents, in words."""
     capitals, accents = (
         "kept" if backend.normalizer.normalize_str(letter) == letter else way

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.model.packing import Packing
-from lib.model.pooling import GeneralizedPooling, length_mask, masked_mean, max_k_mean
+from lib.model.pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
 
 POOLINGS = tuple(name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo"))
 
@@ -66,7 +66,7 @@ def _pooling(name):
 def _transform(layer, packed, packing, lengths):
     """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone, (M, E)."""
     attention = layer.self_attn
-    is_real = length_mask(lengths, packing.padded_shape[1], packed.device)
+    is_real = real_mask(lengths, packing.padded_shape[1], packed.device)
     projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)
     dropout = attention.dropout if layer.training else 0.0
     mixed = attention.out_proj(packing.attention(projected, is_real, attention.num_heads, dropout))

@@ -67,17 +67,17 @@ def load_model(path, trained, bert_path, region_dim, device):
     return model.to(device).eval()
 
 
-def tokeniser_of(trained, bert_path):
+def load_tokeniser(trained, bert_path):
     """What cuts captions for the model of a `Checkpoint`: its own vocabulary, or the tokeniser of its BERT."""
     return trained.vocabulary or bert.tokeniser(bert_path)
 
 
-def tell_casing(tokeniser):
+def print_casing_note(tokeniser):
     """Print what a tokeniser has to say of capitals and accents, if anything."""
     if tokeniser.note:
         print_line(tokeniser.note)
 
 
-def bert_of(trained, bert_path=None):
+def find_bert_path(trained, bert_path=None):
     """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with; published ones do not say."""
     return bert_path or (PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT))

@@ -8,7 +8,7 @@ attention sees the padded form, and there it is a hundredth of the arithmetic.
 
 import torch.nn.functional as F
 
-from lib.model.pooling import length_mask
+from lib.model.pooling import real_mask
 
 
 class Packing:
@@ -19,7 +19,7 @@ class Packing:
 
     def __init__(self, lengths, longest, device):
         self.padded_shape = (len(lengths), longest)
-        taken = length_mask(lengths, longest).flatten().nonzero().squeeze(1)
+        taken = real_mask(lengths, longest).flatten().nonzero().squeeze(1)
         self.index = taken.to(device, non_blocking=True)  # (M,) into N*n
 
     def pack(self, padded):

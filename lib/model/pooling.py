@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
-def length_mask(lengths, longest, device=None):
+def real_mask(lengths, longest, device=None):
     """True where a position holds a real fragment.
 
     lengths: (N,) true lengths, on the CPU; longest: padded length n. Returns is_real, (N, n) bool, on `device`.
@@ -39,7 +39,7 @@ def length_groups(lengths, most_padding=64):
 
 def masked_mean(fragments, lengths):
     """Mean over the true fragments. fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E)."""
-    is_real = length_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
+    is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
     counted = lengths.to(fragments.device, non_blocking=True).unsqueeze(1)
     return fragments.masked_fill(~is_real, 0).sum(1) / counted
 
@@ -50,11 +50,11 @@ def max_k_mean(fragments, lengths, k=2):
     fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of docs/method.md, section 3.
     """
     device = fragments.device
-    is_real = length_mask(lengths, fragments.size(1), device).unsqueeze(-1)
+    is_real = real_mask(lengths, fragments.size(1), device).unsqueeze(-1)
     k = min(k, fragments.size(1))
     largest = fragments.masked_fill(~is_real, -torch.inf).topk(k, dim=1).values  # (N, k, E)
     counted = lengths.clamp(max=k)
-    is_counted = length_mask(counted, k, device).unsqueeze(-1)
+    is_counted = real_mask(counted, k, device).unsqueeze(-1)
     return largest.masked_fill(~is_counted, 0).sum(1) / counted.to(device, non_blocking=True).unsqueeze(1)
 
 
@@ -74,7 +74,7 @@ class GeneralizedPooling(nn.Module):
 
     def forward(self, fragments, lengths):
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU, at least 1. Returns (N, E)."""
-        is_real = length_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
+        is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
         ranked = fragments.masked_fill(~is_real, -torch.inf).sort(dim=1, descending=True).values
         weights = self.weights(lengths, fragments.size(1)).unsqueeze(-1)  # (N, n, 1)
         return (weights * ranked.masked_fill(~is_real, 0)).sum(1)
@@ -88,7 +88,7 @@ class GeneralizedPooling(nn.Module):
         states = self.gru(pack_padded_sequence(encodings, distinct, batch_first=True))[0]
         states = pad_packed_sequence(states, batch_first=True, total_length=longest)[0]
         scores = self.score(states).squeeze(-1).float()
-        theta = scores.masked_fill(~length_mask(distinct, longest, device), -torch.inf).softmax(1)
+        theta = scores.masked_fill(~real_mask(distinct, longest, device), -torch.inf).softmax(1)
         return theta.index_select(0, which.to(device, non_blocking=True))
 
 

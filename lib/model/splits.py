@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from lib.data import demo
-from lib.data.dataset import RetrievalDataset, folder_of
+from lib.data.dataset import RetrievalDataset, data_folder
 from lib.model import bert
 from lib.system.distributed import print_line
 from lib.system.files import report_write_errors
 
-UNKNOWN_WORTH_TELLING = 0.1  # of the pieces of a split
+UNKNOWN_WARNING_SHARE = 0.1  # of the pieces of a split
 
 
 def open_folder(data_path, dataset):
@@ -20,7 +20,7 @@ def open_folder(data_path, dataset):
         print_line(f"building the demo data in {demo_folder}")
         with report_write_errors(demo_folder):
             demo.build_once(demo_folder)
-    return folder_of(data_path, dataset)
+    return data_folder(data_path, dataset)
 
 
 def load_split(data_path, dataset, split, bert_path, vocabulary=None):
@@ -40,7 +40,7 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
         )
     unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
     share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
-    if share > UNKNOWN_WORTH_TELLING:
+    if share > UNKNOWN_WARNING_SHARE:
         print_line(
             f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
             "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"

@@ -26,12 +26,12 @@ MOST_STEPS = 2**40  # no run counts further
 BEST_POSSIBLE = 600.001  # the sum of six recalls in percent, with room for rounding
 LARGEST_NUMBER = 2**63 - 1
 LONGEST_TEXT = 4096  # of an option: the longest path
-DEEPEST = 4  # lists in lists
+MAX_DEPTH = 4  # lists in lists
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 REPORT = {"loss", "terms", "gradient_norm", "is_finite"}
 
 
-def shown(value):
+def short_repr(value):
     """A value in an error message: short, and on one line."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -40,7 +40,7 @@ def shown(value):
     if isinstance(value, (str, int, float, type(None))):
         return f"{value!r:.60}"
     if isinstance(value, (list, tuple)) and len(value) < 10 and not any(isinstance(x, (list, tuple)) for x in value):
-        return f"[{', '.join(map(shown, value))}]"
+        return f"[{', '.join(map(short_repr, value))}]"
     return f"a {type(value).__name__}"
 
 
@@ -56,7 +56,7 @@ def expect(content, name, kind, low=None, high=None):
         kind not in (int, float) or not isinstance(value, bool)
     )
     if not is_kind or low is not None and not low <= value <= high:
-        raise ValueError(f"{name} {shown(value)}, expected {noun}")
+        raise ValueError(f"{name} {short_repr(value)}, expected {noun}")
     return value
 
 
@@ -66,17 +66,17 @@ def plain(value, name, depth=0):
         return value
     if isinstance(value, int) and abs(value) <= LARGEST_NUMBER or isinstance(value, float) and math.isfinite(value):
         return value
-    if depth < DEEPEST and isinstance(value, (list, tuple)):
+    if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
         return [plain(item, name, depth + 1) for item in value]
-    if depth < DEEPEST and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    if depth < MAX_DEPTH and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(item, name, depth + 1) for key, item in value.items()}
-    raise ValueError(f"{name} {shown(value)}, expected a plain value: a finite number, text, or a list of these")
+    raise ValueError(f"{name} {short_repr(value)}, expected a plain value: a finite number, text, or a list of these")
 
 
 def plain_options(options):
     """Options as a dict of plain values by name."""
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise ValueError(f"options {shown(options)}, expected a dict of values by name")
+        raise ValueError(f"options {short_repr(options)}, expected a dict of values by name")
     return {name: plain(value, name) for name, value in options.items()}
 
 
@@ -108,7 +108,7 @@ def check_options(options):
     switches = dict.fromkeys(("no_imgnorm", "no_txtnorm", "mask_padding", "strip_accents"), (0, 1))
     for name, choices in dict(pooling=POOLINGS, text_encoder=TEXT_ENCODERS, **switches).items():
         if options[name] not in choices:
-            raise ValueError(f"{name} {shown(options[name])}, expected one of {', '.join(map(str, choices))}")
+            raise ValueError(f"{name} {short_repr(options[name])}, expected one of {', '.join(map(str, choices))}")
 
 
 def read_run_options(content):
@@ -148,7 +148,7 @@ def check_position(position):
     sizes = expect(position, "log_sizes", dict)
     for name in sizes:
         if not isinstance(name, str) or not LOG_NAMES.fullmatch(name):
-            raise ValueError(f"log_sizes names {shown(name)}, expected logs of a run")
+            raise ValueError(f"log_sizes names {short_repr(name)}, expected logs of a run")
         is_text = name in ("train.txt", "eval.txt")  # these are made with their first line
         expect(sizes, name, int, int(is_text), LARGEST_NUMBER)
     _check_step_log(expect(position, "step_log", dict))
@@ -160,26 +160,26 @@ def _check_step_log(state):
     expect(state, "seconds", float, 0, 1e12)
     for report in expect(state, "reports", list):
         if not isinstance(report, dict) or report.keys() != REPORT:
-            raise ValueError(f"step_log reports {shown(report)}, expected {', '.join(sorted(REPORT))} of a step")
+            raise ValueError(f"step_log reports {short_repr(report)}, expected {', '.join(sorted(REPORT))} of a step")
         terms = expect(report, "terms", dict)
         if not all(isinstance(name, str) and name.isidentifier() for name in terms):
-            raise ValueError(f"step_log terms {shown(list(terms))}, expected names of losses")
+            raise ValueError(f"step_log terms {short_repr(list(terms))}, expected names of losses")
         scalars = terms | {"loss": report["loss"], "gradient_norm": report["gradient_norm"]}
         for name, value in scalars.items():
             if not is_plain_tensor(value) or value.ndim or not value.is_floating_point():
-                raise ValueError(f"step_log {name} {shown(value)}, expected a scalar tensor")
+                raise ValueError(f"step_log {name} {short_repr(value)}, expected a scalar tensor")
         is_finite = report["is_finite"]
         if not is_plain_tensor(is_finite) or is_finite.ndim or is_finite.dtype != torch.bool:
-            raise ValueError(f"step_log is_finite {shown(is_finite)}, expected a scalar tensor of bool")
+            raise ValueError(f"step_log is_finite {short_repr(is_finite)}, expected a scalar tensor of bool")
 
 
 def check_module(found, module, what):
     """A state dict against the module that is to take it: the same names, shapes and types, finite values."""
     wanted = module.state_dict()
     if not isinstance(found, dict):
-        raise ValueError(f"{what} {shown(found)}, expected a dict of tensors by name")
+        raise ValueError(f"{what} {short_repr(found)}, expected a dict of tensors by name")
     for name in sorted(found.keys() - wanted.keys(), key=str)[:1]:
-        raise ValueError(f"{what} holds {shown(name)}, expected no such entry")
+        raise ValueError(f"{what} holds {short_repr(name)}, expected no such entry")
     for name, tensor in wanted.items():
         _check_tensor(found.get(name), tensor, name)
 
@@ -190,7 +190,7 @@ def check_optimizer(found, optimizer, steps_done):
     Its fused form trusts the shapes of what it has loaded and would write beyond a moment that is too small.
     """
     if not isinstance(found, dict):
-        raise ValueError(f"optimizer {shown(found)}, expected a dict")
+        raise ValueError(f"optimizer {short_repr(found)}, expected a dict")
     _check_groups(expect(found, "param_groups", list), optimizer.state_dict()["param_groups"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places, moments_of = set(), expect(found, "state", dict)
@@ -200,9 +200,11 @@ def check_optimizer(found, optimizer, steps_done):
             raise ValueError(f"optimizer state {number} is missing, expected the moments of step {steps_done}")
     for number, moments in moments_of.items():
         if type(number) is not int or not 0 <= number < len(parameters):
-            raise ValueError(f"optimizer state of parameter {shown(number)}, expected 0 to {len(parameters) - 1}")
+            raise ValueError(f"optimizer state of parameter {short_repr(number)}, expected 0 to {len(parameters) - 1}")
         if not isinstance(moments, dict) or moments.keys() != MOMENTS:
-            raise ValueError(f"optimizer state {number} is {shown(moments)}, expected {', '.join(sorted(MOMENTS))}")
+            raise ValueError(
+                f"optimizer state {number} is {short_repr(moments)}, expected {', '.join(sorted(MOMENTS))}"
+            )
         step, like = moments["step"], parameters[number]
         _check_tensor(step, torch.zeros(()), f"optimizer state {number}: step")
         if not 0 <= step <= steps_done or step != step.floor():
@@ -228,7 +230,7 @@ def _check_groups(groups, wanted):
             value = plain(group.get(name), name)
             if value != plain(own[name], name):
                 raise ValueError(
-                    f"optimizer group {own['name']}: {name} {shown(value)}, expected {shown(own[name])} as the options "
+                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected {short_repr(own[name])} as the options "
                     "say"
                 )
         expect(group, "lr", float, 0, own["initial_lr"])

@@ -22,9 +22,9 @@ FIRST_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01  # of CLIP
 
 
 class Positives(NamedTuple):
-    """The positives of a batch: mask (B, B) bool, and the P pairs (anchor, positive) in row-major order, (P,) each."""
+    """The positives of a batch: is_positive (B, B) bool, and the P pairs (anchor, positive) in row-major order, (P,) each."""
 
-    mask: torch.Tensor
+    is_positive: torch.Tensor
     anchor: torch.Tensor
     positive: torch.Tensor
 
@@ -34,8 +34,10 @@ def find_positives(image_ids, mask_repeat=True, device=None):
 
     image_ids: (B,), on the CPU. Returns `Positives` on `device`.
     """
-    mask = image_ids.unsqueeze(1) == image_ids if mask_repeat else torch.eye(len(image_ids), dtype=torch.bool)
-    return Positives(*(part.to(device, non_blocking=True) for part in (mask, *mask.nonzero(as_tuple=True))))
+    is_positive = image_ids.unsqueeze(1) == image_ids if mask_repeat else torch.eye(len(image_ids), dtype=torch.bool)
+    return Positives(
+        *(part.to(device, non_blocking=True) for part in (is_positive, *is_positive.nonzero(as_tuple=True)))
+    )
 
 
 def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest):
@@ -45,8 +47,8 @@ def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest)
     """
     similarities = image_embeddings @ caption_embeddings.T
     paired = similarities.diagonal()
-    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(positives.mask, 0)
-    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(positives.mask, 0)
+    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(positives.is_positive, 0)
+    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(positives.is_positive, 0)
     if hardest:
         return other_captions.amax(1).sum() + other_images.amax(0).sum()
     return other_captions.sum() + other_images.sum()
@@ -92,7 +94,7 @@ def triplet_loss(image_embeddings, caption_embeddings, positives, margin, longes
 
 
 def _sampled_hinge(similarities, positives, margin, longest_distance, generator):
-    distribution = negative_distribution(similarities.detach(), positives.mask, longest_distance)
+    distribution = negative_distribution(similarities.detach(), positives.is_positive, longest_distance)
     distribution = distribution[positives.anchor]  # (P, B)
     has_negative = distribution.sum(1) > 0
     negative = draw_negatives(distribution, generator)
@@ -116,7 +118,7 @@ class InfoNCE(nn.Module):
         with torch.no_grad():  # s itself, not a copy: at its limit it still has a gradient to come back by
             self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
         own = torch.arange(len(image_embeddings), device=image_embeddings.device)
-        is_other_positive = positives.mask & (own != own.unsqueeze(1))
+        is_other_positive = positives.is_positive & (own != own.unsqueeze(1))
         logits = self.log_scale.exp() * (image_embeddings @ caption_embeddings.T)
         logits = logits.masked_fill(is_other_positive, -torch.inf)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

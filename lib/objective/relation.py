@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from lib.model.packing import Packing
-from lib.model.pooling import length_groups, length_mask
+from lib.model.pooling import length_groups, real_mask
 from lib.system import distributed
 
 SIGMA = 1.0
@@ -99,12 +99,12 @@ class _Distances(torch.autograd.Function):
         weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (n, m)
         to_left, to_right = ctx.needs_input_grad
         return (
-            _pulled(left, right, weight) if to_left else None,
-            _pulled(right, left, weight.T) if to_right else None,
+            _weighted_differences(left, right, weight) if to_left else None,
+            _weighted_differences(right, left, weight.T) if to_right else None,
         )
 
 
-def _pulled(rows, others, weight):
+def _weighted_differences(rows, others, weight):
     """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`. weight: (n, m) float64."""
     return (weight.sum(1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
 
@@ -125,7 +125,7 @@ def intra_modal(embeddings, threshold, distance="l2", use_relevance=True):
     return Relation(connection(closeness, threshold), relevance)
 
 
-def even_relation(embeddings, is_connected):
+def uniform_relation(embeddings, is_connected):
     """A block that prefers nobody: relevance 0, and all of its pairs are connected or none. embeddings: (B, E)."""
     pairs = len(embeddings), len(embeddings)
     return Relation(embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs))
@@ -143,7 +143,7 @@ def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None)
     limits, regions = BLOCKS[words.device.type], F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
     is_padding = None  # (R, B), where padded regions take no part and there are any
     if region_lengths is not None and int(region_lengths.min()) < len(regions):
-        is_padding = ~length_mask(region_lengths, len(regions), regions.device).T
+        is_padding = ~real_mask(region_lengths, len(regions), regions.device).T
         regions = regions.masked_fill(is_padding.unsqueeze(2), 0)  # what matches nothing adds nothing to a norm
     found = []
     for first in range(0, len(words), limits.captions):
@@ -186,21 +186,19 @@ class CaptionGroup(NamedTuple):
     lengths: torch.Tensor  # (n, 1)
     is_real: torch.Tensor  # (n, L, 1)
     is_selected: torch.Tensor  # (n, L, 1)
-    has_unreal: bool
+    has_padding: bool
 
 
 def _caption_groups(lengths, selected, device, most_padding):
     ends = selected.cumsum(0).tolist()
     groups = []
     for run, longest in length_groups(selected, most_padding):
-        is_real, is_selected = (
-            length_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
-        )
+        is_real, is_selected = (real_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected))
         rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
         packing = Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
         counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
-        has_unreal = int(lengths[run].min()) < longest
-        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_unreal))
+        has_padding = int(lengths[run].min()) < longest
+        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_padding))
     return groups
 
 
@@ -217,7 +215,7 @@ def _group_matches(match, group, topk, is_padding=None):
     over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
     over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)
     eligible = torch.div(match, over_regions, out=squares)
-    if group.has_unreal:
+    if group.has_padding:
         eligible.masked_fill_(~group.is_real[..., None], -torch.inf)
     region_match = eligible.amax(1).transpose(1, 2)  # (n, b, R)
 
@@ -300,8 +298,8 @@ class InstanceRelations(nn.Module):
 
         Returns `Relations`.
         """
-        i2i = t2t = even_relation(images.embedding, is_connected=False)
-        i2t = t2i = even_relation(images.embedding, is_connected=self.has_inter)
+        i2i = t2t = uniform_relation(images.embedding, is_connected=False)
+        i2t = t2i = uniform_relation(images.embedding, is_connected=self.has_inter)
         if self.has_intra:
             i2i, t2t = (
                 intra_modal(side.embedding, self.threshold, self.distance, self.use_relevance)

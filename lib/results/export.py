@@ -47,30 +47,30 @@ def check(folder):
         raise InputError(f"--export {folder}: found {found}, expected an empty or a new folder; name another")
 
 
-def write(folder, similarity, known, title, table):
-    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none; known: `search.Names`.
+def write(folder, similarity, index, title, table):
+    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none; index: `search.SplitIndex`.
 
     folder: of `check`, new or empty. Raises InputError where the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _write(folder, similarity, known, title, table)
+        _write(folder, similarity, index, title, table)
     except InputError:  # the same command again finds the folder empty
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         raise
 
 
-def _write(folder, similarity, known, title, table):
+def _write(folder, similarity, index, title, table):
     images, captions = similarity.images.numpy(), similarity.captions.numpy()
     for name, rows in (("image_embeddings", images), ("caption_embeddings", captions)):
         with atomic_write(folder / f"{name}.npy") as file:
             np.save(file, rows, allow_pickle=False)
     lines = {
-        "image_ids": known.ids,
-        "caption_images": known.caption_images,
-        "captions": known.captions,
+        "image_ids": index.ids,
+        "caption_images": index.caption_images,
+        "captions": index.captions,
     }
     for name, values in lines.items():
         with atomic_write(folder / f"{name}.txt") as file:
@@ -78,7 +78,7 @@ def _write(folder, similarity, known, title, table):
     is_unit = all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions))
     text = README.format(
         title=title, table=table, num_images=len(images), num_captions=len(captions), dim=images.shape[1],
-        no_ids="" if known.has_ids else "; the data have no ids, these are the rows",
+        no_ids="" if index.has_ids else "; the data have no ids, these are the rows",
         lengths="Rows have unit length." if is_unit else "Rows are not of unit length: the model does not normalise.",
     )  # fmt: skip
     with atomic_write(folder / "README.md") as file:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lib.evaluation import bootstrap, metrics, report
-from lib.evaluation.metrics import Similarity, map_of
+from lib.evaluation.metrics import Similarity, resolve_caption_images
 from lib.results import search
 from lib.results.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
-from lib.results.search import Names
+from lib.results.search import SplitIndex
 from lib.system import charts
 from lib.training.logs import EVAL, TRAIN
 from lib.training.validations import log_lines, read_validations
@@ -105,7 +105,7 @@ class Evaluation(NamedTuple):
     scores: dict
     facts: dict
     similarity: Similarity
-    known: Names
+    index: SplitIndex
     pictures: Pictures
 
 
@@ -122,7 +122,7 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         "Ranks": _ranks(ranks),
         "Similarities": _similarities(evaluation.similarity, seed),
         "Gallery": _gallery(evaluation, ranks, topk, queries, seed),
-        "How it was got": _how(evaluation.facts),
+        "How it was got": _describe_setup(evaluation.facts),
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
     body = "".join(
@@ -131,7 +131,7 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
     )
     about = "".join(
         f'<p class="soft">{escape(line)}</p>'
-        for line in (evaluation.facts["title"], _of_what(Path(path).parent, evaluation.facts["options"][0]))
+        for line in (evaluation.facts["title"], _describe_run(Path(path).parent, evaluation.facts["options"][0]))
     )
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -145,7 +145,7 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
         file.write(page.encode("utf-8", "backslashreplace"))
 
 
-def _of_what(folder, options):
+def _describe_run(folder, options):
     """Which run it is, in a line: its folder and what tells it from others, as far as its options say."""
     forms = {"text_encoder": "{}", "embed_size": "E {}", "seed": "seed {}"}
     return ", ".join([str(folder), *(form.format(options[name]) for name, form in forms.items() if name in options)])
@@ -268,7 +268,7 @@ def _ranks(ranks):
 
 
 def _similarities(similarity, seed):
-    num_images, first_captions = similarity.shape[0], np.unique(map_of(similarity), return_index=True)[1]
+    num_images, first_captions = similarity.shape[0], np.unique(resolve_caption_images(similarity), return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
     values = np.concatenate([similarity[image : image + 1, :][:, first_captions[chosen]] for image in chosen])
     content = charts.data_uri("image/png", charts.png(charts.heat(values)))
@@ -290,8 +290,8 @@ def _gallery(evaluation, ranks, topk, queries, seed):
         for title, show, which in (
             ("Images, drawn at random", _image_queries, draw.permutation(num_images)),
             ("Captions, drawn at random", _caption_queries, draw.permutation(num_captions)),
-            ("The worst images", _image_queries, metrics.best(ranks.image_to_text, queries)),
-            ("The worst captions", _caption_queries, metrics.best(ranks.text_to_image, queries)),
+            ("The worst images", _image_queries, metrics.top_indices(ranks.image_to_text, queries)),
+            ("The worst captions", _caption_queries, metrics.top_indices(ranks.text_to_image, queries)),
         )
     ]
     pictures, note = evaluation.pictures, "Hits, the true pairs, are marked; where none is shown, the best one follows."
@@ -306,16 +306,16 @@ def _gallery(evaluation, ranks, topk, queries, seed):
 
 
 def _image_queries(evaluation, ranks, images, topk):
-    known, parts = evaluation.known, []
+    index, parts = evaluation.index, []
     for image in images:
         rank = ranks.image_to_text[image] + 1
-        found = search.best_captions(evaluation.similarity, image, len(known.captions))
+        found = search.best_captions(evaluation.similarity, image, len(index.captions))
         parts.append(
-            f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">{escape(known.label(image))}; its '
+            f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">{escape(index.label(image))}; its '
             f'best caption has rank {rank}</p><ol class="captions">'
             + "".join(
                 f'<li class="{kind}"><span class="score">{one.score:.3f}</span>'
-                f'<span class="words">{escape(known.captions[one.number])}</span>{mark}</li>'
+                f'<span class="words">{escape(index.captions[one.number])}</span>{mark}</li>'
                 for one, kind, mark in _shown(found, topk, rank)
             )
             + "</ol></div></div>"
@@ -324,17 +324,17 @@ def _image_queries(evaluation, ranks, images, topk):
 
 
 def _caption_queries(evaluation, ranks, captions, topk):
-    known, parts = evaluation.known, []
+    index, parts = evaluation.index, []
     for caption in captions:
         rank = ranks.text_to_image[caption] + 1
         scores = evaluation.similarity[:, caption : caption + 1][:, 0]
-        found = search.best_images(scores, len(known.ids), known.caption_images[caption])
+        found = search.best_images(scores, len(index.ids), index.caption_images[caption])
         parts.append(
-            f'<div class="query text"><p class="words"><q>{escape(known.captions[caption])}</q> '
+            f'<div class="query text"><p class="words"><q>{escape(index.captions[caption])}</q> '
             f'<span class="soft">its image has rank {rank}</span></p><ol class="images">'
             + "".join(
                 f'<li class="{kind}">{evaluation.pictures.of(one.number)}<span class="score">{one.score:.3f}</span> '
-                f'{mark}<span class="name">{escape(known.label(one.number))}</span></li>'
+                f'{mark}<span class="name">{escape(index.label(one.number))}</span></li>'
                 for one, kind, mark in _shown(found, topk, rank)
             )
             + "</ol></div>"
@@ -345,7 +345,7 @@ def _caption_queries(evaluation, ranks, captions, topk):
 def _shown(found, topk, rank):
     """The first `topk` of all results and, where no hit is among them, the best one, which has this rank from 1.
 
-    Returns a list of (`Found`, class of its item, its mark).
+    Returns a list of (`SearchResult`, class of its item, its mark).
     """
     shown = [
         (one, "hit", '<span class="mark">✓ hit</span>') if one.is_hit else (one, "miss", "") for one in found[:topk]
@@ -356,7 +356,7 @@ def _shown(found, topk, rank):
     return shown
 
 
-def _how(facts):
+def _describe_setup(facts):
     """Versions and options, for who wants to repeat it."""
     lists = {"Versions": report.versions()} | {
         f"Options of model {number}" if len(facts["options"]) > 1 else "Options": options

@@ -48,13 +48,13 @@ SHAPES = {  # outlines in a square of side 1 around 0; what follows a bar is dra
 class Pictures:
     """The picture of any image of a split as HTML.
 
-    known: `lib.results.search.Names`; folder: of photographs named by id, or None; scenes: of the demo data, or None.
+    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of the demo data, or None.
     `num_missing` counts photographs that were not found, or are too large or too many; `found` says whether there is
     one, of every id asked for.
     """
 
-    def __init__(self, known, folder=None, scenes=None):
-        self.known, self.scenes = known, scenes
+    def __init__(self, index, folder=None, scenes=None):
+        self.index, self.scenes = index, scenes
         self.folder = Path(folder) if folder else None
         self.num_photographs = self.num_missing = 0
         self.found = {}
@@ -64,17 +64,17 @@ class Pictures:
 
     def of(self, image):
         """An img or svg element, or a frame with the image's first caption."""
-        told = f"{self.known.label(image)}: {self.known.first_caption(image)}"
+        alt_text = f"{self.index.label(image)}: {self.index.first_caption(image)}"
         if self.folder:
-            content = self._photograph(self.known.ids[image])
+            content = self._photograph(self.index.ids[image])
             kind = next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
             if kind:
                 self.num_photographs += 1
-                return f'<img class="picture" src="{data_uri(kind, content)}" alt="{escape(told)}">'
+                return f'<img class="picture" src="{data_uri(kind, content)}" alt="{escape(alt_text)}">'
             self.num_missing += 1
         elif self.scenes:
-            return draw(self.scenes[image], self.known.label(image))
-        return f'<span class="picture none">{escape(self.known.first_caption(image))}</span>'
+            return draw(self.scenes[image], self.index.label(image))
+        return f'<span class="picture none">{escape(self.index.first_caption(image))}</span>'
 
     def _photograph(self, identity):
         """The bytes of a photograph, none if there is none to show."""
@@ -122,10 +122,10 @@ def demo_scenes(data, captions):
 def draw(scene, name):
     """A `lib.data.demo.Scene` as an svg element."""
     looks = [f"{thing.size} {thing.colour} {thing.material} {thing.kind}" for thing in scene.things]
-    told = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
+    alt_text = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
     things = sorted(scene.things, key=lambda thing: -demo.SIDES[thing.size])  # small ones in front
     return (
-        f'<svg class="picture" viewBox="0 0 100 100" role="img" aria-label="{escape(told)}"><title>{escape(told)}'
+        f'<svg class="picture" viewBox="0 0 100 100" role="img" aria-label="{escape(alt_text)}"><title>{escape(alt_text)}'
         f'</title><rect width="100" height="100" fill="{GROUNDS[scene.background]}"/>'
         + "".join(_draw_thing(thing) for thing in things)
         + "</svg>"

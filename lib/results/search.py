@@ -17,13 +17,13 @@ from lib.data.captions import split_words
 from lib.data.dataset import read_lines
 from lib.data.pairing import ids_of_images
 from lib.evaluation import encoding
-from lib.evaluation.metrics import Similarity, best, map_of
+from lib.evaluation.metrics import Similarity, resolve_caption_images, top_indices
 from lib.system import cache
 from lib.system.console import markdown_cell
 from lib.system.errors import InputError
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """One result: number of the image or caption, from 0, its similarity, and whether it is a true one."""
 
     number: int
@@ -31,7 +31,7 @@ class Found(NamedTuple):
     is_hit: bool
 
 
-class Names(NamedTuple):
+class SplitIndex(NamedTuple):
     """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids.
 
     caption_images: (C,) image of every caption.
@@ -66,8 +66,8 @@ class Names(NamedTuple):
         return number
 
 
-def names(data):
-    """The `Names` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
+def build_index(data):
+    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()
@@ -78,7 +78,7 @@ def names(data):
             "caption; copy the file again, or remove it"
         )
     ids = [ids[image] for image in data.stored_images]
-    return Names(captions[: data.num_captions], ids, has_ids, data.caption_images)
+    return SplitIndex(captions[: data.num_captions], ids, has_ids, data.caption_images)
 
 
 def _numbers(count):
@@ -86,14 +86,16 @@ def _numbers(count):
 
 
 def best_captions(similarity, image, count):
-    """The captions most similar to an image of the split: a list of `Found`."""
-    scores, caption_images = similarity[image : image + 1, :][0], map_of(similarity)
-    return [Found(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in best(scores, count)]
+    """The captions most similar to an image of the split: a list of `SearchResult`."""
+    scores, caption_images = similarity[image : image + 1, :][0], resolve_caption_images(similarity)
+    return [
+        SearchResult(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in top_indices(scores, count)
+    ]
 
 
 def best_images(scores, count, true_image=None):
-    """The images of the largest of (N,) scores: a list of `Found`; true_image: the caption's, if any."""
-    return [Found(int(n), float(scores[n]), n == true_image) for n in best(scores, count)]
+    """The images of the largest of (N,) scores: a list of `SearchResult`; true_image: the caption's, if any."""
+    return [SearchResult(int(n), float(scores[n]), n == true_image) for n in top_indices(scores, count)]
 
 
 def unknown_words(text, tokeniser):
@@ -103,7 +105,7 @@ def unknown_words(text, tokeniser):
     return [word for word in words if model.unk_token in (piece.value for piece in model.tokenize(word))]
 
 
-def images_as_text(found, data, known):
+def images_as_text(found, data, index):
     """Results of a caption as a table: rank, similarity, image, its id, its first caption.
 
     Where images are repeated for their captions, their rows in the features stand beside their numbers.
@@ -111,24 +113,24 @@ def images_as_text(found, data, known):
     with_rows = data.rows_per_image > 1
     rows = [
         f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
-        f"{markdown_cell(known.ids[one.number])} | {markdown_cell(known.first_caption(one.number))} |"
+        f"{markdown_cell(index.ids[one.number])} | {markdown_cell(index.first_caption(one.number))} |"
         for rank, one in enumerate(found, 1)
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
     return "\n".join([head, f"|---|---|---|{'---|' * with_rows}---|---|", *rows])
 
 
-def captions_as_text(found, known):
+def captions_as_text(found, index):
     """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(known.ids[known.caption_images[one.number]])} | "
-        f"{'hit' if one.is_hit else ''} | {markdown_cell(known.captions[one.number])} |"
+        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(index.ids[index.caption_images[one.number]])} | "
+        f"{'hit' if one.is_hit else ''} | {markdown_cell(index.captions[one.number])} |"
         for rank, one in enumerate(found, 1)
     ]
     return "\n".join(["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows])
 
 
-def kept_similarity(folder, name, model, model_options, data, device):
+def cached_similarity(folder, name, model, model_options, data, device):
     """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this model and these data.
 
     folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder that cannot be

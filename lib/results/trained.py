@@ -19,8 +19,8 @@ from lib.data.captions import Captions, tokenise
 from lib.data.dataset import LARGEST_FEATURE, pad_pieces
 from lib.evaluation import encoding
 from lib.model import checkpoint
-from lib.model.network import bert_of, load_model, tell_casing, tokeniser_of
-from lib.model.pooling import length_mask
+from lib.model.network import find_bert_path, load_model, load_tokeniser, print_casing_note
+from lib.model.pooling import real_mask
 from lib.system import devices
 from lib.system.errors import InputError
 
@@ -32,10 +32,10 @@ def load(path, device="auto", bert_path=None):
     """
     device, path = devices.choose_device(device), checkpoint.find(path)
     trained = checkpoint.load(path)
-    bert_path = bert_of(trained, bert_path)
+    bert_path = find_bert_path(trained, bert_path)
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
-    tokeniser = tokeniser_of(trained, bert_path)
-    tell_casing(tokeniser)
+    tokeniser = load_tokeniser(trained, bert_path)
+    print_casing_note(tokeniser)
     fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)})
     return Trained(model, tokeniser, device)
 
@@ -110,7 +110,7 @@ class _Images(NamedTuple):
         longest = int(lengths.max())
         with np.errstate(over="ignore"):  # refused below
             block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
-        block.masked_fill_(~length_mask(lengths, longest).unsqueeze(2), 0)
+        block.masked_fill_(~real_mask(lengths, longest).unsqueeze(2), 0)
         fits = (block.abs() <= LARGEST_FEATURE).flatten(1).all(1)  # no comparison with NaN is true
         if not fits.all():
             image = start + int(fits.logical_not().nonzero()[0, 0])

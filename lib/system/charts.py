@@ -37,8 +37,8 @@ def lines(title, points, x_label, y_label):
                 f'<circle class="dot" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="3"><title>{x:g}: {y:g}</title></circle>'
             )
     first, last = points[0], points[-1]
-    told = f"{title}: from {first[1]:g} at {x_label} {first[0]:g} to {last[1]:g} at {last[0]:g}"
-    return _figure(title, told, parts, x_label, y_label)
+    alt_text = f"{title}: from {first[1]:g} at {x_label} {first[0]:g} to {last[1]:g} at {last[0]:g}"
+    return _figure(title, alt_text, parts, x_label, y_label)
 
 
 def bars(title, heights, x_label, y_label):
@@ -56,8 +56,8 @@ def bars(title, heights, x_label, y_label):
             f"{100 * count / total:.0f}%</text>"
         )
         parts.append(_below(middle, label))
-    told = f"{title}: " + ", ".join(f"{label}: {count}" for label, count in heights.items())
-    return _figure(title, told, parts, x_label, y_label)
+    alt_text = f"{title}: " + ", ".join(f"{label}: {count}" for label, count in heights.items())
+    return _figure(title, alt_text, parts, x_label, y_label)
 
 
 def ticks(low, high, about=5):
@@ -74,10 +74,10 @@ def _limits(values):
     return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
 
 
-def _figure(title, told, parts, x_label, y_label):
+def _figure(title, alt_text, parts, x_label, y_label):
     middle = (TOP + HEIGHT - BOTTOM) / 2
     return (
-        f'<figure><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
+        f'<figure><svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(alt_text)}">'
         + "".join(parts)
         + f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
         f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>'

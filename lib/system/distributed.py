@@ -24,63 +24,63 @@ from lib.system.console import write_line
 from lib.system.errors import InputError, first_sentence
 
 
-class AgreedError(InputError):
+class AllRanksError(InputError):
     """An InputError that all processes know of."""
 
 
-SET_BY_TORCHRUN = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # and what PyTorch checks itself
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # and what PyTorch checks itself
 
-_is_alone = False
+_is_single_process = False
 
 
-def size():
+def world_size():
     """N, the number of processes."""
-    return dist.get_world_size() if dist.is_initialized() and not _is_alone else 1
+    return dist.get_world_size() if dist.is_initialized() and not _is_single_process else 1
 
 
 def rank():
     """Which of the N processes this is, from 0."""
-    return dist.get_rank() if dist.is_initialized() and not _is_alone else 0
+    return dist.get_rank() if dist.is_initialized() and not _is_single_process else 0
 
 
-def share():
+def shard():
     """Which of the things that are dealt out belong to this process, a slice."""
-    return slice(rank(), None, size())
+    return slice(rank(), None, world_size())
 
 
 @contextlib.contextmanager
-def alone():
+def single_process():
     """Inside, this process is the only one: it computes by itself what otherwise all compute together."""
-    global _is_alone
-    before, _is_alone = _is_alone, True
+    global _is_single_process
+    before, _is_single_process = _is_single_process, True
     try:
         yield
     finally:
-        _is_alone = before
+        _is_single_process = before
 
 
-def is_first():
+def is_main_process():
     """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
-def no_bar():
+def progress_disabled():
     """For tqdm's `disable`: a bar where there is a terminal, in the first process alone."""
-    return None if is_first() else True
+    return None if is_main_process() else True
 
 
-def processes_here():
+def local_world_size():
     """How many of the processes share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size() > 1 else 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
 
-def _rank_here():
-    return int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else 0
+def _local_rank():
+    return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
-def gpu(chosen):
+def local_gpu(chosen):
     """Number of this process's GPU: `chosen`, or among several processes its own."""
-    return _rank_here() if size() > 1 else chosen
+    return _local_rank() if world_size() > 1 else chosen
 
 
 def _bad_environment(found):
@@ -91,7 +91,7 @@ def _bad_environment(found):
 
 
 @contextlib.contextmanager
-def processes():
+def process_group():
     """Around a program: joins the processes that torchrun started, if it did (environment WORLD_SIZE).
 
     Raises InputError where the environment is not as torchrun sets it.
@@ -99,7 +99,7 @@ def processes():
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
         return
-    for name in SET_BY_TORCHRUN:
+    for name in TORCHRUN_VARIABLES:
         if not os.environ.get(name, "").isdecimal():
             raise _bad_environment(f"{name} {os.environ.get(name, 'missing')!r}")
     has_gpu, needed = torch.cuda.is_available(), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -122,15 +122,15 @@ def processes():
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=count)
     try:
         yield
-    except (AgreedError, SystemExit):  # no process waits for this one
+    except (AllRanksError, SystemExit):  # no process waits for this one
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
-def largest(number):
+def all_reduce_max(number):
     """The largest of the whole numbers that the processes bring."""
-    if size() == 1:
+    if world_size() == 1:
         return number
     found = torch.tensor(number)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
@@ -138,75 +138,75 @@ def largest(number):
 
 
 @contextlib.contextmanager
-def together():
+def raise_on_all_ranks():
     """Around what may fail in one process alone: if it raises an InputError there, all of them end.
 
-    The first process raises it as an AgreedError, the others leave quietly with its exit status. Where processes wait
-    for each other inside, that must begin with another `together`: that one then hears of the error.
+    The first process raises it as an AllRanksError, the others leave quietly with its exit status. Where processes wait
+    for each other inside, that must begin with another `raise_on_all_ranks`: that one then hears of the error.
     """
-    if size() == 1:
+    if world_size() == 1:
         yield
         return
     error = None
     try:
         yield
-    except AgreedError:
+    except AllRanksError:
         raise
     except InputError as met:
         error = met
-    if not largest(int(error is not None)):
+    if not all_reduce_max(int(error is not None)):
         return
-    found = [None] * size()
+    found = [None] * world_size()
     dist.all_gather_object(found, error and str(error))
-    if is_first():
-        raise AgreedError(next(message for message in found if message)) from error
+    if is_main_process():
+        raise AllRanksError(next(message for message in found if message)) from error
     raise SystemExit(2)
 
 
-def from_first(function):
+def broadcast_from_main(function):
     """What `function()` returns in the first process, in all of them; the others do not call it."""
-    if size() == 1:
+    if world_size() == 1:
         return function()
     found = [None]
-    with together():
-        if is_first():
+    with raise_on_all_ranks():
+        if is_main_process():
             found = [function()]
     dist.broadcast_object_list(found)
     return found[0]
 
 
-def in_turn(function):
+def main_process_first(function):
     """What `function()` returns; the first process of a machine calls it before the others, who find its files."""
     found = None
-    for is_mine in (_rank_here() == 0, _rank_here() != 0):
-        with together():
+    for is_mine in (_local_rank() == 0, _local_rank() != 0):
+        with raise_on_all_ranks():
             if is_mine:
                 found = function()
     return found
 
 
-def each(iterator):
+def synchronised_iterator(iterator):
     """The items of an iterator that is equally long in all processes; an InputError that one meets, all raise."""
     iterator, item = iter(iterator), None
     while True:
-        with together():
+        with raise_on_all_ranks():
             item = next(iterator, None)
         if item is None:
             return
         yield item
 
 
-def shared_out(function, items, name):
+def map_sharded(function, items, name):
     """[function(item) for item in items], a list; each process computes its share, under a bar of this name."""
     own = []
-    with together():
-        for item in tqdm(items[share()], name, leave=False, disable=no_bar()):
+    with raise_on_all_ranks():
+        for item in tqdm(items[shard()], name, leave=False, disable=progress_disabled()):
             own.append(function(item))
-    if size() == 1:
+    if world_size() == 1:
         return own
-    shares = [None] * size()
+    shares = [None] * world_size()
     dist.all_gather_object(shares, own)
-    return [shares[index % size()][index // size()] for index in range(len(items))]
+    return [shares[index % world_size()][index // world_size()] for index in range(len(items))]
 
 
 class _Gather(Function):
@@ -218,18 +218,18 @@ class _Gather(Function):
 
     @staticmethod
     def forward(ctx, rows):
-        found = rows.new_empty(size(), *rows.shape)
+        found = rows.new_empty(world_size(), *rows.shape)
         dist.all_gather(list(found.unbind()), rows.contiguous())
         return found.transpose(0, 1).flatten(0, 1)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient[share()] * size()
+        return gradient[shard()] * world_size()
 
 
 def gather(rows):
     """Rows of the whole batch from those of the shares, with gradient: (b, ...) to (B, ...); one process: the same."""
-    return rows if size() == 1 else _Gather.apply(rows)
+    return rows if world_size() == 1 else _Gather.apply(rows)
 
 
 class _Sum(Function):
@@ -244,12 +244,12 @@ class _Sum(Function):
         return _Sum.apply(gradient)
 
 
-def agreed(is_true):
+def all_ranks_agree(is_true):
     """True where a bool tensor, a scalar of any device, is true in all processes."""
-    if size() > 1:
+    if world_size() > 1:
         count = is_true.int()
         dist.all_reduce(count)
-        is_true = count == size()
+        is_true = count == world_size()
     return is_true
 
 
@@ -258,7 +258,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, rows):
         """rows: (M, E), any number of them in each process. Returns (M, E)."""
-        if size() == 1 or not self.training:
+        if world_size() == 1 or not self.training:
             return super().forward(rows)
         given = rows.float()
         sums = _Sum.apply(torch.cat([given.sum(0), given.new_tensor([len(given)])]))
@@ -273,9 +273,9 @@ class BatchNorm(nn.BatchNorm1d):
         return (normalised * self.weight + self.bias).to(rows.dtype)
 
 
-def replicate(module):
+def wrap_ddp(module):
     """`module` with its gradients averaged, parameters without use among them; None where there is one process."""
-    if size() == 1:
+    if world_size() == 1:
         return None
     module.unused = nn.Parameter(torch.zeros(1))  # without one, after the warm-up, a warning from every process
     return DistributedDataParallel(module, find_unused_parameters=True)
@@ -283,6 +283,6 @@ def replicate(module):
 
 def print_line(text):
     """Print a line without tearing a progress bar; of several processes the first one speaks."""
-    if is_first():
+    if is_main_process():
         with tqdm.external_write_mode():
             write_line(text)

@@ -9,7 +9,7 @@ import traceback
 
 from lib.system.console import one_line, write_line
 
-NOT_OURS = (  # of the system: permissions, full disks, things in the way of a name, failing devices, limits
+SYSTEM_ERRNOS = (  # of the system: permissions, full disks, things in the way of a name, failing devices, limits
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,
     errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.EFBIG, errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE,
     errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
@@ -41,7 +41,7 @@ def command_line(main):
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # any: a traceback on the screen helps nobody who only runs the program
-        if isinstance(error, OSError) and error.errno in NOT_OURS:
+        if isinstance(error, OSError) and error.errno in SYSTEM_ERRNOS:
             where = error.filename or "a file of this run"
             remedy = "expected to read and write there: change the permissions, make room, or name another place"
             sys.exit(_report(f"{where}: found {error.strerror.lower()}, {remedy}"))

@@ -31,7 +31,7 @@ class Interrupt:
             os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print() may have been interrupted
 
 
-def leave_to_parent(worker):
+def ignore_group_signals(worker):
     """In a worker process, whose number is `worker`: signals to the whole group are the main process's to answer.
 
     A scheduler's SIGTERM must not end a worker that the main process still needs for its last step; the main process's

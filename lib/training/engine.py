@@ -46,7 +46,7 @@ class BatchLoss(nn.Module):
 
 def batch_loss(model, objective, batch, use_graph, hardest, precision):
     """Loss of a batch: encoders on this process's share of it, the objective on the whole in every process."""
-    seed, is_shared = torch.initial_seed(), distributed.size() > 1
+    seed, is_shared = torch.initial_seed(), distributed.world_size() > 1
     if is_shared:
         torch.manual_seed(seed + 1 + distributed.rank())  # dropout in the encoders, of each share its own
     device_type = batch.regions.device.type
@@ -83,7 +83,7 @@ def training_step(
         loss.total.backward()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
-    is_finite = distributed.agreed(loss.total.detach().isfinite() & gradient_norm.isfinite())
+    is_finite = distributed.all_ranks_agree(loss.total.detach().isfinite() & gradient_norm.isfinite())
     if skipped is not None:
         is_finite = is_finite & (skipped < MOST_SKIPPED)
         skipped.copy_((skipped + 1) * ~is_finite)

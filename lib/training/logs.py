@@ -45,7 +45,7 @@ class RunLog:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
                 if path.name in (sizes or {}):
-                    _cut(path, sizes[path.name])
+                    _truncate(path, sizes[path.name])
                 else:
                     self._own.remove(path.name)
             for name, size in sorted((sizes or {}).items()):
@@ -143,7 +143,7 @@ class RunLog:
                 log.write(printable(text) + "\n")
 
 
-def _cut(path, size):
+def _truncate(path, size):
     """Cut a log to the size that it had; what is missing of it is told."""
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     try:
@@ -185,7 +185,7 @@ def check_sizes(folder, sizes):
             )
 
 
-class NoLog(RunLog):
+class NullLog(RunLog):
     """The log of a process that writes none: all but the first."""
 
     def __init__(self):

@@ -26,7 +26,7 @@ class Training:
     def __init__(self, state):
         """state: the `RunState` of the run."""
         self.state, self.first_step, self.seconds = state, state.step, 0.0  # of this process
-        self.replicas = distributed.replicate(engine.BatchLoss(state.model, state.objective))
+        self.replicas = distributed.wrap_ddp(engine.BatchLoss(state.model, state.objective))
 
     def run(self):
         """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
@@ -41,15 +41,15 @@ class Training:
                 self._validate()
                 state.epoch, state.step_in_epoch = state.epoch + 1, 0
                 state.save()
-                self._stop_if(distributed.largest(self.interrupt.status))
-        with distributed.together():
+                self._stop_on_signal(distributed.all_reduce_max(self.interrupt.status))
+        with distributed.raise_on_all_ranks():
             scores = reporting.write_table(state)
         return Result(scores, self.seconds / max(state.step - self.first_step, 1))
 
     def _train_epoch(self):
         """Train on what is left of the epoch."""
         state, options, epoch = self.state, self.state.options, self.state.epoch
-        optim.set_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
+        optim.set_learning_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
         rate = state.optimizer.param_groups[0]["lr"]
         state.loader.sampler.epoch, state.loader.sampler.first = epoch, state.step_in_epoch
 
@@ -60,16 +60,16 @@ class Training:
             if options.val_step and step % options.val_step == 0 and state.step_in_epoch < len(state.loader):
                 self._validate()
             if step % engine.MOST_SKIPPED == 0:
-                self._stop_if_stuck()
+                self._stop_if_diverged()
             # read once: what comes after the saving waits for the next step; the processes agree on it
-            status = distributed.largest(self.interrupt.status)
+            status = distributed.all_reduce_max(self.interrupt.status)
             if status or options.save_step and step % options.save_step == 0:
                 state.save()
-            self._stop_if(status)
+            self._stop_on_signal(status)
 
         bar = tqdm(
-            distributed.each(batches(state.loader, pin_memory=state.device.type == "cuda")), f"epoch {epoch}",
-            total=len(state.loader), initial=state.step_in_epoch, leave=False, disable=distributed.no_bar(),
+            distributed.synchronised_iterator(batches(state.loader, pin_memory=state.device.type == "cuda")), f"epoch {epoch}",
+            total=len(state.loader), initial=state.step_in_epoch, leave=False, disable=distributed.progress_disabled(),
         )  # fmt: skip
         engine.train_epoch(
             state.model, state.objective, state.optimizer, bar, step=state.step, seed=options.seed,
@@ -78,9 +78,9 @@ class Training:
             skipped=state.skipped, replicas=self.replicas,
         )  # fmt: skip
         state.step_log.write(epoch, state.step_in_epoch, state.step, rate)
-        self._stop_if_stuck()
+        self._stop_if_diverged()
 
-    def _stop_if(self, status):
+    def _stop_on_signal(self, status):
         """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
         state = self.state
         if status:
@@ -89,7 +89,7 @@ class Training:
             )
             raise SystemExit(status)
 
-    def _stop_if_stuck(self):
+    def _stop_if_diverged(self):
         """Leave after too many steps in a row that were not finite; they changed nothing."""
         state = self.state
         if int(state.skipped) >= engine.MOST_SKIPPED:
@@ -103,19 +103,19 @@ class Training:
                 "the weights from before the first of them: check the data with python -m lib.data, then start anew "
                 "with a smaller --learning_rate or --precision fp32, or go on with --resume auto"
             )
-            with distributed.together():
+            with distributed.raise_on_all_ranks():
                 raise InputError(reason)
 
     def _validate(self):
         """Score the model on the validation split, and keep it where it is the best so far."""
         state = self.state
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             similarities = encoding.similarities(state.model, state.data.validation, state.device)
-        scores = distributed.from_first(lambda: metrics.scores(metrics.ranks(similarities)))
+        scores = distributed.broadcast_from_main(lambda: metrics.scores(metrics.ranks(similarities)))
         is_best = scores.rsum > state.best_rsum
         reporting.write_validation(state, scores, is_best)
         if state.log.tensorboard:
-            reporting.draw(state, similarities)
+            reporting.log_pictures(state, similarities)
         if is_best:
             state.best_rsum = scores.rsum
             state.write(state.best_file, state.epoch + (state.step > 0))

@@ -2,7 +2,7 @@
 
 import torch
 
-BERT_RATE = 0.1  # of the learning rate
+BERT_LR_FACTOR = 0.1  # of the learning rate
 WEIGHT_DECAY = 1e-4
 
 
@@ -16,7 +16,7 @@ def parameter_groups(model, objective, learning_rate, graph_lr_factor=1.0):
     encoders = [parameter for parameter in model.parameters() if id(parameter) not in is_bert]
     groups = [
         dict(name="encoders", params=encoders, lr=learning_rate),
-        dict(name="bert", params=bert, lr=learning_rate * BERT_RATE),
+        dict(name="bert", params=bert, lr=learning_rate * BERT_LR_FACTOR),
         dict(name="relations", params=list(objective.parameters()), lr=learning_rate * graph_lr_factor),
     ]
     return [group for group in groups if group["params"]]
@@ -30,7 +30,7 @@ def build(model, objective, learning_rate, graph_lr_factor=1.0):
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def set_rates(optimizer, epoch, schedule, decay_rate):
+def set_learning_rates(optimizer, epoch, schedule, decay_rate):
     """Set every group's rate for an epoch, counted from 0: decayed once at each epoch of `schedule` reached so far."""
     decay = decay_rate ** sum(epoch >= milestone for milestone in schedule)
     for group in optimizer.param_groups:

@@ -32,7 +32,7 @@ def result_name(state):
     return ResultName(dataset, dataset, split, test_split=split)
 
 
-def announce(state, resumed_file, trained):
+def log_setup(state, resumed_file, trained):
     """Say once what runs where; a run that goes on has said so in its log before.
 
     trained: the `Checkpoint` whose weights the run starts from, or None.
@@ -62,8 +62,10 @@ def announce(state, resumed_file, trained):
     )
     if trained:
         tell(pretrained.describe(options.init_from, trained, vars(options), state.vocabulary))
-    if distributed.size() > 1:
-        tell(f"{distributed.size()} processes, {options.batch_size // distributed.size()} pairs of a batch in each")
+    if distributed.world_size() > 1:
+        tell(
+            f"{distributed.world_size()} processes, {options.batch_size // distributed.world_size()} pairs of a batch in each"
+        )
     tell(f"method {options.method}, batches {state.loader.sampler.describe()}")
     tell(
         f"device {state.device} ({device_name(state.device)}), seed {options.seed}; {len(state.loader)} steps an "
@@ -94,14 +96,14 @@ def write_validation(state, scores, is_best):
     state.log.scalars(values, state.step)
 
 
-def draw(state, similarities):
+def log_pictures(state, similarities):
     """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
     options = state.options
     pairs = metrics.pair_similarities(similarities)
     state.log.histograms({f"similarity/{name}": values for name, values in pairs._asdict().items()}, state.step)
     if state.step >= options.warmup and options.interaction != "none":
         num_pairs = min(options.batch_size, MOST_DRAWN)
-        with distributed.alone():
+        with distributed.single_process():
             found = graph_lib.relation_matrices(
                 state.model, state.objective, state.data.validation, num_pairs, state.device
             )
@@ -134,7 +136,7 @@ def write_table(state):
         save_results(folder, name, (text, scores, facts), similarities, options.save_results)
         return scores
 
-    return distributed.from_first(written)
+    return distributed.broadcast_from_main(written)
 
 
 def count(module):

@@ -19,11 +19,11 @@ from lib.system.distributed import print_line
 from lib.system.errors import InputError
 from lib.system.files import lock, remove_temporaries, report_write_errors, why_unreadable
 from lib.system.run_folder import BEST, LAST, MANIFEST, RunFolder, is_plain_file
-from lib.training import proof
+from lib.training import legacy_files
 from lib.training.logs import EVAL, PARAMETERS, TRAIN
 
 LOCK = ".lock"
-ANOTHER_LOG = "give another --logger_name, or replace what is there with --overwrite 1"
+OTHER_LOG_REMEDY = "give another --logger_name, or replace what is there with --overwrite 1"
 MAY_CHANGE = {  # options that a run may go on with other values of
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
     "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
@@ -163,10 +163,10 @@ class RunFolders:
         if is_own and not run and not has_checkpoints and self._holds_logs_of_last():
             return  # from before there were manifests
         if found["log"] or has_checkpoints:
-            raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {ANOTHER_LOG}")
+            raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {OTHER_LOG_REMEDY}")
         if not self._is_empty(self.logs):
             raise InputError(
-                f"{self.logs.path}: found files and no run of this program, expected an empty folder; {ANOTHER_LOG} "
+                f"{self.logs.path}: found files and no run of this program, expected an empty folder; {OTHER_LOG_REMEDY} "
                 "(files that this program did not write stay)"
             )
 
@@ -175,16 +175,16 @@ class RunFolders:
         return folder.is_empty(but=next((other.path for other in self.all if other is not folder), None))
 
     def _holds_logs_of_last(self):
-        last = proof.last_of(self.models.path)
-        return last is not None and proof.holds_logs(self.logs.path, last)
+        last = legacy_files.read_last_checkpoint(self.models.path)
+        return last is not None and legacy_files.holds_logs(self.logs.path, last)
 
     def _own(self, folder):
         """Names of our files in a folder: as its manifest says or, without one, as their contents prove."""
         content = folder.read()
         own = set(content["files"])
         if not content["run"] and not content["log"]:
-            last = proof.last_of(folder.path) or proof.last_of(self.models.path)
-            own |= proof.own_files(folder.path, last)
+            last = legacy_files.read_last_checkpoint(folder.path) or legacy_files.read_last_checkpoint(self.models.path)
+            own |= legacy_files.own_files(folder.path, last)
         return {name for name in own if is_plain_file(folder.path / name)}
 
     def start(self, resumed_file, tables, resume, overwrite):
@@ -195,7 +195,7 @@ class RunFolders:
         """
         own = self._prepare(tables, resumed_file, resume, overwrite)
         if self.is_own(resumed_file):
-            return self._go_on(own)
+            return self._resume(own)
         self._begin(resumed_file, own)
         best = resumed_file and find_best(resumed_file)
         if best:  # so far, of the run that this one goes on from
@@ -224,7 +224,7 @@ class RunFolders:
                 content["log"] = run["log"] if folder is self.logs else None
         self._finish()
 
-    def _go_on(self, own):
+    def _resume(self, own):
         """Go on with the run that has its last.pth here. Returns whether the logs that are there are its own.
 
         own: names of our files by folder. Those from before there were manifests are entered into one.

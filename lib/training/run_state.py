@@ -11,8 +11,8 @@ from lib.model.network import build_model
 from lib.system import devices, distributed
 from lib.system.distributed import print_line
 from lib.training import optim
-from lib.training.logs import NoLog, RunLog, StepLog
-from lib.training.reporting import announce, find_tables
+from lib.training.logs import NullLog, RunLog, StepLog
+from lib.training.reporting import find_tables, log_setup
 from lib.training.run_parts import (
     build_objective,
     check_memory,
@@ -34,22 +34,24 @@ class RunState:
 
     def __init__(self, options, folders):
         """options: of the command line; folders: the `RunFolders` of the run. Raises InputError."""
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             self._open(options, folders)
 
     def _open(self, options, folders):
         """Open the data, build what is trained, and start the run or go on with it."""
         self.options, self.folders = options, folders
         self.best_file, self.last_file = folders.best_file, folders.last_file
-        if distributed.is_first():
+        if distributed.is_main_process():
             folders.lock_existing()
         resumed_file = folders.find_resumed(options.resume, options.overwrite)
         content = checkpoint.load_run(resumed_file) if resumed_file else None
-        self.device = devices.choose_device(options.device, distributed.gpu(options.gpu_id))
+        self.device = devices.choose_device(options.device, distributed.local_gpu(options.gpu_id))
         trained = pretrained.read(options.init_from, vars(options)) if options.init_from and not content else None
-        distributed.in_turn(lambda: choose_conventions(options, content["options"] if content else {}))
-        self.vocabulary = distributed.in_turn(lambda: read_vocabulary(options, resumed_file, content, trained))
-        self.data = distributed.in_turn(lambda: open_data(options, self.vocabulary))
+        distributed.main_process_first(lambda: choose_conventions(options, content["options"] if content else {}))
+        self.vocabulary = distributed.main_process_first(
+            lambda: read_vocabulary(options, resumed_file, content, trained)
+        )
+        self.data = distributed.main_process_first(lambda: open_data(options, self.vocabulary))
         options.img_dim = self.data.train.region_dim
         if content:
             check_resumed(resumed_file, vars(options), content["options"])
@@ -74,7 +76,7 @@ class RunState:
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(self.model, self.objective, options.learning_rate, options.graph_lr_factor)
         pairs = TrainingPairs(self.data.train, options.seed, drop_regions=bool(options.size_augment))
-        cores = max((os.cpu_count() or 1) // distributed.processes_here(), 1)
+        cores = max((os.cpu_count() or 1) // distributed.local_world_size(), 1)
         workers = min(options.workers, cores)  # more would only queue for them
         clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
         self.loader = training_loader(pairs, options.batch_size, workers, clusters)
@@ -83,7 +85,7 @@ class RunState:
         if content:
             self._restore(resumed_file, content)
         self._start(resumed_file, content)
-        announce(self, resumed_file, trained)
+        log_setup(self, resumed_file, trained)
 
     def _check_data(self, path, saved):
         """Compare data and BERT with those that the run began with, `saved`. Raises InputError where they differ."""
@@ -112,10 +114,10 @@ class RunState:
         """Start the run in its folders, or go on there, and open its log; content: what was restored, or None."""
         options, position = self.options, content and content["position"]
         sizes = None
-        if distributed.is_first():
+        if distributed.is_main_process():
             has_log = self.folders.start(resumed_file, find_tables(self), options.resume, options.overwrite)
             sizes = position["log_sizes"] if has_log else None
-        self.log = RunLog(options.logger_name, sizes) if distributed.is_first() else NoLog()
+        self.log = RunLog(options.logger_name, sizes) if distributed.is_main_process() else NullLog()
         self.step_log = StepLog(self.log, options.log_step, position and position["step_log"])
 
     def save(self):
@@ -128,8 +130,8 @@ class RunState:
 
     def write(self, path, epoch, **more):
         """Write a checkpoint file of the run; more: what else it holds, as `lib.model.checkpoint.save` takes it."""
-        with distributed.together():
-            if distributed.is_first():
+        with distributed.raise_on_all_ranks():
+            if distributed.is_main_process():
                 self.folders.models.claim(path.name)
                 checkpoint.save(
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,

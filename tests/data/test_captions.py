@@ -8,7 +8,7 @@ import pytest
 from published import small_tokeniser
 
 from lib.data import captions
-from lib.data.captions import SpecialIds, augment, split_words, tokenise, tokenise_once
+from lib.data.captions import SpecialIds, augment, split_words, tokenise, tokenise_cached
 from lib.system import cache
 
 PLAIN = [
@@ -129,19 +129,19 @@ def test_long_captions_lose_their_last_words_whole(tokeniser, longest):
 
 
 def test_captions_are_remembered_under_all_that_they_depend_on(tokeniser, monkeypatch, tmp_path):
-    monkeypatch.setattr(captions, "WORTH_REMEMBERING", len(PLAIN))
+    monkeypatch.setattr(captions, "MIN_CAPTIONS_TO_CACHE", len(PLAIN))
     cuts, cut = [], tokenise
     monkeypatch.setattr(captions, "tokenise", lambda *arguments: cuts.append(1) or cut(*arguments))
     cases = [(PLAIN, 7), (PLAIN, 8), (PLAIN[::-1], 7), ([*PLAIN[:-1], "dog"], 7)]
     for _ in range(2):
         for texts, longest in cases:
-            found = tokenise_once(texts, tokeniser, longest, tmp_path / "tokens")
+            found = tokenise_cached(texts, tokeniser, longest, tmp_path / "tokens")
             for ours, expected in zip(found, cut(texts, tokeniser, longest), strict=True):
                 assert np.array_equal(ours, expected)
     assert len(cuts) == len(cases)
     for path in (tmp_path / "tokens").iterdir():
         path.write_bytes(path.read_bytes()[:200])
-    assert tokenise_once(PLAIN, tokeniser, 7, tmp_path / "tokens").num_shortened > 0
+    assert tokenise_cached(PLAIN, tokeniser, 7, tmp_path / "tokens").num_shortened > 0
     assert len(cuts) == len(cases) + 1
 
 
@@ -192,29 +192,29 @@ DAMAGED = {
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
 def test_remembered_captions_that_are_damaged_are_cut_again_and_replaced(tokeniser, monkeypatch, tmp_path, damage):
-    monkeypatch.setattr(captions, "WORTH_REMEMBERING", len(PLAIN))
+    monkeypatch.setattr(captions, "MIN_CAPTIONS_TO_CACHE", len(PLAIN))
     cuts, cut = [], tokenise
     monkeypatch.setattr(captions, "tokenise", lambda *arguments: cuts.append(1) or cut(*arguments))
-    expected = tokenise_once(PLAIN, tokeniser, 7, tmp_path)
+    expected = tokenise_cached(PLAIN, tokeniser, 7, tmp_path)
     (path,) = tmp_path.iterdir()
     with np.load(path) as file:
         key = str(file["key"])
     damage(path, key)
     for number in (2, 2):  # the second time it is read again
-        for ours, wanted in zip(tokenise_once(PLAIN, tokeniser, 7, tmp_path), expected, strict=True):
+        for ours, wanted in zip(tokenise_cached(PLAIN, tokeniser, 7, tmp_path), expected, strict=True):
             assert np.array_equal(ours, wanted)
         assert len(cuts) == number
 
 
 def test_remembered_captions_of_another_key_are_not_believed(tokeniser, monkeypatch, tmp_path):
-    monkeypatch.setattr(captions, "WORTH_REMEMBERING", len(PLAIN))
-    tokenise_once(PLAIN[::-1], tokeniser, 7, tmp_path)
+    monkeypatch.setattr(captions, "MIN_CAPTIONS_TO_CACHE", len(PLAIN))
+    tokenise_cached(PLAIN[::-1], tokeniser, 7, tmp_path)
     (other,) = tmp_path.iterdir()
     content = other.read_bytes()
-    tokenise_once(PLAIN, tokeniser, 7, tmp_path)
+    tokenise_cached(PLAIN, tokeniser, 7, tmp_path)
     (path,) = {*tmp_path.iterdir()} - {other}
     path.write_bytes(content)
-    for ours, wanted in zip(tokenise_once(PLAIN, tokeniser, 7, tmp_path), tokenise(PLAIN, tokeniser, 7), strict=True):
+    for ours, wanted in zip(tokenise_cached(PLAIN, tokeniser, 7, tmp_path), tokenise(PLAIN, tokeniser, 7), strict=True):
         assert np.array_equal(ours, wanted)
 
 

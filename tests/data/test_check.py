@@ -1,4 +1,4 @@
-"""The report on a data folder: what it tells of a good one, and a mend for everything that can be wrong."""
+"""The report on a data folder: what it tells of a good one, and a fix for everything that can be wrong."""
 
 import os
 import re
@@ -102,11 +102,11 @@ def test_check_may_be_left_out(whole, folder, capsys):
 def test_repeated_rows_are_compared(folder):
     regions("test", lambda array: array.repeat(5, axis=0))(folder)
     report = check.check(folder)
-    assert not report.mends
+    assert not report.fixes
     assert "test: 40 rows x 36" in str(report) and "  images    8, each 5 times; none with the" in str(report)
     put("test", (slice(17, 18), 3, 4), 7.5)(folder)
-    (mend,) = check.check(folder).mends
-    assert "5 times, but rows differ for 1 images (rows 15, from 0)" in mend
+    (fix,) = check.check(folder).fixes
+    assert "5 times, but rows differ for 1 images (rows 15, from 0)" in fix
 
 
 def test_splits_are_found_by_their_files_the_usual_first(folder):
@@ -121,7 +121,7 @@ def test_float16_and_other_layouts_are_read(folder):
     regions("train", lambda array: np.asfortranarray(array.astype(">f4")))(folder)
     regions("dev", lambda array: array.astype(np.float16))(folder)
     report = check.check(folder)
-    assert not report.mends and "dev: 8 rows x 36 regions x 128 features (float16" in str(report)
+    assert not report.fixes and "dev: 8 rows x 36 regions x 128 features (float16" in str(report)
 
 
 DAMAGES = {  # what is done to a good folder -> what its only mend must say
@@ -193,9 +193,9 @@ def test_every_damage_is_a_mend_and_the_only_one(folder, damage, expected, capsy
         assert run("check", folder) == 1
     text = capsys.readouterr().out
     assert "\nto mend: 1\n1. " in text and "\nOK" not in text
-    mend = text.split("\n1. ")[1]
+    fix = text.split("\n1. ")[1]
     for part in expected:
-        assert part in mend, mend
+        assert part in fix, fix
 
 
 def test_mends_are_numbered(folder, capsys):
@@ -211,27 +211,27 @@ def test_negative_values_and_copies_are_told_of_and_no_fault(folder):
     put("dev", ([1, 5], 0, 0), -3.0)(folder)
     put("test", 6, images(folder)[2])(folder)
     report = check.check(folder)
-    assert not report.mends
+    assert not report.fixes
     assert "  values    -3 to" in str(report) and "negative in 2 rows (bottom-up-attention has none)" in str(report)
     assert "  images    8, a row each; 1 with the features of another" in str(report)
 
 
 def test_an_id_for_each_caption_is_an_id_for_each_image(folder):
     lines("dev_ids.txt", lambda found: [line for line in found for _ in range(5)])(folder)
-    assert not check.check(folder).mends
+    assert not check.check(folder).fixes
 
 
 def test_test_is_a_part_of_testall(folder):
     for end in ("ims.npy", "caps.txt", "ids.txt"):
         shutil.copy(folder / f"test_{end}", folder / f"testall_{end}")
     report = check.check(folder)
-    assert not report.mends and "test and testall have in common: 8 images, 8 ids," in str(report)
+    assert not report.fixes and "test and testall have in common: 8 images, 8 ids," in str(report)
 
 
 def test_an_unfinished_conversion_is_a_mend(folder):
     (folder / ".conversion").mkdir()
-    [mend] = check.check(folder).mends
-    assert mend.startswith(f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command")
+    [fix] = check.check(folder).fixes
+    assert fix.startswith(f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command")
 
 
 def test_a_sample_reads_that_many_images(folder, monkeypatch, capsys):
@@ -268,7 +268,7 @@ def test_a_large_file_is_read_in_blocks(tmp_path):
         patch.setattr(np, "stack", spy)
         patch.setattr(check, "BLOCK_BYTES", 8e6)
         report = check.check(tmp_path)
-    assert len(report.mends) == 1 and "only zeros in 500 rows" in report.mends[0]
+    assert len(report.fixes) == 1 and "only zeros in 500 rows" in report.fixes[0]
     assert len(highest) == 19
     assert before is None or max(highest) - before < 60e6  # of 147 MB
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import PATIENCE
+from helpers import PROCESS_TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_older_name_runs_the_same_command(arguments):
     found = [
         subprocess.run(
-            [sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+            [sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PROCESS_TIMEOUT
         )
         for name in ("lib.data", "lib.dataset")
     ]

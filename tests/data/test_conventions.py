@@ -128,7 +128,7 @@ def test_extended_compares_the_whole_of_testall(made, tmp_path, monkeypatch, cap
         recalls = {f"coco_5k_r{cut}": {way: ours[way][n] for way in ours} for n, cut in enumerate((1, 5, 10))}
         return recalls | {name: dict(i2t=1.0, t2i=2.0) for names in extended.COLUMNS.values() for name in names}
 
-    monkeypatch.setattr(extended, "annotations", lambda known: None)
+    monkeypatch.setattr(extended, "annotations", lambda index: None)
     monkeypatch.setattr(extended, "measure", measure)
     scores, _ = fit(made("coco", WITH), tmp_path / "run")
     assert scores["15"][0][:3] != scores["3 (mean of 5 folds)"][0][:3]

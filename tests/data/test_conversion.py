@@ -27,7 +27,7 @@ from lib.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ["train", "test", "train", "train", "test"]
-SETUP = "from lib.data import convert, __main__ as data_command\nconvert.STORED_AT_ONCE = 3"
+SETUP = "from lib.data import convert, __main__ as data_command\nconvert.IMAGES_PER_WRITE = 3"
 
 
 def new_inputs(folder, first=1000, splits=SPLITS, sentences=5):

@@ -15,7 +15,7 @@ import damage
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE
+from helpers import PROCESS_TIMEOUT
 from test_check import run
 
 import eval as evaluation
@@ -318,7 +318,7 @@ REFUSED_AFTER = {
 
 @pytest.mark.parametrize("change, expected", REFUSED_AFTER.values(), ids=REFUSED_AFTER)
 def test_bad_features_are_named_and_leave_nothing_that_looks_finished(inputs, change, expected, capsys, monkeypatch):
-    monkeypatch.setattr(convert, "STORED_AT_ONCE", 2)
+    monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     good = (inputs / "b.tsv").read_bytes()
     change_line(3, change)(inputs)
     assert run(*arguments(inputs, "--regions", 4)) == 2
@@ -364,7 +364,7 @@ def test_what_is_there_is_replaced_only_when_asked(inputs, capsys):
 
 
 def test_a_conversion_with_other_settings_starts_over(inputs, monkeypatch, capsys):
-    monkeypatch.setattr(convert, "STORED_AT_ONCE", 2)
+    monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     kill_at(inputs, "conversion.store", 3)
     assert run(*arguments(inputs, "--regions", 5)) == 0
     assert ".conversion is begun anew: it is of other inputs or options" in capsys.readouterr().out
@@ -399,7 +399,7 @@ def whole_files(folder):
 
 
 def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
-    monkeypatch.setattr(convert, "STORED_AT_ONCE", 2)
+    monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     assert kill_at(inputs, "conversion.store", 4)
     decoded, read = [], tsv.read_features
     monkeypatch.setattr(tsv, "read_features", lambda *found: decoded.append(1) or read(*found))
@@ -417,17 +417,17 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
         "import time; from lib.data import convert, conversion, __main__ as data_command\n"
         "from lib.system import errors\n"
         "store = conversion.store\n"
-        "conversion.store = lambda *found: (time.sleep(0.2), store(*found))\nconvert.STORED_AT_ONCE = 1\n"
+        "conversion.store = lambda *found: (time.sleep(0.2), store(*found))\nconvert.IMAGES_PER_WRITE = 1\n"
         "errors.command_line(data_command.main)\n"
     )
     command = [sys.executable, "-c", slow, *map(str, arguments(inputs, "--regions", 4))]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     work, started = inputs / "mine_precomp" / convert.WORK, time.time()
     while not (work / "inputs.json").exists() or not np.load(work / "train_num_regions.npy").any():
-        assert process.poll() is None and time.time() - started < PATIENCE
+        assert process.poll() is None and time.time() - started < PROCESS_TIMEOUT
         time.sleep(0.02)
     process.send_signal(number)
-    assert process.communicate(timeout=PATIENCE)[1] == told and process.returncode == status
+    assert process.communicate(timeout=PROCESS_TIMEOUT)[1] == told and process.returncode == status
     done = sum(np.count_nonzero(np.load(path)) for path in work.glob("*_num_regions.npy"))
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
@@ -439,7 +439,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
 def test_a_terminal_is_shown_how_far_it_is(inputs):
     ours, theirs = os.openpty()  # a terminal that tells no size, as under docker exec -t
     command = [sys.executable, "-m", "lib.data", *map(str, arguments(inputs))]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=PATIENCE)
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=PROCESS_TIMEOUT)
     os.close(theirs)
     shown = os.read(ours, 2**16).decode()
     os.close(ours)
@@ -448,7 +448,7 @@ def test_a_terminal_is_shown_how_far_it_is(inputs):
 
 
 def test_a_conversion_holds_some_rows_at_a_time(inputs, monkeypatch):
-    monkeypatch.setattr(convert, "STORED_AT_ONCE", 3)
+    monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 3)
     held, store = [], conversion.store
     monkeypatch.setattr(conversion, "store", lambda work, found: held.append(len(found)) or store(work, found))
     convert.convert([inputs / "a.tsv", inputs / "b.tsv"], inputs / "split.json", inputs / "mine_precomp", 4)

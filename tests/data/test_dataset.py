@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, make_data
+from helpers import PROCESS_TIMEOUT, make_data
 from transformers import BertConfig, BertModel
 
 from lib.data import dataset, demo
@@ -181,7 +181,7 @@ def test_regions_are_kept_in_order_four_of_five(folder, train):
 
 
 def test_one_region_is_kept_at_least(folder, train, monkeypatch):
-    monkeypatch.setattr(dataset, "REGION_KEPT", 0)
+    monkeypatch.setattr(dataset, "REGION_KEEP_PROBABILITY", 0)
     batch = TrainingPairs(train, seed=0)[0, np.arange(100)]
     assert set(batch.region_lengths.tolist()) == {1}
     places = [
@@ -193,7 +193,7 @@ def test_one_region_is_kept_at_least(folder, train, monkeypatch):
 
 def test_without_augmentation_a_pair_is_whole(folder, train):
     which = np.array([149, 3, 77, 4])
-    batch = TrainingPairs(train, seed=0, drop_regions=False, alter_words=False)[0, which]
+    batch = TrainingPairs(train, seed=0, drop_regions=False, augment_words=False)[0, which]
     assert sorted(batch.image_ids.tolist()) == [0, 0, 15, 29]
     np.testing.assert_array_equal(batch.regions, images(folder, "train")[batch.image_ids])
     expected = sorted((train.captions.ids(caption).tolist() for caption in which), key=len, reverse=True)
@@ -202,7 +202,7 @@ def test_without_augmentation_a_pair_is_whole(folder, train):
 
 
 def test_image_ids_are_those_of_the_captions(train):
-    pairs = TrainingPairs(train, seed=0, alter_words=False)
+    pairs = TrainingPairs(train, seed=0, augment_words=False)
     loader = training_loader(pairs, 32, workers=0)
     for (_, which), batch in zip(loader.sampler, batches(loader)):
         captions = {(train.captions.ids(caption).tobytes(), caption // 5) for caption in which}
@@ -366,7 +366,7 @@ def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
     assert not multiprocessing.active_children()
     for thread in threading.enumerate():
         if thread not in before:
-            thread.join(PATIENCE)  # a queue's thread ends a moment after its worker
+            thread.join(PROCESS_TIMEOUT)  # a queue's thread ends a moment after its worker
     assert threading.enumerate() == before
 
 
@@ -378,8 +378,8 @@ def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):
 
 
 def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
-    calls, tokenise = [], dataset.tokenise_once
-    monkeypatch.setattr(dataset, "tokenise_once", lambda *arguments: calls.append(1) or tokenise(*arguments))
+    calls, tokenise = [], dataset.tokenise_cached
+    monkeypatch.setattr(dataset, "tokenise_cached", lambda *arguments: calls.append(1) or tokenise(*arguments))
     pairs = TrainingPairs(RetrievalDataset(folder, "train", tokeniser), seed=0)
     assert calls == [1]
     monkeypatch.setattr("lib.data.captions.split_words", None)  # nothing cuts words from here on

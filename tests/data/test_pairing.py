@@ -12,7 +12,7 @@ from lib.data.pairing import Pairing, find_repeats, ids_of_images
 from lib.evaluation import bootstrap, metrics
 from lib.evaluation.metrics import Similarity
 from lib.model import bert
-from lib.results.search import names
+from lib.results.search import build_index
 from lib.system.errors import InputError
 
 
@@ -195,7 +195,7 @@ def test_a_file_maps_captions_to_rows(opened, folder):
     assert split.caption_images.tolist() == images.tolist() and split.num_images == 12
     assert split.first_captions.tolist() == [images.tolist().index(image) for image in range(12)]
     assert split.pairing.count_text() == "1 to 8 captions an image" and split.pairing.source == "test_caps_images.txt"
-    loader = training_loader(TrainingPairs(split, seed=0, drop_regions=False, alter_words=False), 13, workers=0)
+    loader = training_loader(TrainingPairs(split, seed=0, drop_regions=False, augment_words=False), 13, workers=0)
     for (_, which), batch in zip(loader.sampler, batches(loader)):
         assert sorted(batch.image_ids.tolist()) == sorted(images[which])
         expected = np.load(folder / "test_ims.npy")[batch.image_ids]
@@ -325,7 +325,7 @@ def test_the_first_captions_of_dev_are_kept_and_counted(opened, monkeypatch, fol
     assert split.stored_images[split.caption_images].tolist() == images[:14]
     assert "5 of 12 images, 5 of them with a part" in split.notes[0]
     np.testing.assert_array_equal(split.image_block(2, 4)[0], np.load(folder / "dev_ims.npy")[[7, 9]])
-    assert names(split).ids == ["id0", "id3", "id7", "id9", "id11"] and split.row_of(2) == 7
+    assert build_index(split).ids == ["id0", "id3", "id7", "id9", "id11"] and split.row_of(2) == 7
 
 
 @pytest.mark.parametrize("blank", [1, 3])
@@ -385,7 +385,7 @@ def test_opening_compares_few_rows(monkeypatch):
         read.clear()
         rows = np.arange(num_images, dtype=np.float32).repeat(5)[:, None, None]
         assert find_repeats("x_ims.npy", InMemory(rows), Named) == (5, [])
-        assert len(set(read)) < 300 + pairing.DRAWN * num_images**0.5
+        assert len(set(read)) < 300 + pairing.COPY_SAMPLE_FACTOR * num_images**0.5
 
 
 def test_maps_of_all_small_shapes_rank_by_the_loop():

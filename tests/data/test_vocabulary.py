@@ -9,7 +9,7 @@ import torch
 from published import small_tokeniser
 
 from lib.data import captions
-from lib.data.captions import split_words, tokenise, tokenise_once
+from lib.data.captions import split_words, tokenise, tokenise_cached
 from lib.data.dataset import RetrievalDataset
 from lib.data.vocabulary import (
     SPECIAL,
@@ -88,9 +88,9 @@ def test_what_is_no_list_of_words_is_no_vocabulary(words):
 
 
 def test_captions_of_another_vocabulary_are_cut_anew(vocabulary, monkeypatch, tmp_path):
-    monkeypatch.setattr(captions, "WORTH_REMEMBERING", 1)
+    monkeypatch.setattr(captions, "MIN_CAPTIONS_TO_CACHE", 1)
     for words in (vocabulary.words, vocabulary.words[::-1], vocabulary.words):
-        found = tokenise_once(TEXTS, Vocabulary(words), None, tmp_path)
+        found = tokenise_cached(TEXTS, Vocabulary(words), None, tmp_path)
         assert found.pieces.tolist() == tokenise(TEXTS, Vocabulary(words)).pieces.tolist()
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -84,7 +84,7 @@ def test_the_seed_decides_and_how_samples_are_cut_does_not(monkeypatch):
     per_image = hits(matrix(10, seed=3))
     first = intervals(per_image, 150)
     assert intervals(per_image, 150) == first and intervals(per_image, 150, seed=1) != first
-    monkeypatch.setattr(bootstrap, "AT_ONCE", 7)
+    monkeypatch.setattr(bootstrap, "SAMPLES_PER_BLOCK", 7)
     assert intervals(per_image, 150) == first
 
 

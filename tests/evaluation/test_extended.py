@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.evaluation import extended, metrics
-from lib.results.search import Names
+from lib.results.search import SplitIndex
 from lib.system.errors import InputError
 
 NUM_IMAGES = 6
@@ -57,8 +57,8 @@ def package(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", module)
 
 
-def known(ids):
-    return Names([], list(map(str, ids)), True, np.arange(5 * len(ids)) // 5)
+def index(ids):
+    return SplitIndex([], list(map(str, ids)), True, np.arange(5 * len(ids)) // 5)
 
 
 def similarities(decimals=None):
@@ -70,7 +70,7 @@ def similarities(decimals=None):
 @pytest.mark.parametrize("decimals", [None, 0], ids=["as they are", "with many equal ones"])
 def test_the_packages_coco_recalls_are_ours(package, decimals):
     given = similarities(decimals)
-    found = extended.measure(extended.annotations(known(range(900, 906))), given)
+    found = extended.measure(extended.annotations(index(range(900, 906))), given)
     scores = metrics.scores(metrics.ranks(given))
     extended.check_against(found, scores)
     assert 0 < found["coco_5k_r1"]["i2t"] < 100 and found["cxc_r1"]["t2i"] >= found["coco_5k_r1"]["t2i"] * 0.5
@@ -88,17 +88,17 @@ def test_the_table_holds_the_packages_numbers():
 def test_ids_are_checked_against_the_packages_order(package):
     captions = Package().coco_ids[::5]
     for ids in (range(900, 906), captions):
-        assert extended.annotations(known(ids))
+        assert extended.annotations(index(ids))
     with pytest.raises(InputError, match="image 1 is 902, expected 901"):
-        extended.annotations(known([900, 902, 901, 903, 904, 905]))
+        extended.annotations(index([900, 902, 901, 903, 904, 905]))
     with pytest.raises(InputError, match="found 5 image ids, expected the 6"):
-        extended.annotations(known(range(900, 905)))
+        extended.annotations(index(range(900, 905)))
 
 
 def test_without_the_package_one_line_says_what_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "eccv_caption", None)
     with pytest.raises(InputError, match="pip install eccv_caption"):
-        extended.annotations(known([]))
+        extended.annotations(index([]))
 
 
 def test_the_real_package_agrees_on_coco_5k():
@@ -111,6 +111,6 @@ def test_the_real_package_agrees_on_coco_5k():
     image_rows = draw.standard_normal((5000, 8))
     caption_rows = image_rows.repeat(5, axis=0) + 0.3 * draw.standard_normal((25000, 8))
     given = metrics.Similarity(torch.from_numpy(image_rows).float(), torch.from_numpy(caption_rows).float())
-    found = extended.measure(extended.annotations(known(images)), given)
+    found = extended.measure(extended.annotations(index(images)), given)
     extended.check_against(found, metrics.scores(metrics.ranks(given)))
     assert all(0 < value < 100 for both in found.values() for value in both.values())

@@ -26,7 +26,7 @@ from damage import (
     saved_with,
     weights_as_pickle,
 )
-from helpers import PATIENCE
+from helpers import PROCESS_TIMEOUT
 
 import arguments
 import eval as evaluation
@@ -411,7 +411,7 @@ def test_a_process_ends_with_status_2_and_one_line(tmp_path, program, more):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, *command, *more], cwd=tmp_path, env=environment,
-        capture_output=True, text=True, timeout=PATIENCE,
+        capture_output=True, text=True, timeout=PROCESS_TIMEOUT,
     )  # fmt: skip
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -411,23 +411,23 @@ IDS = {
 }
 
 
-def first_mend(folder):
+def first_fix(folder):
     """The first mend that the check of a folder asks for; ids that are wrong are in other splits too."""
-    return check.check(folder).mends[0]
+    return check.check(folder).fixes[0]
 
 
 @pytest.mark.parametrize("content, expected", IDS.values(), ids=IDS)
 def test_ids_that_do_not_fit_are_to_be_mended(data, content, expected):
     (data / "demo_precomp" / "test_ids.txt").write_bytes(content)
-    mend = first_mend(data / "demo_precomp")
-    assert "test_ids.txt" in mend and all(text in mend for text in expected)
+    fix = first_fix(data / "demo_precomp")
+    assert "test_ids.txt" in fix and all(text in fix for text in expected)
 
 
 @pytest.mark.parametrize("put, found", IN_PLACE.values(), ids=IN_PLACE)
 def test_ids_that_are_no_file_are_to_be_mended(data, put, found):
     in_place_of(data / "demo_precomp" / "dev_ids.txt", put)
-    mend = first_mend(data / "demo_precomp")
-    assert "dev_ids.txt" in mend and found in mend and "an image id a line" in mend
+    fix = first_fix(data / "demo_precomp")
+    assert "dev_ids.txt" in fix and found in fix and "an image id a line" in fix
 
 
 # Checkpoints and run folders

@@ -10,7 +10,7 @@ from published import small_bert
 from lib.data.dataset import Batch
 from lib.model.encoders import ImageEncoder, TextEncoder
 from lib.model.network import HREM
-from lib.model.pooling import length_mask
+from lib.model.pooling import real_mask
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
 LENGTHS = [[9, 7, 7, 4, 3, 3], [5], [2, 6, 3], [4, 4, 4], [14, 2]]
@@ -45,13 +45,13 @@ def captions(lengths, longest=None, seed=0):
     lengths = torch.tensor(lengths)
     longest = longest or int(lengths.max())
     pieces = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
-    return pieces.masked_fill(~length_mask(lengths, longest), 0), lengths
+    return pieces.masked_fill(~real_mask(lengths, longest), 0), lengths
 
 
 def images(lengths, num_regions=6, seed=0):
     lengths = torch.tensor(lengths)
     regions = torch.randn(len(lengths), num_regions, REGION_DIM, generator=torch.Generator().manual_seed(seed))
-    return regions.masked_fill(~length_mask(lengths, num_regions).unsqueeze(2), 0), lengths
+    return regions.masked_fill(~real_mask(lengths, num_regions).unsqueeze(2), 0), lengths
 
 
 def naive_pooled(relation, fragments, lengths):
@@ -192,7 +192,7 @@ def test_one_image_of_one_region_is_encoded():
 def test_junk_in_padded_regions_reaches_no_embedding_in_evaluation():
     encoder = image_encoder().eval()
     regions, lengths = images([6, 3, 1])
-    is_padding = ~length_mask(lengths, 6)
+    is_padding = ~real_mask(lengths, 6)
     clean, spoilt = encoder(regions, lengths), encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths)
     close(spoilt.embedding, clean.embedding)
     assert ((spoilt.fragments != clean.fragments).any(2) == is_padding).all()
@@ -201,7 +201,7 @@ def test_junk_in_padded_regions_reaches_no_embedding_in_evaluation():
 def test_junk_in_padded_regions_moves_the_batch_norm_in_training():
     encoder = image_encoder().train()
     regions, lengths = images([6, 3, 1])
-    is_padding = ~length_mask(lengths, 6)
+    is_padding = ~real_mask(lengths, 6)
     clean, spoilt = encoder(regions, lengths), encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths)
     assert not torch.allclose(spoilt.embedding[0], clean.embedding[0], atol=1e-4)
 

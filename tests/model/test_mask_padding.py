@@ -10,7 +10,7 @@ from graph_lib import Objective
 from lib.data.dataset import Batch
 from lib.model.encoders import Encoded
 from lib.model.network import HREM
-from lib.model.pooling import length_mask
+from lib.model.pooling import real_mask
 from lib.objective import relation
 from lib.objective.relation import InstanceRelations, fragment_matches
 from lib.training import engine, optim
@@ -21,7 +21,7 @@ LENGTHS = [[6, 6, 6], [6, 3, 1], [2, 5], [1, 1]]
 def padded(regions, lengths, more, junk=0.0):
     """The same regions with `more` rows of padding, and `junk` in all padding."""
     longer = torch.nn.functional.pad(regions, (0, 0, 0, more))
-    return longer.masked_fill(~length_mask(lengths, longer.size(1)).unsqueeze(2), junk)
+    return longer.masked_fill(~real_mask(lengths, longer.size(1)).unsqueeze(2), junk)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -33,7 +33,7 @@ def test_batch_norm_counts_true_regions_alone(lengths):
     mean = sum(hidden) / len(hidden)
     variance = sum((row - mean) ** 2 for row in hidden) / len(hidden)
     expected = naive_fragments(encoder, regions, mean, variance)
-    expected = expected.masked_fill(~length_mask(lengths, 6).unsqueeze(2), 0)
+    expected = expected.masked_fill(~real_mask(lengths, 6).unsqueeze(2), 0)
     found = encoder(regions, lengths)
     close(found.fragments, expected)
     close(found.unnormalised, naive_pooled(encoder.fragment_relation, expected, lengths))
@@ -143,7 +143,7 @@ def batch_of(more=0, junk=0.0):
     regions, lengths = images([6, 3, 5, 1])
     pieces = torch.randint(1, 90, (4, 7), generator=torch.Generator().manual_seed(0))
     piece_lengths = torch.tensor([7, 6, 4, 3])
-    pieces = pieces.masked_fill(~length_mask(piece_lengths, 7), 0)
+    pieces = pieces.masked_fill(~real_mask(piece_lengths, 7), 0)
     return Batch(padded(regions, lengths, more, junk), lengths, pieces, piece_lengths, torch.arange(4))
 
 

@@ -7,7 +7,7 @@ from published import small_bert
 from lib.model.bert import encode_packed
 from lib.model.fragment import FragmentRelation
 from lib.model.packing import Packing
-from lib.model.pooling import length_mask
+from lib.model.pooling import real_mask
 
 VOCABULARY = 90
 LENGTHS = [[9, 7, 7, 4, 3, 3], [5], [2, 6, 1], [4, 4, 4]]
@@ -31,7 +31,7 @@ def tiny_bert(**changes):
 
 def captions(lengths, longest):
     pieces = torch.randint(1, VOCABULARY, (len(lengths), longest))
-    return pieces.masked_fill(~length_mask(torch.tensor(lengths), longest), 0)
+    return pieces.masked_fill(~real_mask(torch.tensor(lengths), longest), 0)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -56,7 +56,7 @@ def test_packed_fragments_are_those_of_the_padded_transformer(lengths, training)
     torch.manual_seed(0)
     relation = FragmentRelation(16, heads=4, dropout=0.0).train(training)
     fragments, lengths = torch.randn(len(lengths), 10, 16, requires_grad=True), torch.tensor(lengths)
-    is_real = length_mask(lengths, 10)
+    is_real = real_mask(lengths, 10)
     ours = relation.relate(fragments, lengths)
     theirs = relation.layer(fragments, src_key_padding_mask=~is_real).masked_fill(~is_real[:, :, None], 0)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)

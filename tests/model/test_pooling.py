@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.model.fragment import FragmentRelation
-from lib.model.pooling import l2_normalise, length_groups, length_mask, masked_mean, max_k_mean
+from lib.model.pooling import l2_normalise, length_groups, masked_mean, max_k_mean, real_mask
 
 BATCHES = {  # true lengths, fragments they are padded to
     "full": ([4, 4, 4], 4),
@@ -46,7 +46,7 @@ def naive_max_k_mean(fragments, lengths, k):
 def test_the_mask_is_true_where_a_fragment_is_real(name):
     lengths, longest = BATCHES[name]
     expected = [[position < length for position in range(longest)] for length in lengths]
-    assert length_mask(torch.tensor(lengths), longest).tolist() == expected
+    assert real_mask(torch.tensor(lengths), longest).tolist() == expected
 
 
 @pytest.mark.parametrize("most_padding", [0, 3, 64, 10**6])
@@ -85,7 +85,7 @@ def test_the_two_largest_are_averaged_unless_there_is_one():
 @pytest.mark.parametrize("pool", [masked_mean, max_k_mean, functools.partial(max_k_mean, k=5)])
 def test_junk_in_the_padding_changes_nothing(pool, junk):
     fragments, lengths = batch("not sorted")
-    spoilt = fragments.masked_fill(~length_mask(lengths, 6).unsqueeze(2), junk)
+    spoilt = fragments.masked_fill(~real_mask(lengths, 6).unsqueeze(2), junk)
     assert torch.equal(pool(spoilt, lengths), pool(fragments, lengths))
 
 
@@ -149,7 +149,7 @@ def test_junk_in_the_padding_does_not_reach_the_pooled_vector():
     relation = FragmentRelation(8, heads=2, dropout=0.0)
     lengths = torch.tensor([4, 2, 1])
     fragments = normal(3, 6, 8).float()
-    spoilt = fragments.masked_fill(~length_mask(lengths, 6).unsqueeze(2), 77.0)
+    spoilt = fragments.masked_fill(~real_mask(lengths, 6).unsqueeze(2), 77.0)
     assert torch.equal(relation(fragments, lengths), relation(spoilt, lengths))
 
 

@@ -290,9 +290,9 @@ def test_options_that_describe_no_model_are_refused(finished, tmp_path, changes,
 
 
 def test_values_are_shown_short():
-    assert state.shown("x" * 1000) == "'" + "x" * 59
-    assert state.shown(torch.ones(2, 3)) == "a tensor of shape (2, 3)"
-    assert state.shown([1, "a", None]) == "[1, 'a', None]" and state.shown([[1]]) == "a list"
+    assert state.short_repr("x" * 1000) == "'" + "x" * 59
+    assert state.short_repr(torch.ones(2, 3)) == "a tensor of shape (2, 3)"
+    assert state.short_repr([1, "a", None]) == "[1, 'a', None]" and state.short_repr([[1]]) == "a list"
 
 
 DAMAGED_BEST = {

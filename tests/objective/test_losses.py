@@ -119,7 +119,7 @@ def check_gradients(found, expected, leaves):
 def test_positives_are_the_pairs_of_one_image_or_the_diagonal(ids, mask_repeat):
     image_ids = torch.tensor(ids)
     found, expected = find_positives(image_ids, mask_repeat), naive_positives(image_ids, mask_repeat)
-    assert found.mask.tolist() == expected
+    assert found.is_positive.tolist() == expected
     every_pair = [(a, p) for a in range(len(ids)) for p in range(len(ids)) if expected[a][p]]
     assert list(zip(found.anchor.tolist(), found.positive.tolist())) == every_pair
 
@@ -154,9 +154,9 @@ def test_only_mask_repeat_spares_another_caption_of_the_same_image():
 def test_the_distribution_of_negatives_is_the_loop(seed, ids, spread, longest_distance):
     similarities = similarity_matrix(len(ids), spread, seed)
     positives = find_positives(torch.tensor(ids))
-    expected = naive_distribution(similarities, positives.mask.tolist(), longest_distance)
-    close(negative_distribution(similarities, positives.mask, longest_distance), expected)
-    close(negative_distribution(similarities.float(), positives.mask, longest_distance), expected, absolute=1e-3)
+    expected = naive_distribution(similarities, positives.is_positive.tolist(), longest_distance)
+    close(negative_distribution(similarities, positives.is_positive, longest_distance), expected)
+    close(negative_distribution(similarities.float(), positives.is_positive, longest_distance), expected, absolute=1e-3)
 
 
 def test_only_negatives_nearer_than_the_longest_distance_are_drawn():
@@ -260,7 +260,9 @@ def test_images_are_the_first_anchors_and_captions_the_second(monkeypatch):
     triplet_loss(u, w, positives, MARGIN, 1.7, torch.Generator().manual_seed(0))
     same = torch.Generator().manual_seed(0)
     for rows, negatives in zip((u @ w.T, w @ u.T), drawn):
-        expected = torch.multinomial(negative_distribution(rows.detach(), positives.mask, 1.7), 1, generator=same)
+        expected = torch.multinomial(
+            negative_distribution(rows.detach(), positives.is_positive, 1.7), 1, generator=same
+        )
         assert torch.equal(negatives, expected.squeeze(1))
 
 
@@ -275,10 +277,10 @@ def test_an_anchor_without_negatives_is_left_out_alone(monkeypatch):
     drawn = record_draws(monkeypatch)
     u, w = batch_with_a_lonely_anchor()
     positives = find_positives(torch.arange(3))
-    distribution = negative_distribution((u @ w.T).detach(), positives.mask, 1.7)
+    distribution = negative_distribution((u @ w.T).detach(), positives.is_positive, 1.7)
     assert (distribution.sum(1) > 0).tolist() == [False, True, True]
     found = triplet_loss(u, w, positives, MARGIN, 1.7)
-    expected = naive_triplets(u, w, positives.mask.tolist(), drawn, 1.7)
+    expected = naive_triplets(u, w, positives.is_positive.tolist(), drawn, 1.7)
     assert expected > 0.3
     check_gradients(found, expected, (u, w))
 

@@ -15,7 +15,7 @@ from lib.data.vocabulary import Vocabulary, word_embeddings
 from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.model.fragment import POOLINGS, FragmentRelation
 from lib.model.network import HREM
-from lib.model.pooling import GeneralizedPooling, length_mask, rank_encodings
+from lib.model.pooling import GeneralizedPooling, rank_encodings, real_mask
 from lib.training import optim
 
 DIM, HEADS, REGION_DIM, WORD_DIM = 8, 2, 6, 5
@@ -123,7 +123,7 @@ def test_its_weights_are_a_distribution_over_the_true_ranks(name):
     lengths, longest = BATCHES[name]
     theta = gpo().weights(torch.tensor(lengths), longest)
     close(theta.sum(1), torch.ones(len(lengths)))
-    assert torch.equal(theta > 0, length_mask(torch.tensor(lengths), longest))
+    assert torch.equal(theta > 0, real_mask(torch.tensor(lengths), longest))
     assert longest == 1 or theta[0, : lengths[0]].std() > 0.01
 
 
@@ -162,7 +162,7 @@ def test_every_pooling_is_the_loop_over_samples(name, pooling):
 def test_junk_and_more_padding_change_no_pooling(pooling, junk):
     relation, (fragments, lengths) = relation_of(pooling), batch("ragged")
     found = relation(fragments, lengths)
-    padding = ~length_mask(lengths, 7).unsqueeze(2)
+    padding = ~real_mask(lengths, 7).unsqueeze(2)
     assert torch.equal(relation(fragments.masked_fill(padding, junk), lengths), found)
     close(relation(torch.nn.functional.pad(fragments, (0, 0, 0, 5), value=junk), lengths), found)
 
@@ -173,7 +173,7 @@ def test_gradient_of_every_pooling_reaches_each_parameter_and_the_true_fragments
     fragments.requires_grad_()
     loss = (relation(fragments, lengths) * normal(5, DIM, seed=1)).sum()
     (gradient,) = torch.autograd.grad(loss, fragments, retain_graph=True)
-    assert gradient.isfinite().all() and not gradient[~length_mask(lengths, 7)].any()
+    assert gradient.isfinite().all() and not gradient[~real_mask(lengths, 7)].any()
     assert all(sample[:length].any() for sample, length in zip(gradient, lengths.tolist()))
     check_gradients(relation, loss)
 
@@ -206,7 +206,7 @@ def words_of(lengths, longest=None, seed=0):
     lengths = torch.tensor(lengths)
     longest = longest or int(lengths.max())
     ids = torch.randint(1, len(VOCABULARY), (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
-    return ids.masked_fill(~length_mask(lengths, longest), 0), lengths
+    return ids.masked_fill(~real_mask(lengths, longest), 0), lengths
 
 
 def recurrent(pooling="maxk+relation", seed=0, **options):

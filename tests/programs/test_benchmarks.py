@@ -14,7 +14,7 @@ import benchmarks.relations
 import benchmarks.scale
 import benchmarks.scaling
 import benchmarks.step
-from benchmarks import common, yardsticks
+from benchmarks import common, reference
 from lib.evaluation import metrics
 from lib.objective.relation import CrossModalRelation, fragment_matches
 
@@ -36,14 +36,14 @@ def test_the_loop_over_captions_finds_the_same_relations():
     t2i, i2t = fragment_matches(words, lengths, regions, topk=6)
     relation_i2t, relation_t2i = module(regions, words, lengths)
     ours = relation_t2i.relevance, t2i.mean, relation_i2t.relevance, i2t.mean
-    theirs = yardsticks.relations_by_caption(words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=6)
+    theirs = reference.relations_by_caption(words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=6)
     for left, right in zip(ours, theirs):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
 
 
 def test_sorting_finds_the_same_ranks():
     similarities = np.random.default_rng(0).random((300, 1500), dtype=np.float32)
-    for ours, theirs in zip(metrics.ranks(similarities), yardsticks.ranks_by_sorting(similarities)):
+    for ours, theirs in zip(metrics.ranks(similarities), reference.ranks_by_sorting(similarities)):
         np.testing.assert_array_equal(ours, theirs)
 
 

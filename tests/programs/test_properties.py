@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from published import small_tokeniser
 
 from lib.data import dataset
-from lib.data.captions import ALTERED, MASKED, REPLACED, SpecialIds, augment, split_words, tokenise
+from lib.data.captions import AUGMENT_PROBABILITY, MASK_SHARE, REPLACE_SHARE, SpecialIds, augment, split_words, tokenise
 from lib.data.dataset import RetrievalDataset, TrainingPairs, pad_pieces, read_lines
 from lib.evaluation import metrics
-from lib.model.pooling import l2_normalise, length_groups, length_mask, masked_mean, max_k_mean
+from lib.model.pooling import l2_normalise, length_groups, masked_mean, max_k_mean, real_mask
 from lib.objective import relation
 from lib.objective.relation import connection, distance_relevance, fragment_matches
 
@@ -99,11 +99,11 @@ def naive_augment(pieces, word_lengths, special, generator):
     for chance, fate, length in zip(alter, how, word_lengths):
         word = range(first, first + length)
         first += length
-        if chance >= ALTERED:
+        if chance >= AUGMENT_PROBABILITY:
             altered += [pieces[index] for index in word]
-        elif fate < MASKED:
+        elif fate < MASK_SHARE:
             altered += [special.mask] * length
-        elif fate < MASKED + REPLACED:
+        elif fate < MASK_SHARE + REPLACE_SHARE:
             altered += [entries[index] for index in word]
     return altered
 
@@ -156,7 +156,7 @@ def test_a_batch_is_what_its_pairs_are_one_at_a_time(folder, data):
     split = split_of(folder, seed, num_images, num_regions, repeats)
     which = np.array(data.draw(st.permutations(range(5 * num_images)))[: data.draw(st.integers(1, 8))])
     drops, alters = data.draw(st.booleans()), data.draw(st.booleans())
-    pairs = TrainingPairs(split, seed, drop_regions=drops, alter_words=alters)
+    pairs = TrainingPairs(split, seed, drop_regions=drops, augment_words=alters)
     batch = pairs[epoch, which]
 
     alone = [pairs[epoch, np.array([caption])] for caption in which]
@@ -206,7 +206,7 @@ def test_pooling_is_the_loop_over_true_fragments_and_junk_changes_nothing(length
             assert math.isclose(found_mean[feature], sum(column) / length, abs_tol=1e-12)
             top = sorted(column, reverse=True)[:k]
             assert math.isclose(found_largest[feature], sum(top) / len(top), abs_tol=1e-12)
-    is_padding = ~length_mask(counts, fragments.size(1)).unsqueeze(2)
+    is_padding = ~real_mask(counts, fragments.size(1)).unsqueeze(2)
     for junk in (float("nan"), float("inf"), -1e300, 1e300):
         spoilt = fragments.masked_fill(is_padding, junk)
         assert torch.equal(masked_mean(spoilt, counts), mean) and torch.equal(max_k_mean(spoilt, counts, k), largest)
@@ -287,7 +287,7 @@ def test_fragment_matches_are_the_loop_over_pairs(lengths, more, num_regions, to
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(matches % 5 + 1, matches % 20, matches))
         t2i, i2t = fragment_matches(words, counts, regions, topk)
-        junk = words.masked_fill(~length_mask(counts.clamp(min=topk), longest).unsqueeze(2), 1e6)
+        junk = words.masked_fill(~real_mask(counts.clamp(min=topk), longest).unsqueeze(2), 1e6)
         for found, expected in zip(fragment_matches(junk, counts, regions, topk), (t2i, i2t)):
             assert torch.equal(found.mean, expected.mean) and torch.equal(found.largest, expected.largest)
     for caption, length in enumerate(lengths):

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, shared
+from helpers import PROCESS_TIMEOUT, shared
 
 import eval as evaluation
 import train
@@ -380,11 +380,11 @@ def test_photographs_are_put_in_byte_for_byte(run, data, photographs):
 
 def test_photographs_that_are_missing_large_or_too_many_leave_a_frame(data, photographs, monkeypatch):
     ids = read_lines(data / "demo_precomp" / "test_ids.txt")
-    known = search.Names(["caption"] * 50, ids, True, np.arange(50) // 5)
+    index = search.SplitIndex(["caption"] * 50, ids, True, np.arange(50) // 5)
     (photographs / f"{ids[0]}.jpg").unlink()
     (photographs / f"{ids[3]}.png").write_text("<svg onload='alert(1)'>")
     (photographs / f"{ids[4]}.jpg").write_bytes(b"\xff\xd8\xff" + bytes(3_000_000))
-    shown = pictures.Pictures(known, photographs)
+    shown = pictures.Pictures(index, photographs)
     for image in (0, 3, 4):
         assert shown.of(image) == '<span class="picture none">caption</span>'
     assert [identity for identity, is_found in shown.found.items() if not is_found] == [ids[0]]  # 3 and 4 are there
@@ -413,7 +413,7 @@ def test_a_name_of_letters_means_no_number():
 def test_an_id_leads_to_no_other_folder(photographs, tmp_path):
     (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xff")
     for identity in ("../secret", str(tmp_path / "secret"), "..", "", "²"):
-        shown = pictures.Pictures(search.Names(["caption"] * 5, [identity], True, np.zeros(5, int)), photographs)
+        shown = pictures.Pictures(search.SplitIndex(["caption"] * 5, [identity], True, np.zeros(5, int)), photographs)
         assert "<img" not in shown.of(0)
 
 
@@ -447,8 +447,8 @@ def test_a_published_checkpoint_of_coco_folds_is_reported(finished, tmp_path):
     scores = report.tables(similarity, "testall")
     facts = dict(dataset="coco", split="testall", selected_on=["test"], title="a <title>", options=[{"x": "<y>"}])
     captions, ids = [f"caption {number}" for number in range(50)], list(map(str, range(10)))
-    known = search.Names(captions, ids, False, np.arange(50) // 5)
-    shown = html_report.Evaluation(scores, facts, similarity, known, pictures.Pictures(known))
+    index = search.SplitIndex(captions, ids, False, np.arange(50) // 5)
+    shown = html_report.Evaluation(scores, facts, similarity, index, pictures.Pictures(index))
     html_report.write(tmp_path / "report.html", shown)
     text = (tmp_path / "report.html").read_text()
     assert list(cells(text, "table")) == ["2 (mean of 5 folds)", "10", "COCO 1K, published", "COCO 5K, published"]
@@ -461,7 +461,7 @@ def test_a_browser_opens_the_page_without_complaint(page, tmp_path):
     command = [BROWSER, *flags.split(), "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [*command, "--enable-logging=stderr", "--dump-dom", (page[1] / PAGE).as_uri()],
-        capture_output=True, text=True, timeout=PATIENCE,
+        capture_output=True, text=True, timeout=PROCESS_TIMEOUT,
     )  # fmt: skip
     assert "<h1>HREM: demo, split test</h1>" in done.stdout
     assert done.stdout.count('class="query') == 24 and cells(done.stdout, "table").keys() == {"10"}

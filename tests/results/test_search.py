@@ -66,9 +66,9 @@ def test_an_image_is_named_by_its_id_too(run, data, capsys):
 
 
 def test_an_image_has_one_name_where_number_and_id_are_the_same():
-    known = search.Names(["caption"] * 15, ["0", "a", "1"], True, np.arange(15) // 5)
-    assert [known.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
-    assert [known.find(which) for which in ("1", "id:1", "id:a")] == [1, 2, 1]
+    index = search.SplitIndex(["caption"] * 15, ["0", "a", "1"], True, np.arange(15) // 5)
+    assert [index.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
+    assert [index.find(which) for which in ("1", "id:1", "id:a")] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("image", [0, 9])
@@ -115,7 +115,7 @@ def test_words_that_no_model_knows_are_named(run, whole, capsys):
 
 
 def test_equal_scores_keep_the_files_order():
-    assert metrics.best(np.array([0.5, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 0]
+    assert metrics.top_indices(np.array([0.5, 0.9, 0.5, 0.9]), 3).tolist() == [1, 3, 0]
 
 
 @pytest.fixture

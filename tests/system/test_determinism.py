@@ -72,7 +72,7 @@ def test_the_program_tells_cublas_before_processes_are_joined(environment, optio
     def joined():
         raise Reached(setting())
 
-    environment.setattr(train.distributed, "processes", joined)
+    environment.setattr(train.distributed, "process_group", joined)
     with pytest.raises(Reached, match=f"^{expected}$"):
         train.main([*options, "--dataset", "demo"])
 

@@ -18,13 +18,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from damage import configure
-from helpers import PATIENCE, events, make_data, read, shared
+from helpers import PROCESS_TIMEOUT, events, make_data, read, shared
 from published import golden, small_bert, small_model, small_objective
 from test_golden import golden_batch
 
 import eval as evaluation
 import train
-from benchmarks.scaling import own_share
+from benchmarks.scaling import own_shard
 from graph_lib import Objective
 from lib.data.dataset import TrainingPairs
 from lib.model import splits
@@ -41,7 +41,7 @@ def in_process(rank, size, function, folder):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=(Path(folder) / "port").read_text())
     try:
-        with distributed.processes():
+        with distributed.process_group():
             found = function()
     except (SystemExit, InputError) as error:
         found = error
@@ -59,7 +59,7 @@ def in_processes(size, function):
         for process in started:
             process.start()
         for process in started:
-            process.join(PATIENCE)
+            process.join(PROCESS_TIMEOUT)
             if process.is_alive():
                 process.kill()
         assert [process.exitcode for process in started] == [0] * size
@@ -86,7 +86,7 @@ def trajectory(setting):
     """Six steps. Returns losses, gradient norms, by step and name the gradients, and the weights in the end."""
     model, objective, batches = setting()
     optimizer = optim.build(model, objective, learning_rate=5e-4)
-    replicas = distributed.replicate(engine.BatchLoss(model, objective))
+    replicas = distributed.wrap_ddp(engine.BatchLoss(model, objective))
     named = dict(model.named_parameters()) | dict(objective.named_parameters())
     reports, gradients = [], []
 
@@ -96,7 +96,7 @@ def trajectory(setting):
 
     for which, batch in enumerate(batches):
         engine.train_epoch(
-            model, objective, optimizer, [own_share(batch)], step=which, seed=0, warmup=GRAPH_FROM,
+            model, objective, optimizer, [own_shard(batch)], step=which, seed=0, warmup=GRAPH_FROM,
             hardest=which >= HARDEST_FROM, grad_clip=2.0, device="cpu", on_step=on_step, replicas=replicas,
         )  # fmt: skip
     norm = model.image_encoder.mlp[1]
@@ -281,7 +281,7 @@ def stopped(data, folder):
 
     def add_and_signal(log, epoch, step_in_epoch, step, *more):
         add(log, epoch, step_in_epoch, step, *more)
-        if step == 3 and distributed.rank() == distributed.size() - 1:
+        if step == 3 and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     logs.StepLog.add = add_and_signal  # in a process of its own
@@ -297,20 +297,20 @@ def with_an_image_of_nan():
             raise InputError("image 7 holds NaN")
         yield "good"
 
-    return list(distributed.each(batches()))
+    return list(distributed.synchronised_iterator(batches()))
 
 
 def test_what_one_process_meets_ends_all_with_its_message():
     first, *others = in_processes(3, with_an_image_of_nan)
-    assert isinstance(first, distributed.AgreedError) and str(first) == "image 7 holds NaN"
+    assert isinstance(first, distributed.AllRanksError) and str(first) == "image 7 holds NaN"
     assert [error.code for error in others] == [2, 2]
 
 
 def nested():
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         if distributed.rank() == 1:
             raise InputError("no such folder")
-        return distributed.from_first(lambda: "computed")
+        return distributed.broadcast_from_main(lambda: "computed")
 
 
 def test_an_error_is_heard_by_those_who_wait_inside():
@@ -319,12 +319,12 @@ def test_an_error_is_heard_by_those_who_wait_inside():
 
 
 def agreements():
-    found = distributed.shared_out(lambda item: (item, distributed.rank()), range(5), "items")
-    rows = torch.arange(6.0).reshape(3, 2)[distributed.rank() :: distributed.size()]
+    found = distributed.map_sharded(lambda item: (item, distributed.rank()), range(5), "items")
+    rows = torch.arange(6.0).reshape(3, 2)[distributed.rank() :: distributed.world_size()]
     return dict(
-        largest=distributed.largest(distributed.rank()), shares=found, rows=distributed.gather(rows),
-        chosen=distributed.from_first(distributed.rank), turns=distributed.in_turn(distributed.rank),
-        agreed=[bool(distributed.agreed(torch.tensor(value))) for value in (True, distributed.rank() == 0)],
+        largest=distributed.all_reduce_max(distributed.rank()), shares=found, rows=distributed.gather(rows),
+        chosen=distributed.broadcast_from_main(distributed.rank), turns=distributed.main_process_first(distributed.rank),
+        agreed=[bool(distributed.all_ranks_agree(torch.tensor(value))) for value in (True, distributed.rank() == 0)],
     )  # fmt: skip
 
 
@@ -353,7 +353,7 @@ def test_the_shares_of_a_batch_make_the_batch(data):
     item = 3, np.arange(7, 37)
     whole, pairs = TrainingPairs(split, seed=1)[item], TrainingPairs(split, seed=1)
     for rank in range(3):
-        pairs.share = slice(rank, None, 3)
+        pairs.shard = slice(rank, None, 3)
         found = pairs[item]
         for name in found._fields:
             expected = getattr(whole, name)
@@ -409,7 +409,7 @@ def test_two_nodes_train_as_one(data, alone, tmp_path):
     meeting = "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", endpoint
     command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run"
     nodes = [torchrun(*meeting, "--local_addr", "127.0.0.1", *command) for _ in range(2)]
-    said = [node.communicate(timeout=PATIENCE)[0] for node in nodes]
+    said = [node.communicate(timeout=PROCESS_TIMEOUT)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert sum("2 processes, 15 pairs" in text for text in said) == 1  # one of them speaks
     check_same_losses(tmp_path / "run", alone)
@@ -419,5 +419,5 @@ def test_two_nodes_train_as_one(data, alone, tmp_path):
 def test_torchrun_ends_with_the_message_of_the_process_that_failed(data, tmp_path):
     command = TRAIN, "--data_path", data, "--logger_name", tmp_path / "run", "--bert_path", tmp_path / "no_bert"
     process = torchrun("--standalone", "--nproc_per_node", "2", *command)
-    said = process.communicate(timeout=PATIENCE)[0]
+    said = process.communicate(timeout=PROCESS_TIMEOUT)[0]
     assert process.returncode == 1 and said.count("no_bert: found neither") == 1 and "exitcode  : 2" in said

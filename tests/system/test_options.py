@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from damage import OPTIONS, contents
-from helpers import PATIENCE
+from helpers import PROCESS_TIMEOUT
 
 import arguments
 import eval as evaluation
@@ -115,7 +115,7 @@ def test_an_interrupted_process_ends_with_status_130_and_no_traceback(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=PATIENCE)
+    _, error = process.communicate(timeout=PROCESS_TIMEOUT)
     assert process.returncode == 130 and error == ""
 
 

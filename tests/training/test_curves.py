@@ -48,13 +48,13 @@ def drawn():
 def run(data, tmp_path_factory, drawn):
     """A finished run; tests leave it as it is."""
     with pytest.MonkeyPatch.context() as patched:
-        keep, draw = drawn, reporting.draw
+        keep, draw = drawn, reporting.log_pictures
 
         def note(state, similarities):
             draw(state, similarities)
             keep[state.step] = similarities[:, :], directly(state)
 
-        patched.setattr(reporting, "draw", note)
+        patched.setattr(reporting, "log_pictures", note)
         return shared(fit(data, tmp_path_factory.mktemp("run") / "run"))
 
 
@@ -189,7 +189,7 @@ def test_at_most_64_pairs_and_no_more_than_a_batch_are_drawn(data, tmp_path, mon
 
 
 def test_drawing_changes_nothing_of_a_run(run, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "draw", lambda state, similarities: None)
+    monkeypatch.setattr(reporting, "log_pictures", lambda state, similarities: None)
     plain = fit(data, tmp_path / "run")
     for name in (run_folder.LAST, run_folder.BEST):
         ours, theirs = (read(folder, name) for folder in (run, plain))

@@ -13,7 +13,7 @@ from lib.data import demo
 from lib.data.dataset import RetrievalDataset
 from lib.evaluation import encoding, metrics
 from lib.model import checkpoint
-from lib.model.network import bert_of, load_model, tokeniser_of
+from lib.model.network import find_bert_path, load_model, load_tokeniser
 from lib.system import run_folder
 from lib.system.errors import InputError
 from lib.training import engine, loop, reporting, run_start
@@ -66,9 +66,9 @@ def words(data, tmp_path_factory):
 def table(file, data, dataset="demo"):
     """How a checkpoint does on the dev split of a data set, as a validation logs it."""
     trained = checkpoint.load(file)
-    bert_path = bert_of(trained, data / "demo_precomp" / "bert")
+    bert_path = find_bert_path(trained, data / "demo_precomp" / "bert")
     longest = None if trained.vocabulary else 64
-    split = RetrievalDataset(data / f"{dataset}_precomp", "dev", tokeniser_of(trained, bert_path), longest)
+    split = RetrievalDataset(data / f"{dataset}_precomp", "dev", load_tokeniser(trained, bert_path), longest)
     model = load_model(file, trained, bert_path, split.region_dim, CPU)
     scores = metrics.scores(metrics.ranks(encoding.similarities(model, split, CPU)))
     sides = f"image to text {reporting.row(scores.image_to_text)}; text to image {reporting.row(scores.text_to_image)}"
@@ -81,7 +81,7 @@ def first_validation(folder):
     return line.removeprefix("epoch 0 step 0 dev: ")
 
 
-def told(folder):
+def first_log_line(folder):
     lines = [line for line in (folder / "train.txt").read_text().splitlines() if line.startswith("starting from ")]
     assert len(lines) == 1
     return lines[0]
@@ -91,7 +91,7 @@ def told(folder):
 def test_a_run_starts_where_another_one_ended(data, source, tmp_path, dataset):
     run = fit(data, tmp_path / "run", "--init_from", source, "--dataset", dataset)
     assert first_validation(run) == table(source / run_folder.BEST, data, dataset)
-    line = told(run)
+    line = first_log_line(run)
     assert line.startswith(f"starting from {source} (trained on demo, 1 epochs): the weights of both encoders; the ")
     assert "instance graph and the optimiser start anew" in line and "warning" not in line
     started, ended = read(source), read(run, run_folder.LAST)
@@ -114,7 +114,7 @@ def test_a_published_checkpoint_is_a_start_too(data, source, tmp_path):
     as_published(source, published)
     run = fit(data, tmp_path / "run", "--init_from", published, "--dataset", "other")
     assert first_validation(run) == table(source / run_folder.BEST, data, "other")
-    assert f"starting from {published} (published format, 7 epochs)" in told(run)
+    assert f"starting from {published} (published format, 7 epochs)" in first_log_line(run)
 
 
 def test_the_start_stays_the_best_where_training_makes_it_worse(data, source, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_words_of_the_checkpoint_keep_their_embedding(data, words, tmp_path, mon
     assert torch.equal(weight[: 5 + len(old)], read(words)["model"]["text_encoder.words.weight"])
     added = weight[5 + len(old) :]
     assert len(added) == len(new) - len(old) and added.any(1).all() and added.abs().max() <= 0.1
-    assert f"; {len(old)} words keep their embedding, {len(added)} new words start at random" in told(run)
+    assert f"; {len(old)} words keep their embedding, {len(added)} new words start at random" in first_log_line(run)
 
 
 def test_new_words_start_from_glove(data, words, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_new_words_start_from_glove(data, words, tmp_path, monkeypatch):
     weight, ids = training.model.text_encoder.words.weight, training.vocabulary.ids
     assert (weight[ids["every"]] == 0.5).all()
     assert torch.equal(weight[ids["ball"]], read(words)["model"]["text_encoder.words.weight"][ids["ball"]])
-    assert "new words start from --glove or at random" in told(tmp_path / "run")
+    assert "new words start from --glove or at random" in first_log_line(tmp_path / "run")
 
 
 @pytest.mark.parametrize("dataset", ["demo", "other"])
@@ -205,7 +205,7 @@ def test_what_else_differs_is_told(data, source, tmp_path, monkeypatch, option):
     train.main(command(data, tmp_path / "run", "--init_from", source, option, *value))
     expected = {"--residual_weight": "0.5 (there 0.8)", "--mask_padding": "1 (there 0)"}
     found = expected.get(option, "True (there False)")
-    assert f"; warning: other than there: {option} {found}" in told(tmp_path / "run")
+    assert f"; warning: other than there: {option} {found}" in first_log_line(tmp_path / "run")
 
 
 def narrow(folder):

@@ -89,7 +89,7 @@ def test_bert_learns_at_a_tenth_and_the_relations_at_a_factor(factor):
 def test_rates_decay_at_every_milestone_reached(schedule, decays):
     optimizer = setting(graph_lr_factor=2.0)[2]
     for epoch in (*decays, *reversed(decays)):  # what was set before does not matter
-        optim.set_rates(optimizer, epoch, schedule, decay_rate=0.1)
+        optim.set_learning_rates(optimizer, epoch, schedule, decay_rate=0.1)
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         once = RATE * 0.1 ** decays[epoch]
         assert rates == pytest.approx(dict(encoders=once, bert=once / 10, relations=once * 2))

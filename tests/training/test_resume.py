@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import PATIENCE, make_data, read, same, scalars, shared
+from helpers import PROCESS_TIMEOUT, make_data, read, same, scalars, shared
 
 import train
 from lib.system import files, interrupt, run_folder
@@ -232,7 +232,7 @@ def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
     process = start(data, tmp_path / "run", "--workers", workers, start_new_session=True)
     wait_for(process, "epoch 0 step 8")
     os.killpg(process.pid, number)  # to the workers too, as a terminal and a scheduler do
-    printed = process.communicate(timeout=PATIENCE)[0]
+    printed = process.communicate(timeout=PROCESS_TIMEOUT)[0]
     assert process.returncode == status, printed
     assert "stopped at step" in printed and "--resume auto goes on" in printed and "Traceback" not in printed
     step = read(tmp_path / "run", run_folder.LAST)["step"]

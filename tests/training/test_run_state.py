@@ -110,17 +110,17 @@ def test_the_first_of_the_best_validations_is_kept(state, monkeypatch):
 
 def test_a_signal_ends_the_loop_with_its_status(state, capsys):
     training = Training(state)
-    training._stop_if(0)
+    training._stop_on_signal(0)
     assert not capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        training._stop_if(130)
+        training._stop_on_signal(130)
     assert ended.value.code == 130
     assert "stopped at step 30, saved in last.pth" in capsys.readouterr().out
 
 
 def test_the_loop_goes_on_until_there_are_too_many_skipped_steps(state):
     state.skipped.fill_(engine.MOST_SKIPPED - 1)
-    Training(state)._stop_if_stuck()  # one too few
+    Training(state)._stop_if_diverged()  # one too few
 
 
 # The reporting

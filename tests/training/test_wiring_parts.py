@@ -18,7 +18,7 @@ from lib.model import bert
 from lib.system import distributed
 from lib.system.errors import InputError
 from lib.training import engine
-from lib.training.logs import NoLog, StepLog, StepReport
+from lib.training.logs import NullLog, StepLog, StepReport
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def report_of(loss, is_finite=True, **terms):
 
 def test_the_log_averages_the_finite_steps_and_counts_the_others():
     lines, curves = [], []
-    log = NoLog()
+    log = NullLog()
     log.train = lambda text, times="": lines.append(text)
     log.scalars = lambda values, step: curves.append((step, values))
     step_log = StepLog(log, 4)
@@ -134,12 +134,12 @@ def drawn_in_a_step():
     for name, module in (("model", model), ("objective", objective)):
         module.register_forward_pre_hook(lambda *_, name=name: found.update({name: torch.rand(8)}))
     engine.seed_step(0, 3)
-    engine.batch_loss(model, objective, own_share(batch_of()), use_graph=True, hardest=False, precision="fp32")
+    engine.batch_loss(model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32")
     return found
 
 
-def own_share(batch):
-    own = distributed.share()
+def own_shard(batch):
+    own = distributed.shard()
     return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
 
 
@@ -168,7 +168,7 @@ def given_to_the_objective():
                 found[f"{side}.{field}"] = getattr(encoded, field).detach().clone()
 
     objective.register_forward_pre_hook(note)
-    engine.batch_loss(model, objective, own_share(batch_of()), use_graph=True, hardest=False, precision="fp32")
+    engine.batch_loss(model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32")
     return found
 
 
@@ -183,7 +183,7 @@ def test_a_restart_does_not_read_what_the_processes_before_left_in_the_store(mon
         for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0"),
                             ("GROUP_WORLD_SIZE", nodes), ("TORCHELASTIC_RESTART_COUNT", restart)):  # fmt: skip
             monkeypatch.setenv(name, value)
-        with distributed.processes():
+        with distributed.process_group():
             assert stores
     stores[0].set("address", "of the first start")
     assert stores[0].check(["address"]) and stores[1].check(["address"]) is not is_apart

@@ -13,7 +13,7 @@ from lib.training.validations import VALIDATION
 RESULTS = (".md", ".json", ".npy", ".npz", ".html")
 
 
-def last_of(folder):
+def read_last_checkpoint(folder):
     """What the last.pth of a folder holds, a dict, or None where there is none of ours."""
     try:
         return checkpoint.load_run(Path(folder) / LAST)
