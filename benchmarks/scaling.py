@@ -24,7 +24,7 @@ def main():
 
 
 def own_shard(batch):
-    """This process's share of a whole batch."""
+    """This process's shard of a whole batch."""
     own = distributed.shard()
     return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
 
@@ -52,7 +52,7 @@ def measure(options):
     bert = common.bert_base()
     for part in bert.modules():
         if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0  # each share has its own: with it the numbers would differ
+            part.p = 0.0  # each shard has its own: with it the numbers would differ
     bert.config.attention_probs_dropout_prob = 0.0
     model = HREM(bert, common.REGION_DIM, common.EMBED_SIZE, dropout=0.0).to(device).train()
     objective = Objective(common.EMBED_SIZE, dropout=0.0, base_loss="vse", gnn_loss="vse").to(device).train()

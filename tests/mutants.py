@@ -97,7 +97,7 @@ MUTANTS = {
     "hardest negatives an epoch late": Mutant(
         LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
     "rates decay an epoch late": Mutant(
-        LOOP, "optim.set_learning_rates(state.optimizer, epoch,", "optim.set_learning_rates(state.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "learning_rates(state.optimizer, epoch,", "learning_rates(state.optimizer, epoch - 1,", SETTINGS),
     "the rates never decay": Mutant(
         LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
@@ -163,7 +163,8 @@ MUTANTS = {
         DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((epoch, int(caption)))", SEED),
     "words are never altered": Mutant(DATASET, "generator if self.augment_words else None", "None", DRAWN),
-    "fewer regions are kept": Mutant(DATASET, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
+    "fewer regions are kept": Mutant(
+        DATASET, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
     "an image may lose all regions": Mutant(
         DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", TEST_DATASET),
     "every epoch has the order of epoch 0": Mutant(

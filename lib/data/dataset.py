@@ -265,7 +265,7 @@ class TrainingPairs:
     """The pairs of a split, a pair a caption, by the batch: item (epoch, captions) is the `Batch` of these captions.
 
     What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither the number of
-    workers nor their order changes anything. Of several processes each reads the regions of its own share.
+    workers nor their order changes anything. Of several processes each reads the regions of its own shard.
     """
 
     def __init__(self, split, seed, drop_regions=True, augment_words=True):

@@ -126,8 +126,8 @@ def check_resumed(path, saved, found, folder, bert_path, is_allowed):
             f"{differences[0]}. Give --data_path and --bert_path of the data that {path} was trained on, or "
             "--allow_changed_data 1 to go on with these"
         )
-    told = [f"{path}: does not say these of the data, so they are not checked: {', '.join(missing)}"] * bool(missing)
-    return told + [f"warning: {difference}" for difference in differences]
+    notes = [f"{path}: does not say these of the data, so they are not checked: {', '.join(missing)}"] * bool(missing)
+    return notes + [f"warning: {difference}" for difference in differences]
 
 
 def is_same(saved, found):

@@ -189,8 +189,8 @@ def _refuse_missing(absent, images, field, index, counts, json_path):
     raise InputError(
         f"{json_path}: {len(absent)} of {len(images)} images are in no TSV file, such as "
         f"{few([image.called(field) for image in absent])} (by {field}); the TSV files hold {len(others)} others"
-        f"{', such as ' + few(others) if others else ''}; matched by {describe_counts(counts)}; expected features of every "
-        f"image: {remedy}"
+        f"{', such as ' + few(others) if others else ''}; matched by {describe_counts(counts)}; expected features of "
+        f"every image: {remedy}"
     )
 
 

@@ -20,9 +20,7 @@ from lib.system.errors import InputError
 COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one
 LONGEST_RUN = 256  # equal rows in a row that are looked at
-MAX_DUPLICATE_SHARE = (
-    0.05  # share of places with equal neighbours up to which these are images that a data set holds twice
-)
+MAX_DUPLICATE_SHARE = 0.05  # of places with equal neighbours, up to which a data set just holds some images twice
 COPY_SAMPLE_FACTOR = 4  # times the root of the number of images: so many, drawn at random, are compared with each other
 FEW_PAIRS = 2  # equal pairs among them that a data set may have; where every image is there twice, about 8 are expected
 
@@ -232,8 +230,8 @@ def find_repeats(path, regions, map_file):
             f"expected each image equally often in a row, or all rows different; {remedy}"
         )
     if repeats > 1:
-        told = f"{path}: as many rows as captions, equal in groups of {repeats}: each image is read once"
-        return repeats, [told] * (repeats != CAPTIONS_PER_IMAGE)
+        note = f"{path}: as many rows as captions, equal in groups of {repeats}: each image is read once"
+        return repeats, [note] * (repeats != CAPTIONS_PER_IMAGE)
     copies = [(start, start + length - 1) for start, length in long] + copies
     if copies:
         return 1, [

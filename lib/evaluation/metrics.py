@@ -147,8 +147,8 @@ class _ByImage:
 def ranks(similarities, caption_images=None):
     """Ranks of the true pairs, counted tile by tile.
 
-    similarities: (N, C), a numpy array or a `Similarity`; caption_images: as for `resolve_caption_images`. Raises ValueError where the
-    shape or the map does not fit, and on NaN or Inf.
+    similarities: (N, C), a numpy array or a `Similarity`; caption_images: as for `resolve_caption_images`. Raises
+    ValueError where the shape or the map does not fit, and on NaN or Inf.
     """
     (num_images, num_captions), pairs = similarities.shape, _ByImage(similarities, caption_images)
     tiles = pairs.true_tiles()

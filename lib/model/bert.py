@@ -169,13 +169,15 @@ def _settle_casing(path, backend):
     capitals = _share_changed(words, BertNormalizer(lowercase=True, strip_accents=False))
     accents = _share_changed(words, BertNormalizer(lowercase=False, strip_accents=True))
     is_cased = capitals >= SIGNIFICANT_SHARE
-    strips = settings.get("strip_accents", None if is_cased or accents < SIGNIFICANT_SHARE else False)  # None: as it lower-cases
+    by_default = None if is_cased or accents < SIGNIFICANT_SHARE else False  # None: as it lower-cases
+    strips = settings.get("strip_accents", by_default)
     backend.normalizer = BertNormalizer(lowercase=not is_cased, strip_accents=strips)
     found = f"{capitals:.1%} of the vocabulary's words hold capitals, {accents:.1%} accents"
     if 0 < capitals < SIGNIFICANT_SHARE or 0 < accents < SIGNIFICANT_SHARE and capitals == 0:
         return (
             f"warning: {path}: whether words keep capitals and accents cannot be told: no file says so, and {found}; "
-            f"{_describe_casing(backend)}; if that is wrong, write {{\"do_lower_case\": false}} into tokenizer_config.json"
+            f"{_describe_casing(backend)}; if that is wrong, write {{\"do_lower_case\": false}} into "
+            "tokenizer_config.json"
         )
     return _note(path, backend, f"for no file says otherwise, and {found}", words)
 

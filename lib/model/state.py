@@ -230,8 +230,8 @@ def _check_groups(groups, wanted):
             value = plain(group.get(name), name)
             if value != plain(own[name], name):
                 raise ValueError(
-                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected {short_repr(own[name])} as the options "
-                    "say"
+                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected {short_repr(own[name])} as "
+                    "the options say"
                 )
         expect(group, "lr", float, 0, own["initial_lr"])
 

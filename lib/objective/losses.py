@@ -22,7 +22,7 @@ FIRST_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01  # of CLIP
 
 
 class Positives(NamedTuple):
-    """The positives of a batch: is_positive (B, B) bool, and the P pairs (anchor, positive) in row-major order, (P,) each."""
+    """The positives of a batch: is_positive, (B, B) bool, and its P pairs (anchor, positive), row by row, (P,) each."""
 
     is_positive: torch.Tensor
     anchor: torch.Tensor

@@ -253,7 +253,7 @@ class CrossModalRelation(nn.Module):
             self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths, region_lengths=None):
-        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; of this process's share of the batch.
+        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; of this process's shard of the batch.
 
         A process matches its own captions with the images of all. Returns i2t and t2i `Relation`, (B, B).
         """
@@ -294,7 +294,7 @@ class InstanceRelations(nn.Module):
             self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
 
     def forward(self, images, captions):
-        """images, captions: `Encoded`; their fragments and lengths are those of this process's share of the batch.
+        """images, captions: `Encoded`; their fragments and lengths are those of this process's shard of the batch.
 
         Returns `Relations`.
         """

@@ -268,7 +268,8 @@ def _ranks(ranks):
 
 
 def _similarities(similarity, seed):
-    num_images, first_captions = similarity.shape[0], np.unique(resolve_caption_images(similarity), return_index=True)[1]
+    num_images = similarity.shape[0]
+    first_captions = np.unique(resolve_caption_images(similarity), return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
     values = np.concatenate([similarity[image : image + 1, :][:, first_captions[chosen]] for image in chosen])
     content = charts.data_uri("image/png", charts.png(charts.heat(values)))

@@ -48,9 +48,9 @@ SHAPES = {  # outlines in a square of side 1 around 0; what follows a bar is dra
 class Pictures:
     """The picture of any image of a split as HTML.
 
-    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of the demo data, or None.
-    `num_missing` counts photographs that were not found, or are too large or too many; `found` says whether there is
-    one, of every id asked for.
+    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of the demo data, or
+    None. `num_missing` counts photographs that were not found, or are too large or too many; `found` says whether
+    there is one, of every id asked for.
     """
 
     def __init__(self, index, folder=None, scenes=None):
@@ -125,8 +125,8 @@ def draw(scene, name):
     alt_text = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
     things = sorted(scene.things, key=lambda thing: -demo.SIDES[thing.size])  # small ones in front
     return (
-        f'<svg class="picture" viewBox="0 0 100 100" role="img" aria-label="{escape(alt_text)}"><title>{escape(alt_text)}'
-        f'</title><rect width="100" height="100" fill="{GROUNDS[scene.background]}"/>'
+        f'<svg class="picture" viewBox="0 0 100 100" role="img" aria-label="{escape(alt_text)}">'
+        f'<title>{escape(alt_text)}</title><rect width="100" height="100" fill="{GROUNDS[scene.background]}"/>'
         + "".join(_draw_thing(thing) for thing in things)
         + "</svg>"
     )

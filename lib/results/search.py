@@ -32,7 +32,7 @@ class SearchResult(NamedTuple):
 
 
 class SplitIndex(NamedTuple):
-    """What people know a split by: its C captions and its N image ids, strings; the images' numbers without ids.
+    """Captions (C) and image ids (N) of a split, strings; without ids, the numbers of the images.
 
     caption_images: (C,) image of every caption.
     """
@@ -67,7 +67,7 @@ class SplitIndex(NamedTuple):
 
 
 def build_index(data):
-    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where the ids are of another split."""
+    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where its ids do not fit."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()

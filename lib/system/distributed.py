@@ -1,14 +1,14 @@
 """Training with several processes, one a GPU, as torchrun starts them; without torchrun there is one.
 
-Every process has a share of the batch: encoders run on shares, the instance graph and the losses on the whole batch,
-in every process alike. Pairs are dealt out as cards are: pair i of the batch, longest caption first, is in process i
-modulo N. So shares take about the same time, and `gather` finds the order of one process again.
+Every process has a shard of the batch: encoders run on shards, the instance graph and the losses on the whole batch,
+in every process alike. Pairs are assigned in turn: pair i of the batch, longest caption first, is in process i modulo
+N. So shards take about the same time, and `gather` restores the order of a single process.
 
 All processes reach every collective here. What one alone may meet (bad data, a signal, a full disk) is agreed upon
 before the next one; what is met elsewhere ends its process, and torchrun then ends the others.
 """
 
-# N processes, B pairs of the whole batch, b = B / N of a share
+# N processes, B pairs of the whole batch, b = B / N of a shard
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from lib.system.errors import InputError, first_sentence
 
 
 class AllRanksError(InputError):
-    """An InputError that all processes know of."""
+    """An InputError that is raised on all processes."""
 
 
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # and what PyTorch checks itself
@@ -44,13 +44,13 @@ def rank():
 
 
 def shard():
-    """Which of the things that are dealt out belong to this process, a slice."""
+    """The items of a sequence that belong to this process, a slice."""
     return slice(rank(), None, world_size())
 
 
 @contextlib.contextmanager
 def single_process():
-    """Inside, this process is the only one: it computes by itself what otherwise all compute together."""
+    """Inside, this process acts as the only one: what all compute together, it computes by itself."""
     global _is_single_process
     before, _is_single_process = _is_single_process, True
     try:
@@ -70,7 +70,7 @@ def progress_disabled():
 
 
 def local_world_size():
-    """How many of the processes share this machine."""
+    """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
 
@@ -129,7 +129,7 @@ def process_group():
 
 
 def all_reduce_max(number):
-    """The largest of the whole numbers that the processes bring."""
+    """The maximum over all processes of a whole number."""
     if world_size() == 1:
         return number
     found = torch.tensor(number)
@@ -186,7 +186,7 @@ def main_process_first(function):
 
 
 def synchronised_iterator(iterator):
-    """The items of an iterator that is equally long in all processes; an InputError that one meets, all raise."""
+    """The items of an iterator of the same length in all processes; an InputError in one is raised in all."""
     iterator, item = iter(iterator), None
     while True:
         with raise_on_all_ranks():
@@ -197,20 +197,20 @@ def synchronised_iterator(iterator):
 
 
 def map_sharded(function, items, name):
-    """[function(item) for item in items], a list; each process computes its share, under a bar of this name."""
+    """[function(item) for item in items], a list; each process computes its shard, under a bar of this name."""
     own = []
     with raise_on_all_ranks():
         for item in tqdm(items[shard()], name, leave=False, disable=progress_disabled()):
             own.append(function(item))
     if world_size() == 1:
         return own
-    shares = [None] * world_size()
-    dist.all_gather_object(shares, own)
-    return [shares[index % world_size()][index // world_size()] for index in range(len(items))]
+    shards = [None] * world_size()
+    dist.all_gather_object(shards, own)
+    return [shards[index % world_size()][index // world_size()] for index in range(len(items))]
 
 
 class _Gather(Function):
-    """Rows of all shares in the order of the whole batch.
+    """Rows of all shards in the order of the whole batch.
 
     Every process computes the same loss from what is gathered, so each knows the whole gradient: the sum over the
     processes that belongs here is N times its own, and DistributedDataParallel's mean divides by N.
@@ -228,7 +228,7 @@ class _Gather(Function):
 
 
 def gather(rows):
-    """Rows of the whole batch from those of the shares, with gradient: (b, ...) to (B, ...); one process: the same."""
+    """Rows of the whole batch from those of the shards, with gradient: (b, ...) to (B, ...); one process: the same."""
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
@@ -245,7 +245,7 @@ class _Sum(Function):
 
 
 def all_ranks_agree(is_true):
-    """True where a bool tensor, a scalar of any device, is true in all processes."""
+    """Whether a bool tensor, a scalar on any device, is true in all processes."""
     if world_size() > 1:
         count = is_true.int()
         dist.all_reduce(count)

@@ -40,15 +40,15 @@ class BatchLoss(nn.Module):
         self.model, self.objective = model, objective
 
     def forward(self, batch, **settings):
-        """batch: this process's share; settings: of `batch_loss`. Returns `graph_lib.Loss` of the whole batch."""
+        """batch: this process's shard; settings: of `batch_loss`. Returns `graph_lib.Loss` of the whole batch."""
         return batch_loss(self.model, self.objective, batch, **settings)
 
 
 def batch_loss(model, objective, batch, use_graph, hardest, precision):
-    """Loss of a batch: encoders on this process's share of it, the objective on the whole in every process."""
+    """Loss of a batch: encoders on this process's shard of it, the objective on the whole in every process."""
     seed, is_shared = torch.initial_seed(), distributed.world_size() > 1
     if is_shared:
-        torch.manual_seed(seed + 1 + distributed.rank())  # dropout in the encoders, of each share its own
+        torch.manual_seed(seed + 1 + distributed.rank())  # dropout in the encoders, different in each shard
     device_type = batch.regions.device.type
     with matrix_products(precision), torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"):
         images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)

@@ -67,8 +67,9 @@ class Training:
                 state.save()
             self._stop_on_signal(status)
 
+        loaded = batches(state.loader, pin_memory=state.device.type == "cuda")
         bar = tqdm(
-            distributed.synchronised_iterator(batches(state.loader, pin_memory=state.device.type == "cuda")), f"epoch {epoch}",
+            distributed.synchronised_iterator(loaded), f"epoch {epoch}",
             total=len(state.loader), initial=state.step_in_epoch, leave=False, disable=distributed.progress_disabled(),
         )  # fmt: skip
         engine.train_epoch(

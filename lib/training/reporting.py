@@ -62,10 +62,8 @@ def log_setup(state, resumed_file, trained):
     )
     if trained:
         tell(pretrained.describe(options.init_from, trained, vars(options), state.vocabulary))
-    if distributed.world_size() > 1:
-        tell(
-            f"{distributed.world_size()} processes, {options.batch_size // distributed.world_size()} pairs of a batch in each"
-        )
+    if (size := distributed.world_size()) > 1:
+        tell(f"{size} processes, {options.batch_size // size} pairs of a batch in each")
     tell(f"method {options.method}, batches {state.loader.sampler.describe()}")
     tell(
         f"device {state.device} ({device_name(state.device)}), seed {options.seed}; {len(state.loader)} steps an "

@@ -166,8 +166,8 @@ class RunFolders:
             raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {OTHER_LOG_REMEDY}")
         if not self._is_empty(self.logs):
             raise InputError(
-                f"{self.logs.path}: found files and no run of this program, expected an empty folder; {OTHER_LOG_REMEDY} "
-                "(files that this program did not write stay)"
+                f"{self.logs.path}: found files and no run of this program, expected an empty folder; "
+                f"{OTHER_LOG_REMEDY} (files that this program did not write stay)"
             )
 
     def _is_empty(self, folder):

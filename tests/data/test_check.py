@@ -124,7 +124,7 @@ def test_float16_and_other_layouts_are_read(folder):
     assert not report.fixes and "dev: 8 rows x 36 regions x 128 features (float16" in str(report)
 
 
-DAMAGES = {  # what is done to a good folder -> what its only mend must say
+DAMAGES = {  # what is done to a good folder -> what its only fix must say
     "without captions": (lambda folder: (folder / "dev_caps.txt").unlink(), ["dev_caps.txt: no such file"]),
     "without regions": (lambda folder: (folder / "dev_ims.npy").unlink(), ["dev_ims.npy: no such file"]),
     "a damaged array": (lambda folder: os.truncate(folder / "dev_ims.npy", 500), ["dev_ims.npy: cannot be read"]),

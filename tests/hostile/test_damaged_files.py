@@ -412,7 +412,7 @@ IDS = {
 
 
 def first_fix(folder):
-    """The first mend that the check of a folder asks for; ids that are wrong are in other splits too."""
+    """The first fix that the check of a folder asks for; ids that are wrong are in other splits too."""
     return check.check(folder).fixes[0]
 
 

@@ -323,7 +323,8 @@ def agreements():
     rows = torch.arange(6.0).reshape(3, 2)[distributed.rank() :: distributed.world_size()]
     return dict(
         largest=distributed.all_reduce_max(distributed.rank()), shares=found, rows=distributed.gather(rows),
-        chosen=distributed.broadcast_from_main(distributed.rank), turns=distributed.main_process_first(distributed.rank),
+        broadcast=distributed.broadcast_from_main(distributed.rank),
+        in_turn=distributed.main_process_first(distributed.rank),
         agreed=[bool(distributed.all_ranks_agree(torch.tensor(value))) for value in (True, distributed.rank() == 0)],
     )  # fmt: skip
 
@@ -331,7 +332,7 @@ def agreements():
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_is_shared(size):
     for rank, found in enumerate(in_processes(size, agreements) if size > 1 else [agreements()]):
-        assert found["largest"] == size - 1 and found["chosen"] == 0 and found["turns"] == rank
+        assert found["largest"] == size - 1 and found["broadcast"] == 0 and found["in_turn"] == rank
         assert found["shares"] == [(item, item % size) for item in range(5)]
         assert torch.equal(found["rows"], torch.arange(6.0).reshape(3, 2))
         assert found["agreed"] == [True, size == 1]

@@ -150,7 +150,7 @@ def test_each_process_drops_units_of_its_own_in_the_encoders_and_the_same_ones_i
 
 
 def test_what_is_gathered_is_the_whole_batch_on_both_sides():
-    """The objective is given the rows of all shares: embeddings, unnormalised ones, fragments by the relations."""
+    """The objective is given the rows of all shards: embeddings, unnormalised ones, fragments by the relations."""
     alone = given_to_the_objective()
     for found in in_processes(2, given_to_the_objective):
         for name, rows in alone.items():
@@ -159,7 +159,7 @@ def test_what_is_gathered_is_the_whole_batch_on_both_sides():
 
 def given_to_the_objective():
     model, objective, _ = setting(base_loss="vse", gnn_loss="vse")
-    model.eval()  # each share alone would have other statistics of its batch
+    model.eval()  # each shard alone would have other statistics of its batch
     found = {}
 
     def note(_, inputs):
