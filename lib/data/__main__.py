@@ -5,13 +5,13 @@ python -m lib.data convert --help              a folder of own features (lib/dat
 """
 
 if __name__ == "__main__":
-    import lib.system.start  # noqa: F401  before the imports that take seconds
+    from ..system import start  # noqa: F401  before the imports that take seconds
 
 import sys
 
-from lib.data import check, convert
-from lib.system.errors import command_line
-from lib.system.options import Parser
+from ..system.errors import command_line
+from ..system.options import Parser
+from . import check, convert
 
 
 def main(argv=None):

@@ -13,9 +13,9 @@ import numpy as np
 import tokenizers
 from tqdm import tqdm
 
-from lib.system import cache, distributed
-from lib.system.errors import InputError
-from lib.system.files import atomic_write
+from ..system import cache, distributed
+from ..system.errors import InputError
+from ..system.files import atomic_write
 
 AUGMENT_PROBABILITY = 0.2  # of the words
 MASK_SHARE, REPLACE_SHARE = 0.5, 0.1  # of the altered words; the rest are dropped

@@ -18,19 +18,19 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lib.data import caption_forms
-from lib.data.layout import (
+from ..system.console import one_line, write_line
+from ..system.errors import InputError
+from ..system.options import COUNT
+from . import caption_forms
+from .layout import (
     describe_missing_dev,
     find_splits,
     read_lines,
     read_num_regions,
     unfinished_conversion,
 )
-from lib.data.pairing import drop_blank_end, find_pairing, ids_of_images
-from lib.data.region_file import RegionFile
-from lib.system.console import one_line, write_line
-from lib.system.errors import InputError
-from lib.system.options import COUNT
+from .pairing import drop_blank_end, find_pairing, ids_of_images
+from .region_file import RegionFile
 
 BLOCK_BYTES = 32e6  # read at once
 HUGE = 1e4  # no detector or backbone gives features beyond; bottom-up-attention stays below 100

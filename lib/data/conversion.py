@@ -18,9 +18,9 @@ import stat
 
 import numpy as np
 
-from lib.data.layout import DAMAGED, SPLITS, SWITCH, WORK
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import atomic_write, find_temporaries, flush_folder, report_write_errors, why_unreadable
+from ..system.errors import InputError, first_sentence
+from ..system.files import atomic_write, find_temporaries, flush_folder, report_write_errors, why_unreadable
+from .layout import DAMAGED, SPLITS, SWITCH, WORK
 
 FORMAT = "hrem-conversion-1"
 REGIONS, COUNTS, CAPTIONS, IDS, MAP = "ims.npy", "num_regions.npy", "caps.txt", "ids.txt", "caps_images.txt"

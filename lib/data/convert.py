@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lib.data import conversion, karpathy, tsv
-from lib.data.element_type import DTYPES, find_dtype
-from lib.data.layout import SPLITS, WORK, describe_missing_dev, refuse_unfinished_switch, unfinished_switch
-from lib.system.console import one_line, write_line
-from lib.system.errors import InputError
-from lib.system.files import lock, why_unreadable
-from lib.system.options import COUNT, COUNT_OR_NONE, SWITCH
+from ..system.console import one_line, write_line
+from ..system.errors import InputError
+from ..system.files import lock, why_unreadable
+from ..system.options import COUNT, COUNT_OR_NONE, SWITCH
+from . import conversion, karpathy, tsv
+from .element_type import DTYPES, find_dtype
+from .layout import SPLITS, WORK, describe_missing_dev, refuse_unfinished_switch, unfinished_switch
 
 LOCK = ".conversion.lock"  # in the folder; held while it is written to
 IMAGES_PER_WRITE = 64  # images

@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lib.data import caption_forms
-from lib.data.captions import PADDING_ID, tokenise_cached
-from lib.data.fingerprint import of_split, of_tokeniser
-from lib.data.layout import read_lines, read_num_regions
-from lib.data.pairing import check_ids, drop_blank_end, find_pairing
-from lib.data.region_file import RegionFile
-from lib.data.sampling import EpochSampler, NeighbourSampler, cluster_images
-from lib.system import distributed
-from lib.system.cache import digest
-from lib.system.errors import InputError, first_sentence
-from lib.system.interrupt import ignore_group_signals
+from ..system import distributed
+from ..system.cache import digest
+from ..system.errors import InputError, first_sentence
+from ..system.interrupt import ignore_group_signals
+from . import caption_forms
+from .captions import PADDING_ID, tokenise_cached
+from .fingerprint import of_split, of_tokeniser
+from .layout import read_lines, read_num_regions
+from .pairing import check_ids, drop_blank_end, find_pairing
+from .region_file import RegionFile
+from .sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 NO_SPLIT = "none"  # in place of the name of a test split

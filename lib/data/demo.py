@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from lib.system.files import find_temporaries, lock
+from ..system.files import find_temporaries, lock
 
 SIZES_OF_SPLITS = {"train": 2000, "dev": 200, "test": 500}  # images
 REGIONS, FEATURES, CAPTIONS_PER_IMAGE = 36, 128, 5

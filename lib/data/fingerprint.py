@@ -9,9 +9,9 @@ counts and weights are hashed whole. The same contents elsewhere, or with every 
 
 import numpy as np
 
-from lib.system.cache import digest
-from lib.system.console import one_line
-from lib.system.errors import InputError
+from ..system.cache import digest
+from ..system.console import one_line
+from ..system.errors import InputError
 
 SAMPLED_IMAGES = 32  # of a split, evenly spaced
 PROBE = "A man's café: x-ray, 3,000 DOGS 狗 naïve"  # shows how a tokeniser cuts

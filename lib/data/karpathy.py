@@ -9,10 +9,10 @@ import unicodedata
 from collections import Counter
 from typing import NamedTuple
 
-from lib.data.tsv import key, stem
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE
-from lib.system.console import one_line
-from lib.system.errors import InputError, first_sentence
+from ..evaluation.metrics import CAPTIONS_PER_IMAGE
+from ..system.console import one_line
+from ..system.errors import InputError, first_sentence
+from .tsv import key, stem
 
 FIELDS = ("cocoid", "filename", "imgid")  # that may name an image in the TSV
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}  # of JSON

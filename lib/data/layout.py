@@ -11,8 +11,8 @@ import zipfile
 
 import numpy as np
 
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import why_unreadable
+from ..system.errors import InputError, first_sentence
+from ..system.files import why_unreadable
 
 SPLITS = ("train", "dev", "test", "testall")
 WORK, SWITCH = ".conversion", ".converted"  # of conversion.py, in a data folder: still to fill, files still to move

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.data.layout import read_lines
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order
-from lib.system.console import one_line
-from lib.system.errors import InputError
+from ..evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order
+from ..system.console import one_line
+from ..system.errors import InputError
+from .layout import read_lines
 
 COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.data.layout import load_array, refuse_unfinished_switch, unfinished_conversion
-from lib.system.errors import InputError
-from lib.system.files import why_unreadable
+from ..system.errors import InputError
+from ..system.files import why_unreadable
+from .layout import load_array, refuse_unfinished_switch, unfinished_conversion
 
 CHANGED_FILE_REMEDY = (
     "expected the features to stay as they are while a program reads them: copy the file again, then repeat the "

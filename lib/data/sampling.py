@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.system.errors import InputError
+from ..system.errors import InputError
 
 GROUPS_OF_A_CLUSTER = 4  # a cluster has 4K images on average: most fill whole groups, with other company every time
 ITERATIONS = 10  # of Lloyd

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from lib.data.tsv_columns import Columns, columns_by_count, columns_of_head, read_head
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import why_unreadable
+from ..system.errors import InputError, first_sentence
+from ..system.files import why_unreadable
+from .tsv_columns import Columns, columns_by_count, columns_of_head, read_head
 
 ENDINGS = re.compile(r"(\.(jpe?g|png|bmp|gif|webp|tiff?|np[yz]))+$", re.IGNORECASE)
 LONGEST_LINE = 2**28  # bytes; a line of 100 x 2048 float64 features has 2.2 MB

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from lib.system.errors import InputError
+from ..system.errors import InputError
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 PYTORCH_COLUMNS = (

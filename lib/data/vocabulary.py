@@ -17,10 +17,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import nn
 from tqdm import tqdm
 
-from lib.data.captions import PADDING_ID, split_words
-from lib.system import distributed
-from lib.system.errors import InputError
-from lib.system.files import why_unreadable
+from ..system import distributed
+from ..system.errors import InputError
+from ..system.files import why_unreadable
+from .captions import PADDING_ID, split_words
 
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<mask>")  # ids 0, 1, ...; no word of a caption holds a bracket
 LARGEST_AT_FIRST = 0.1  # of the embeddings of words

@@ -5,9 +5,9 @@
 import numpy as np
 import torch
 
-from lib.evaluation.metrics import Similarity
-from lib.system import distributed
-from lib.system.errors import InputError
+from ..system import distributed
+from ..system.errors import InputError
+from .metrics import Similarity
 
 # Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the same bytes.
 EVAL_BATCH_SIZE = 128

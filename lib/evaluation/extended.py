@@ -12,8 +12,8 @@ import warnings
 
 import numpy as np
 
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order, top_indices
-from lib.system.errors import InputError
+from ..system.errors import InputError
+from .metrics import CAPTIONS_PER_IMAGE, captions_in_order, top_indices
 
 RETRIEVED = 200  # items a query; the package counts COCO 1K inside them, and 50 hold fewer than ten of some folds
 CUTS = (1, 5, 10)

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 import transformers
 
-from lib.evaluation import metrics
-from lib.evaluation.result_names import EXTRAS
-from lib.system import cache
-from lib.system.cache import DAMAGED
-from lib.system.console import one_line, printable
-from lib.system.distributed import print_line
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import why_unreadable
-from lib.system.run_folder import RunFolder
+from ..system import cache
+from ..system.cache import DAMAGED
+from ..system.console import one_line, printable
+from ..system.distributed import print_line
+from ..system.errors import InputError, first_sentence
+from ..system.files import why_unreadable
+from ..system.run_folder import RunFolder
+from . import metrics
+from .result_names import EXTRAS
 
 FOLDS = 5
 METRICS = "metrics.json"

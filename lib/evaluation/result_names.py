@@ -8,8 +8,8 @@ import os
 import re
 from typing import NamedTuple
 
-from lib.system.cache import digest
-from lib.system.run_folder import BEST
+from ..system.cache import digest
+from ..system.run_folder import BEST
 
 EXTRAS = ("", "bootstrap", "extended", "bootstrap-extended")  # what may stand beside a table
 SEEDS = "seeds"  # in place of the hash of an ensemble: all runs of one folder

@@ -4,7 +4,7 @@
 def __getattr__(name):
     """`from lib.model import load`, as the documentation has it; imported only then, for it stands further up."""
     if name == "load":
-        from lib.results.trained import load
+        from ..results.trained import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

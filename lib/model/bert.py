@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from lib.data.captions import PADDING_ID
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import why_unreadable
+from ..data.captions import PADDING_ID
+from ..system.errors import InputError, first_sentence
+from ..system.files import why_unreadable
 
 BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by model_type
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 
-from lib.data.vocabulary import Vocabulary
-from lib.model import state
-from lib.model.state import ADDED_OPTIONS, expect
-from lib.system import unpickle
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import atomic_write, why_unreadable
-from lib.system.run_folder import BEST, LAST, RunFolder
+from ..data.vocabulary import Vocabulary
+from ..system import unpickle
+from ..system.errors import InputError, first_sentence
+from ..system.files import atomic_write, why_unreadable
+from ..system.run_folder import BEST, LAST, RunFolder
+from . import state
+from .state import ADDED_OPTIONS, expect
 
 FORMAT = "hrem-1"
 # published names -> names of our modules, as regular expressions; what maps to None was never used

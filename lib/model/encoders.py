@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from lib.model.bert import encode_packed
-from lib.model.fragment import FragmentRelation
-from lib.model.packing import Packing
-from lib.model.pooling import l2_normalise
-from lib.system.distributed import BatchNorm
+from ..system.distributed import BatchNorm
+from .bert import encode_packed
+from .fragment import FragmentRelation
+from .packing import Packing
+from .pooling import l2_normalise
 
 
 class Encoded(NamedTuple):

@@ -11,8 +11,8 @@ import functools
 import torch.nn.functional as F
 from torch import nn
 
-from lib.model.packing import Packing
-from lib.model.pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
+from .packing import Packing
+from .pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
 
 POOLINGS = tuple(name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo"))
 

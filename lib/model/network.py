@@ -4,11 +4,11 @@
 
 from torch import nn
 
-from lib.data import fingerprint
-from lib.data.vocabulary import word_embeddings
-from lib.model import bert, checkpoint
-from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
-from lib.system.distributed import print_line
+from ..data import fingerprint
+from ..data.vocabulary import word_embeddings
+from ..system.distributed import print_line
+from . import bert, checkpoint
+from .encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 
 PUBLISHED_BERT = "bert-base-uncased"
 

@@ -8,7 +8,7 @@ attention sees the padded form, and there it is a hundredth of the arithmetic.
 
 import torch.nn.functional as F
 
-from lib.model.pooling import real_mask
+from .pooling import real_mask
 
 
 class Packing:

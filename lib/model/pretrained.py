@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from lib.data.vocabulary import Vocabulary
-from lib.model import checkpoint
-from lib.system.console import one_line
-from lib.system.errors import InputError
+from ..data.vocabulary import Vocabulary
+from ..system.console import one_line
+from ..system.errors import InputError
+from . import checkpoint
 
 MUST_AGREE = ("text_encoder", "embed_size", "nhead", "pooling")  # under other values the weights mean nothing
 MAY_DIFFER = ("residual_weight", "no_imgnorm", "no_txtnorm", "mask_padding")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.data import demo
-from lib.data.dataset import RetrievalDataset, data_folder
-from lib.model import bert
-from lib.system.distributed import print_line
-from lib.system.files import report_write_errors
+from ..data import demo
+from ..data.dataset import RetrievalDataset, data_folder
+from ..system.distributed import print_line
+from ..system.files import report_write_errors
+from . import bert
 
 UNKNOWN_WARNING_SHARE = 0.1  # of the pieces of a split
 

@@ -7,9 +7,9 @@ import math
 
 import torch
 
-from lib.data.vocabulary import Vocabulary
-from lib.model.fragment import POOLINGS
-from lib.system.run_folder import LOG_NAMES
+from ..data.vocabulary import Vocabulary
+from ..system.run_folder import LOG_NAMES
+from .fragment import POOLINGS
 
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
     pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from lib.model.packing import Packing
-from lib.model.pooling import length_groups, real_mask
-from lib.system import distributed
+from ..model.packing import Packing
+from ..model.pooling import length_groups, real_mask
+from ..system import distributed
 
 SIGMA = 1.0
 NEGATIVE_SLOPE = 0.1

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.system.errors import InputError
-from lib.system.files import atomic_write
+from ..system.errors import InputError
+from ..system.files import atomic_write
 
 README = """# Embeddings
 

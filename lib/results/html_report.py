@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lib.evaluation import bootstrap, metrics, report
-from lib.evaluation.metrics import Similarity, resolve_caption_images
-from lib.results import search
-from lib.results.pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
-from lib.results.search import SplitIndex
-from lib.system import charts
-from lib.training.logs import EVAL, TRAIN
-from lib.training.validations import log_lines, read_validations
-from lib.training.validations import number as finite_number
+from ..evaluation import bootstrap, metrics, report
+from ..evaluation.metrics import Similarity, resolve_caption_images
+from ..system import charts
+from ..training.logs import EVAL, TRAIN
+from ..training.validations import log_lines, read_validations
+from ..training.validations import number as finite_number
+from . import search
+from .pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
+from .search import SplitIndex
 
 PUBLISHED = {  # docs/method.md, section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
     "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},

@@ -7,8 +7,8 @@ import os
 from html import escape
 from pathlib import Path
 
-from lib.data import demo
-from lib.system.charts import data_uri
+from ..data import demo
+from ..system.charts import data_uri
 
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
 ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib.data import fingerprint
-from lib.data.captions import split_words
-from lib.data.dataset import read_lines
-from lib.data.pairing import ids_of_images
-from lib.evaluation import encoding
-from lib.evaluation.metrics import Similarity, resolve_caption_images, top_indices
-from lib.system import cache
-from lib.system.console import markdown_cell
-from lib.system.errors import InputError
+from ..data import fingerprint
+from ..data.captions import split_words
+from ..data.dataset import read_lines
+from ..data.pairing import ids_of_images
+from ..evaluation import encoding
+from ..evaluation.metrics import Similarity, resolve_caption_images, top_indices
+from ..system import cache
+from ..system.console import markdown_cell
+from ..system.errors import InputError
 
 
 class SearchResult(NamedTuple):

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib.data import fingerprint
-from lib.data.captions import Captions, tokenise
-from lib.data.dataset import LARGEST_FEATURE, pad_pieces
-from lib.evaluation import encoding
-from lib.model import checkpoint
-from lib.model.network import find_bert_path, load_model, load_tokeniser, print_casing_note
-from lib.model.pooling import real_mask
-from lib.system import devices
-from lib.system.errors import InputError
+from ..data import fingerprint
+from ..data.captions import Captions, tokenise
+from ..data.dataset import LARGEST_FEATURE, pad_pieces
+from ..evaluation import encoding
+from ..model import checkpoint
+from ..model.network import find_bert_path, load_model, load_tokeniser, print_casing_note
+from ..model.pooling import real_mask
+from ..system import devices
+from ..system.errors import InputError
 
 
 def load(path, device="auto", bert_path=None):

@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from lib.system.files import why_unreadable
+from .files import why_unreadable
 
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from lib.system.errors import InputError, first_sentence
+from .errors import InputError, first_sentence
 
 OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # what torch says of a CPU's
 CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")

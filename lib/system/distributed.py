@@ -20,8 +20,8 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lib.system.console import write_line
-from lib.system.errors import InputError, first_sentence
+from .console import write_line
+from .errors import InputError, first_sentence
 
 
 class AllRanksError(InputError):

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 
-from lib.system.console import one_line, write_line
+from .console import one_line, write_line
 
 SYSTEM_ERRNOS = (  # of the system: permissions, full disks, things in the way of a name, failing devices, limits
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOTDIR,

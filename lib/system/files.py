@@ -9,8 +9,8 @@ import secrets
 import stat
 from pathlib import Path
 
-from lib.system.console import one_line
-from lib.system.errors import InputError
+from .console import one_line
+from .errors import InputError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)  # what `atomic_write` names its files
 LOCK_CONTENT = re.compile(rb"(process \d+ on [^\n]*\n)?")

@@ -5,8 +5,8 @@ import difflib
 import sys
 from pathlib import Path
 
-from lib.system.console import write_line
-from lib.system.errors import InputError
+from .console import write_line
+from .errors import InputError
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):

@@ -12,8 +12,8 @@ import re
 import stat
 from pathlib import Path
 
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import atomic_write, lock, why_unreadable
+from .errors import InputError, first_sentence
+from .files import atomic_write, lock, why_unreadable
 
 MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"

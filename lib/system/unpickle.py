@@ -16,8 +16,8 @@ from pathlib import PurePosixPath, PureWindowsPath
 import numpy as np
 import torch
 
-from lib.system.errors import InputError, first_sentence
-from lib.system.files import why_unreadable
+from .errors import InputError, first_sentence
+from .files import why_unreadable
 
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
     RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lib.system import distributed
-from lib.training.logs import StepReport
+from ..system import distributed
+from .logs import StepReport
 
 MOST_SKIPPED = 20  # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32

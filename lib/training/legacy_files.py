@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from lib.evaluation import report
-from lib.model import checkpoint
-from lib.model.state import ADDED_OPTIONS
-from lib.system.errors import InputError
-from lib.system.run_folder import BEST, LAST, LOG_NAMES, OWN_NAMES, is_plain_file
-from lib.training.logs import EVAL, PARAMETERS
-from lib.training.validations import VALIDATION
+from ..evaluation import report
+from ..model import checkpoint
+from ..model.state import ADDED_OPTIONS
+from ..system.errors import InputError
+from ..system.run_folder import BEST, LAST, LOG_NAMES, OWN_NAMES, is_plain_file
+from .logs import EVAL, PARAMETERS
+from .validations import VALIDATION
 
 RESULTS = (".md", ".json", ".npy", ".npz", ".html")
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib.system.charts import png
-from lib.system.console import one_line, printable
-from lib.system.distributed import print_line
-from lib.system.errors import InputError
-from lib.system.files import report_write_errors, why_unreadable
-from lib.system.run_folder import LOG_NAMES, RunFolder, is_plain_file
+from ..system.charts import png
+from ..system.console import one_line, printable
+from ..system.distributed import print_line
+from ..system.errors import InputError
+from ..system.files import report_write_errors, why_unreadable
+from ..system.run_folder import LOG_NAMES, RunFolder, is_plain_file
 
 try:
     from tensorboard_logger import Logger as TensorBoard

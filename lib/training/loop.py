@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib.data.dataset import batches
-from lib.evaluation import encoding, metrics
-from lib.system import distributed
-from lib.system.distributed import print_line
-from lib.system.errors import InputError
-from lib.system.interrupt import Interrupt
-from lib.training import engine, optim, reporting
+from ..data.dataset import batches
+from ..evaluation import encoding, metrics
+from ..system import distributed
+from ..system.distributed import print_line
+from ..system.errors import InputError
+from ..system.interrupt import Interrupt
+from . import engine, optim, reporting
 
 
 class Result(NamedTuple):

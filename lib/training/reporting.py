@@ -6,14 +6,15 @@ import numpy as np
 import torch
 
 import graph_lib
-from lib.evaluation import encoding, metrics, report
-from lib.evaluation.report import find_facts, save_results, summarise
-from lib.evaluation.result_names import ResultName
-from lib.model import bert, checkpoint, pretrained
-from lib.model.network import load_model
-from lib.system import charts, distributed
-from lib.system.distributed import print_line
-from lib.training.validations import markdown_of_validations, read_validations
+
+from ..evaluation import encoding, metrics, report
+from ..evaluation.report import find_facts, save_results, summarise
+from ..evaluation.result_names import ResultName
+from ..model import bert, checkpoint, pretrained
+from ..model.network import load_model
+from ..system import charts, distributed
+from ..system.distributed import print_line
+from .validations import markdown_of_validations, read_validations
 
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 

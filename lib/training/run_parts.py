@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 import graph_lib
-from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions
-from lib.data.layout import read_lines
-from lib.data.vocabulary import (
+
+from ..data.dataset import NO_SPLIT, RetrievalDataset, conventions
+from ..data.layout import read_lines
+from ..data.vocabulary import (
     Vocabulary,
     describe_merged,
     describe_vectors,
@@ -17,11 +18,11 @@ from lib.data.vocabulary import (
     read_glove,
     word_embeddings,
 )
-from lib.model import pretrained
-from lib.model.network import build_model
-from lib.model.splits import load_split, open_folder
-from lib.system.distributed import print_line
-from lib.system.errors import InputError, first_sentence
+from ..model import pretrained
+from ..model.network import build_model
+from ..model.splits import load_split, open_folder
+from ..system.distributed import print_line
+from ..system.errors import InputError, first_sentence
 
 
 class Data(NamedTuple):

@@ -14,13 +14,13 @@ import os
 import secrets
 from pathlib import Path
 
-from lib.model import checkpoint
-from lib.system.distributed import print_line
-from lib.system.errors import InputError
-from lib.system.files import lock, remove_temporaries, report_write_errors, why_unreadable
-from lib.system.run_folder import BEST, LAST, MANIFEST, RunFolder, is_plain_file
-from lib.training import legacy_files
-from lib.training.logs import EVAL, PARAMETERS, TRAIN
+from ..model import checkpoint
+from ..system.distributed import print_line
+from ..system.errors import InputError
+from ..system.files import lock, remove_temporaries, report_write_errors, why_unreadable
+from ..system.run_folder import BEST, LAST, MANIFEST, RunFolder, is_plain_file
+from . import legacy_files
+from .logs import EVAL, PARAMETERS, TRAIN
 
 LOCK = ".lock"
 OTHER_LOG_REMEDY = "give another --logger_name, or replace what is there with --overwrite 1"

@@ -4,16 +4,16 @@ import os
 
 import torch
 
-from lib.data import fingerprint
-from lib.data.dataset import TrainingPairs, training_loader
-from lib.model import bert, checkpoint, pretrained
-from lib.model.network import build_model
-from lib.system import devices, distributed
-from lib.system.distributed import print_line
-from lib.training import optim
-from lib.training.logs import NullLog, RunLog, StepLog
-from lib.training.reporting import find_tables, log_setup
-from lib.training.run_parts import (
+from ..data import fingerprint
+from ..data.dataset import TrainingPairs, training_loader
+from ..model import bert, checkpoint, pretrained
+from ..model.network import build_model
+from ..system import devices, distributed
+from ..system.distributed import print_line
+from . import optim
+from .logs import NullLog, RunLog, StepLog
+from .reporting import find_tables, log_setup
+from .run_parts import (
     build_objective,
     check_memory,
     choose_conventions,
@@ -21,7 +21,7 @@ from lib.training.run_parts import (
     read_embeddings,
     read_vocabulary,
 )
-from lib.training.run_start import check_resumed, find_best_rsum
+from .run_start import check_resumed, find_best_rsum
 
 
 class RunState:

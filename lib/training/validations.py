@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.system.console import one_line
-from lib.system.errors import InputError
-from lib.system.files import why_unreadable
-from lib.training.logs import EVAL
+from ..system.console import one_line
+from ..system.errors import InputError
+from ..system.files import why_unreadable
+from .logs import EVAL
 
 VALIDATION = re.compile(r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?")
 LARGEST_LOG, LONGEST_LINE = 5e8, 10_000  # bytes, characters: no run writes more
