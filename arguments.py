@@ -25,6 +25,7 @@ from lib.system.options import (
     SWITCH,
     Parser,
     number,
+    program_name,
 )
 from lib.system.run_folder import check_name
 from lib.training.engine import PRECISIONS
@@ -58,7 +59,8 @@ MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4  # of --bootstrap; results and queries o
 
 def training_parser():
     """The parser of train.py without the options of the graph."""
-    parser = Parser(prog="train.py", description="Train HREM and report retrieval on the test split.")
+    text = "Train HREM and report retrieval on the test split."
+    parser = Parser(prog=program_name("train.py"), description=text)
     data = parser.add_argument_group("data (docs/method.md, section 1)")
     add_data_options(data)
     data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
@@ -202,7 +204,10 @@ def _torchrun(argv):
     """The command that trains with these arguments on all GPUs of this machine."""
     given = shlex.join(sys.argv[1:] if argv is None else argv)
     given = given.replace("--multi_gpu=1", "").replace("--multi_gpu 1", "")
-    return f"torchrun --nproc_per_node {max(torch.cuda.device_count(), 1)} train.py {' '.join(given.split())}"
+    name = program_name("train.py")
+    program = name if name == "train.py" else f"--no-python {name}"  # which may not be a script
+    processes = max(torch.cuda.device_count(), 1)
+    return f"torchrun --nproc_per_node {processes} {program} {' '.join(given.split())}"
 
 
 def runs(options):
@@ -264,7 +269,8 @@ def _check_folder(option, folder):
 
 def evaluation_parser():
     """The parser of eval.py."""
-    parser = Parser(prog="eval.py", description="Report the retrieval table of one trained model, or of an ensemble.")
+    text = "Report the retrieval table of one trained model, or of an ensemble."
+    parser = Parser(prog=program_name("eval.py"), description=text)
     data = parser.add_argument_group("model and data")
     data.add_argument("run", nargs="*", help="run folders or checkpoint files, as with --model_path")
     data.add_argument(

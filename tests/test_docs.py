@@ -17,7 +17,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "runs/README.md")),
 ]
 OTHERS = {  # options of torchrun, pip, tensorboard and argparse
-    "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--max-restarts", "--index-url", "--logdir", "--help",
+    "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--no-python", "--max-restarts",
+    "--index-url", "--logdir", "--help",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The house: imports run downward, evaluation never meets the graph, no option is idle, docs/ names all."""
 
 import ast
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -31,23 +31,34 @@ ORDER = (
     "lib.training.engine", "lib.training.loop",
     "lib.results.trained", "lib.results.search", "lib.results.export", "lib.results.pictures",
     "lib.results.html_report",
-    "lib.dataset", "arguments", "eval", "train",
+    "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip
+
+
+IMPORTS = ast.Import, ast.ImportFrom
 
 
 def path_of(module):
     return ROOT / (module.replace(".", "/") + ".py")
 
 
+def statements(module):
+    tree = ast.parse(path_of(module).read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, IMPORTS)]
+
+
+def named(node, module):
+    """What a statement of a module imports, by absolute names: modules, and whatever they hold."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    package, name = module.rpartition(".")[0], "." * node.level + (node.module or "")
+    source = importlib.util.resolve_name(name, package)
+    return {source} | {f"{source}.{alias.name}" for alias in node.names}
+
+
 def imports(module):
     """The modules of this project that a module imports, anywhere in its file."""
-    found = set()
-    for node in ast.walk(ast.parse(path_of(module).read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found & set(ORDER)
+    return {name for node in statements(module) for name in named(node, module)} & set(ORDER)
 
 
 def test_every_module_has_its_place_in_the_order():
@@ -63,7 +74,7 @@ def test_packages_follow_one_another():
     changes = [name for before, name in zip(["", *packages], packages) if name != before]
     assert changes == [
         "lib.system", "lib.evaluation", "lib.data", "lib.model", "lib.objective", "graph_lib", "lib.training",
-        "lib.results", "lib.dataset", "arguments", "eval", "train",
+        "lib.results", "lib.dataset", "arguments", "eval", "train", "lib.programs",
     ]  # fmt: skip
 
 
@@ -84,6 +95,19 @@ def test_the_model_package_gives_load_and_nothing_else_from_above():
 def test_imports_run_downward(module):
     above = ORDER[: ORDER.index(module)]
     assert imports(module) <= set(above)
+
+
+FILES_IN_LIB = [file.relative_to(ROOT).with_suffix("") for file in sorted(ROOT.glob("lib/**/*.py"))]
+
+
+@pytest.mark.parametrize("module", [".".join(file.parts) for file in FILES_IN_LIB])
+def test_lib_does_not_know_its_name(module):
+    """An installation calls it hrem, so imports inside are relative; training alone has others."""
+    absolute = [node for node in statements(module) if not getattr(node, "level", 0)]
+    outside = {name.split(".")[0] for node in absolute for name in named(node, module)}
+    assert "hrem" not in outside and "lib" not in outside
+    at_the_top = outside & {file.stem for file in ROOT.glob("*.py")}
+    assert at_the_top <= ({"graph_lib"} if module.startswith("lib.training.") else set())
 
 
 def test_evaluation_never_reaches_the_graph():

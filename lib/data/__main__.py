@@ -17,7 +17,8 @@ from . import check, convert
 def main(argv=None):
     """The command: `check FOLDER`, where `check` may be left out, or `convert`; argv: instead of the process's."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="python -m lib.data", description="Check a data folder, or make one of own features.")
+    text = "Check a data folder, or make one of own features."
+    parser = Parser(prog=f"python -m {__package__}", description=text)
     commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="check | convert")
     check.add_command(commands)
     convert.add_command(commands)

@@ -123,7 +123,7 @@ def _finish_earlier(out):
 
 def _finish_switch(out):
     asked = conversion.finish_switch(out)
-    write_line(f"{out} is complete; check it: python -m lib.data check {out}")
+    write_line(f"{out} is complete; check it: python -m {__package__} check {out}")
     if not out.absolute().name.endswith("_precomp"):
         write_line(
             "training finds it as --dataset NAME only where the folder is called NAME_precomp: rename it, such as to "

@@ -8,6 +8,14 @@ from pathlib import Path
 from .console import write_line
 from .errors import InputError
 
+COMMANDS = ("hrem-train", "hrem-eval")  # of an installation, see lib/programs.py
+
+
+def program_name(script):
+    """How messages call a program: the command that started it, or its script."""
+    command = Path(sys.argv[0]).stem  # without .exe
+    return command if command in COMMANDS else script
+
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Every option on its line, with its default where it has one."""
@@ -20,10 +28,9 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, with every default in --help and errors raised as InputError."""
 
     def __init__(self, prog, **settings):
-        super().__init__(
-            prog, usage=f"python {prog.removeprefix('python ')} [--option value ...]", formatter_class=Help,
-            allow_abbrev=False, **settings,
-        )  # fmt: skip
+        command = prog if prog in COMMANDS else f"python {prog.removeprefix('python ')}"
+        usage = f"{command} [--option value ...]"
+        super().__init__(prog, usage=usage, formatter_class=Help, allow_abbrev=False, **settings)
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
