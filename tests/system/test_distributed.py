@@ -121,10 +121,11 @@ def check_same_steps(size, setting):
                 difference, scale = (ours[name] - theirs[name]).abs().max(), theirs[name].abs().max()
                 assert difference < 1e-3 * scale + 1e-6, (step, name)
         for name, value in alone["weights"].items():
-            found_gradients = [step[name].abs().max() for step in alone["gradients"] if name in step]
-            is_moved_by_rounding = name == "mean" or found_gradients and max(found_gradients) < 1e-5  # by Adam
-            absolute = 4e-3 if is_moved_by_rounding else 1e-4
-            torch.testing.assert_close(several["weights"][name], value, rtol=1e-3, atol=absolute, msg=name)
+            largest = sum(step[name].abs() for step in alone["gradients"] if name in step)
+            # Adam moves by its learning rate what has no gradient but rounding, as the biases of attention's keys.
+            is_rounding = torch.as_tensor((name == "mean") | (largest < 1e-5))
+            difference, tolerance = (several["weights"][name] - value).abs(), 1e-3 * value.abs()
+            assert (difference <= tolerance + torch.where(is_rounding, 4e-3, 1e-4)).all(), name
     for several in found[1:]:
         assert all(torch.equal(value, found[0]["weights"][name]) for name, value in several["weights"].items())
 
