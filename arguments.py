@@ -1,4 +1,5 @@
-"""Every option but those of the graph (graph_lib.py), the demo's settings, and the checks that need several options."""
+"""Every option but those of the graph (graph_lib.py), the demo's settings,
+and the checks that need several options."""
 
 import argparse
 import os
@@ -30,7 +31,8 @@ from lib.system.options import (
 from lib.system.run_folder import check_name
 from lib.training.engine import PRECISIONS
 
-# What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of hours on a GPU.
+# What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of
+# hours on a GPU.
 DEMO = dict(
     logger_name="runs/demo_test",
     num_epochs=8,
@@ -44,7 +46,8 @@ DEMO = dict(
     log_step=20,
 )
 
-# What `--method` sets unless it is given by hand: the model and the losses, never size or schedule (those are DEMO's).
+# What `--method` sets unless it is given by hand: the model and the losses, never size or schedule
+# (those are DEMO's).
 METHODS = {
     "hrem": dict(),  # every default
     "hrem-standalone": dict(interaction="standalone"),
@@ -52,9 +55,13 @@ METHODS = {
     "gpo": dict(interaction="none", pooling="gpo", base_loss="vse", vse_mean_warmup_epochs=1),
 }
 SAMPLING = ("random", "neighbour")
-RESULTS_FORMS = "1: save npts and sims as results_DATASET.npy; published: as a pickled dict, for existing scripts"
+RESULTS_FORMS = (
+    "1: save npts and sims as results_DATASET.npy; published: "
+    "as a pickled dict, for existing scripts"
+)
 LARGEST_BATCH, LARGEST_WORD, MOST_EPOCHS = 2**16, 2**13, 10**6
-MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4  # of --bootstrap; results and queries of a search or a report
+# of --bootstrap; results and queries of a search or a report
+MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
 
 
 def training_parser():
@@ -63,96 +70,213 @@ def training_parser():
     parser = Parser(prog=program_name("train.py"), description=text)
     data = parser.add_argument_group("data (docs/method.md, section 1)")
     add_data_options(data)
-    data.add_argument("--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name")
-    data.add_argument("--min_word_count", type=COUNT, default=4,
-                      help="bigru: words seen less often in the training captions are <unk>")  # fmt: skip
-    data.add_argument("--strip_accents", type=SWITCH, default=1, help="bigru: 0: words keep accents and other marks")
-    data.add_argument("--glove", help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from")
-    data.add_argument("--img_dim", type=SIZE, default=argparse.SUPPRESS, help="D; taken from the data (2048 for BUTD)")
-    data.add_argument("--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training")
-    data.add_argument("--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result")
-    data.add_argument("--val_split", default="dev", help="split that selects the epoch; the published: test, testall")
-    data.add_argument("--test_split", help="split of the table at the end, or none for no table (default: testall "
-                      "where the folder has it, or test)")  # fmt: skip
+    data.add_argument(
+        "--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name"
+    )
+    data.add_argument(
+        "--min_word_count",
+        type=COUNT,
+        default=4,
+        help="bigru: words seen less often in the training captions are <unk>",
+    )
+    data.add_argument(
+        "--strip_accents",
+        type=SWITCH,
+        default=1,
+        help="bigru: 0: words keep accents and other marks",
+    )
+    data.add_argument(
+        "--glove",
+        help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from",
+    )
+    data.add_argument(
+        "--img_dim",
+        type=SIZE,
+        default=argparse.SUPPRESS,
+        help="D; taken from the data (2048 for BUTD)",
+    )
+    data.add_argument(
+        "--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training"
+    )
+    data.add_argument(
+        "--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result"
+    )
+    data.add_argument(
+        "--val_split",
+        default="dev",
+        help="split that selects the epoch; the published: test, testall",
+    )
+    data.add_argument(
+        "--test_split",
+        help="split of the table at the end, or none for no table (default: testall "
+        "where the folder has it, or test)",
+    )
 
     run = parser.add_argument_group("run")
-    run.add_argument("--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves")
-    run.add_argument("--model_name", default=argparse.SUPPRESS, help="folder of checkpoints (default: logger_name)")
-    run.add_argument("--overwrite", type=SWITCH, default=0, help="1: replace the run in the run folder")
     run.add_argument(
-        "--resume", default="none", help="auto: go on from the run folder's last.pth, if it is there; or PATH"
+        "--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves"
     )
     run.add_argument(
-        "--init_from", metavar="CHECKPOINT",
-        help="start from the weights of a trained model: a run folder or a checkpoint file, ours or published",
+        "--model_name",
+        default=argparse.SUPPRESS,
+        help="folder of checkpoints (default: logger_name)",
     )
     run.add_argument(
-        "--allow_changed_data", type=SWITCH, default=0,
-        help="1: --resume goes on although data or BERT are others than those that the run began with",
-    )  # fmt: skip
-    run.add_argument("--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too")
-    run.add_argument("--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)")
+        "--overwrite", type=SWITCH, default=0, help="1: replace the run in the run folder"
+    )
     run.add_argument(
-        "--seeds", type=SEED, nargs="+", default=argparse.SUPPRESS,
-        help="instead of --seed: a run a seed, one after the other, in NAME/seed0, ... of --logger_name NAME",
-    )  # fmt: skip
-    run.add_argument("--log_step", type=COUNT, default=200, help="steps between lines of the training log")
-    run.add_argument("--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps")
-    run.add_argument("--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}")
+        "--resume",
+        default="none",
+        help="auto: go on from the run folder's last.pth, if it is there; or PATH",
+    )
+    run.add_argument(
+        "--init_from",
+        metavar="CHECKPOINT",
+        help=(
+            "start from the weights of a trained model: a run folder "
+            "or a checkpoint file, ours or published"
+        ),
+    )
+    run.add_argument(
+        "--allow_changed_data",
+        type=SWITCH,
+        default=0,
+        help=(
+            "1: --resume goes on although data or BERT are "
+            "others than those that the run began with"
+        ),
+    )
+    run.add_argument(
+        "--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too"
+    )
+    run.add_argument(
+        "--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)"
+    )
+    run.add_argument(
+        "--seeds",
+        type=SEED,
+        nargs="+",
+        default=argparse.SUPPRESS,
+        help=(
+            "instead of --seed: a run a seed, one after the other, in NAME/seed0, ... of "
+            "--logger_name NAME"
+        ),
+    )
+    run.add_argument(
+        "--log_step", type=COUNT, default=200, help="steps between lines of the training log"
+    )
+    run.add_argument(
+        "--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps"
+    )
+    run.add_argument(
+        "--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}"
+    )
     add_device_options(run)
     run.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32",
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
         help="of the encoders in training; losses and relations are fp32 always, evaluation too",
-    )  # fmt: skip
-    run.add_argument(
-        "--deterministic", type=SWITCH, default=0, help="1: only kernels that give the same bits again (GPU)"
     )
     run.add_argument(
-        "--compile", type=SWITCH, default=0,
-        help="1: train with encoders that torch.compile has made quicker, after minutes",
-    )  # fmt: skip
+        "--deterministic",
+        type=SWITCH,
+        default=0,
+        help="1: only kernels that give the same bits again (GPU)",
+    )
     run.add_argument(
-        "--multi_gpu", type=SWITCH, default=0, help="published switch; 1: print the torchrun command instead"
+        "--compile",
+        type=SWITCH,
+        default=0,
+        help="1: train with encoders that torch.compile has made quicker, after minutes",
+    )
+    run.add_argument(
+        "--multi_gpu",
+        type=SWITCH,
+        default=0,
+        help="published switch; 1: print the torchrun command instead",
     )
 
     model = parser.add_argument_group("embedding (docs/method.md, section 3)")
     model.add_argument(
-        "--method", choices=METHODS, default="hrem",
-        help="preset of model and losses; options given by hand win: the paper's, VSE++ or VSE-infinity (gpo)",
-    )  # fmt: skip
-    model.add_argument("--embed_size", type=SIZE, default=1024, help="E, size of the embedding space")
-    model.add_argument("--text_encoder", choices=TEXT_ENCODERS, default="bert", help="what reads the captions")
-    model.add_argument("--word_dim", type=number(int, 1, LARGEST_WORD), default=300,
-                       help="bigru: size of a word embedding")  # fmt: skip
-    model.add_argument("--no_imgnorm", action="store_true", help="do not normalise image embeddings")
-    model.add_argument("--no_txtnorm", action="store_true", help="do not normalise caption embeddings")
+        "--method",
+        choices=METHODS,
+        default="hrem",
+        help=(
+            "preset of model and losses; options given by hand win: the paper's, VSE++ or "
+            "VSE-infinity (gpo)"
+        ),
+    )
+    model.add_argument(
+        "--embed_size", type=SIZE, default=1024, help="E, size of the embedding space"
+    )
+    model.add_argument(
+        "--text_encoder", choices=TEXT_ENCODERS, default="bert", help="what reads the captions"
+    )
+    model.add_argument(
+        "--word_dim",
+        type=number(int, 1, LARGEST_WORD),
+        default=300,
+        help="bigru: size of a word embedding",
+    )
+    model.add_argument(
+        "--no_imgnorm", action="store_true", help="do not normalise image embeddings"
+    )
+    model.add_argument(
+        "--no_txtnorm", action="store_true", help="do not normalise caption embeddings"
+    )
 
     hinge = parser.add_argument_group("hinge (docs/method.md, section 5)")
     hinge.add_argument("--margin", type=NOT_NEGATIVE, default=0.2, help="alpha, of both losses")
-    hinge.add_argument("--max_violation", action="store_true", help="vse: hardest negatives from the start")
-    hinge.add_argument("--vse_mean_warmup_epochs", type=COUNT_OR_NONE, default=1,
-                       help="vse: epochs with all negatives before the hardest")  # fmt: skip
-    hinge.add_argument("--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives")
+    hinge.add_argument(
+        "--max_violation", action="store_true", help="vse: hardest negatives from the start"
+    )
+    hinge.add_argument(
+        "--vse_mean_warmup_epochs",
+        type=COUNT_OR_NONE,
+        default=1,
+        help="vse: epochs with all negatives before the hardest",
+    )
+    hinge.add_argument(
+        "--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives"
+    )
 
     optim = parser.add_argument_group("optimisation (docs/method.md, section 6)")
     optim.add_argument("--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="epochs")
-    optim.add_argument("--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch")
     optim.add_argument(
-        "--batch_sampling", choices=SAMPLING, default="random",
-        help="who meets in a batch: neighbour: images of few k-means clusters, as in the paper",
-    )  # fmt: skip
-    optim.add_argument(
-        "--batch_clusters", type=COUNT, default=8, help="P: neighbour: clusters in a batch, B / P images of each"
+        "--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch"
     )
-    optim.add_argument("--learning_rate", type=POSITIVE, default=5e-4, help="of AdamW; BERT learns at a tenth of it")
-    optim.add_argument("--lr_schedules", type=COUNT_OR_NONE, nargs="*", default=[15, 25], help="epochs of decay")
+    optim.add_argument(
+        "--batch_sampling",
+        choices=SAMPLING,
+        default="random",
+        help="who meets in a batch: neighbour: images of few k-means clusters, as in the paper",
+    )
+    optim.add_argument(
+        "--batch_clusters",
+        type=COUNT,
+        default=8,
+        help="P: neighbour: clusters in a batch, B / P images of each",
+    )
+    optim.add_argument(
+        "--learning_rate",
+        type=POSITIVE,
+        default=5e-4,
+        help="of AdamW; BERT learns at a tenth of it",
+    )
+    optim.add_argument(
+        "--lr_schedules", type=COUNT_OR_NONE, nargs="*", default=[15, 25], help="epochs of decay"
+    )
     optim.add_argument("--decay_rate", type=FRACTION, default=0.1, help="factor of every decay")
-    optim.add_argument("--grad_clip", type=POSITIVE, default=2.0, help="largest norm of the whole gradient")
+    optim.add_argument(
+        "--grad_clip", type=POSITIVE, default=2.0, help="largest norm of the whole gradient"
+    )
     return parser
 
 
 def number_of_pairs(text):
-    """An argparse type: a batch size, at least 2, because one pair has no negative and no batch statistics."""
+    """An argparse type: a batch size, at least 2,
+    because one pair has no negative and no batch statistics."""
     return number(int, 2, LARGEST_BATCH)(text)
 
 
@@ -162,24 +286,34 @@ def results_form(text):
 
 
 def image_name(text):
-    """An argparse type: the number of an image, from 0, or "id:ID"; a string, for image 0 is no missing value."""
+    """An argparse type: the number of an image, from 0, or "id:ID"; a string,
+    for image 0 is no missing value."""
     return text if text.startswith("id:") else str(COUNT_OR_NONE(text))
 
 
 def add_data_options(group):
     """Where the data are: shared by train.py and eval.py."""
     group.add_argument("--data_path", default="data/", help="folder that holds DATASET_precomp")
-    group.add_argument("--dataset", default="f30k", help="f30k, coco, demo (built in), or any DATASET_precomp folder")
+    group.add_argument(
+        "--dataset",
+        default="f30k",
+        help="f30k, coco, demo (built in), or any DATASET_precomp folder",
+    )
 
 
 def add_device_options(group):
     """Where to compute: shared by train.py and eval.py."""
-    group.add_argument("--gpu-id", "--gpu_id", dest="gpu_id", type=COUNT_OR_NONE, default=0, help="which CUDA GPU")
-    group.add_argument("--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N")
+    group.add_argument(
+        "--gpu-id", "--gpu_id", dest="gpu_id", type=COUNT_OR_NONE, default=0, help="which CUDA GPU"
+    )
+    group.add_argument(
+        "--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N"
+    )
 
 
 def parse_training(parser, argv=None):
-    """Parse and check train.py's command line; `--dataset demo` and `--method` bring their own defaults.
+    """Parse and check train.py's command line; `--dataset demo` and `--method` bring their own
+    defaults.
 
     Raises InputError.
     """
@@ -194,7 +328,9 @@ def parse_training(parser, argv=None):
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
     if options.multi_gpu and distributed.world_size() == 1:
-        raise InputError(f"--multi_gpu 1: expected the launcher of PyTorch, this command: {_torchrun(argv)}")
+        raise InputError(
+            f"--multi_gpu 1: expected the launcher of PyTorch, this command: {_torchrun(argv)}"
+        )
     check(options)
     options.seed = getattr(options, "seed", 0)
     return options
@@ -211,7 +347,8 @@ def _torchrun(argv):
 
 
 def runs(options):
-    """The options of each run that `options` ask for: as they are or, with --seeds, for one run a seed."""
+    """The options of each run that `options` ask for: as they are or, with --seeds,
+    for one run a seed."""
     found = []
     for seed in getattr(options, "seeds", [options.seed]):
         run = dict(vars(options), seed=seed)
@@ -226,33 +363,46 @@ def check(options):
     """What no single option can tell. Raises InputError."""
     if options.embed_size % options.nhead:
         raise InputError(
-            f"--nhead {options.nhead} does not divide --embed_size {options.embed_size}; expected a divisor, such as "
-            f"--nhead {max(n for n in range(1, 17) if options.embed_size % n == 0)}"
+            f"--nhead {options.nhead} does not divide --embed_size {options.embed_size}; expected "
+            "a divisor, such as --nhead "
+            f"{max(n for n in range(1, 17) if options.embed_size % n == 0)}"
         )
     if options.embed_size % 2:
-        raise InputError(f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide")
+        raise InputError(
+            f"--embed_size {options.embed_size}: expected an even number, the MLP is half as wide"
+        )
     if options.batch_sampling == "neighbour" and options.batch_size % options.batch_clusters:
         most = min(options.batch_clusters, options.batch_size)
         raise InputError(
-            f"--batch_clusters {options.batch_clusters} does not divide --batch_size {options.batch_size}; expected a "
-            f"divisor, such as --batch_clusters {max(n for n in range(1, most + 1) if options.batch_size % n == 0)}"
+            f"--batch_clusters {options.batch_clusters} does not divide --batch_size "
+            f"{options.batch_size}; expected a divisor, such as --batch_clusters "
+            f"{max(n for n in range(1, most + 1) if options.batch_size % n == 0)}"
         )
     if "seeds" in options:
         seeds = f"--seeds {' '.join(map(str, options.seeds))}"
         if "seed" in options:
-            raise InputError(f"{seeds} and --seed {options.seed}: expected one of the two; add the seed to --seeds")
+            raise InputError(
+                f"{seeds} and --seed {options.seed}: expected one "
+                "of the two; add the seed to --seeds"
+            )
         if len(set(options.seeds)) < len(options.seeds):
             raise InputError(f"{seeds}: a seed twice, expected each once")
     if options.glove and options.text_encoder != "bigru":
-        raise InputError(f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with --text_encoder bigru")
+        raise InputError(
+            f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with "
+            "--text_encoder bigru"
+        )
     processes = distributed.world_size()
     if options.batch_size % processes:
         raise InputError(
-            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes; expected the pairs of "
-            f"the whole batch, such as --batch_size {-(-options.batch_size // processes) * processes}"
+            f"--batch_size {options.batch_size} is not a multiple of the {processes} processes; "
+            "expected the pairs of the whole batch, such as --batch_size "
+            f"{-(-options.batch_size // processes) * processes}"
         )
     if processes > 1 and ":" in options.device:
-        raise InputError(f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs")
+        raise InputError(
+            f"--device {options.device}: expected auto, cuda or cpu, torchrun deals out the GPUs"
+        )
     for option in ("dataset", "val_split", "test_split"):
         if getattr(options, option) is not None:  # test_split: the data say
             check_name(f"--{option}", getattr(options, option))
@@ -264,7 +414,10 @@ def _check_folder(option, folder):
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         found = "a folder without write permission" if there.is_dir() else "a file"
-        raise InputError(f"--{option} {folder}: found {there}, {found}, expected a folder to write in; name another")
+        raise InputError(
+            f"--{option} {folder}: found {there}, {found}, "
+            "expected a folder to write in; name another"
+        )
 
 
 def evaluation_parser():
@@ -272,7 +425,9 @@ def evaluation_parser():
     text = "Report the retrieval table of one trained model, or of an ensemble."
     parser = Parser(prog=program_name("eval.py"), description=text)
     data = parser.add_argument_group("model and data")
-    data.add_argument("run", nargs="*", help="run folders or checkpoint files, as with --model_path")
+    data.add_argument(
+        "run", nargs="*", help="run folders or checkpoint files, as with --model_path"
+    )
     data.add_argument(
         "--model_path",
         action="append",
@@ -280,32 +435,62 @@ def evaluation_parser():
         "(default: runs/DATASET_test)",
     )
     add_data_options(data)
-    parser.set_defaults(data_path=None, dataset=None)  # those of training, as the checkpoint has them
-    data.add_argument("--bert_path", help="BERT folder or hub name, if not the one the model was trained with")
-    data.add_argument("--split", help="split to evaluate (default: the --test_split of the training)")
+    # those of training, as the checkpoint has them
+    parser.set_defaults(data_path=None, dataset=None)
+    data.add_argument(
+        "--bert_path", help="BERT folder or hub name, if not the one the model was trained with"
+    )
+    data.add_argument(
+        "--split", help="split to evaluate (default: the --test_split of the training)"
+    )
 
     table = parser.add_argument_group("table (docs/method.md, section 7)")
     table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
-    table.add_argument("--bootstrap", type=number(int, 0, MOST_SAMPLES), default=0,
-                       help="S: 95%% intervals from S samples of the images; two models: differences too")  # fmt: skip
-    table.add_argument("--extended", action="store_true",
-                       help="COCO testall: ECCV Caption and CxC too (needs the package eccv_caption)")  # fmt: skip
+    table.add_argument(
+        "--bootstrap",
+        type=number(int, 0, MOST_SAMPLES),
+        default=0,
+        help="S: 95%% intervals from S samples of the images; two models: differences too",
+    )
+    table.add_argument(
+        "--extended",
+        action="store_true",
+        help="COCO testall: ECCV Caption and CxC too (needs the package eccv_caption)",
+    )
 
     search = parser.add_argument_group("search, instead of a table")
     search.add_argument("--query", metavar="TEXT", help="print the best images of a text")
-    search.add_argument("--query_image", type=image_name, metavar="N",
-                        help="print the best captions of image N, from 0, or of id:ID, with an id of SPLIT_ids.txt"
-                        )  # fmt: skip
+    search.add_argument(
+        "--query_image",
+        type=image_name,
+        metavar="N",
+        help="print the best captions of image N, from 0, or of id:ID, with an id of SPLIT_ids.txt",
+    )
 
     files = parser.add_argument_group("report and export")
-    files.add_argument("--report", action="store_true",
-                       help="of one model: write report.html, or report_SPLIT.html, into the run folder")  # fmt: skip
-    files.add_argument("--gallery", type=number(int, 0, MOST_SHOWN), default=6,
-                       help="report: queries of each kind to show")  # fmt: skip
-    files.add_argument("--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt")
-    files.add_argument("--topk", type=number(int, 1, MOST_SHOWN), default=5,
-                       help="results of a query, in a search and in the report")  # fmt: skip
-    files.add_argument("--export", metavar="DIR", help="write the embeddings into DIR, a new folder, as .npy files")
+    files.add_argument(
+        "--report",
+        action="store_true",
+        help="of one model: write report.html, or report_SPLIT.html, into the run folder",
+    )
+    files.add_argument(
+        "--gallery",
+        type=number(int, 0, MOST_SHOWN),
+        default=6,
+        help="report: queries of each kind to show",
+    )
+    files.add_argument(
+        "--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt"
+    )
+    files.add_argument(
+        "--topk",
+        type=number(int, 1, MOST_SHOWN),
+        default=5,
+        help="results of a query, in a search and in the report",
+    )
+    files.add_argument(
+        "--export", metavar="DIR", help="write the embeddings into DIR, a new folder, as .npy files"
+    )
     add_device_options(parser.add_argument_group("device"))
     return parser
 
@@ -313,21 +498,27 @@ def evaluation_parser():
 def parse_evaluation(argv=None):
     """Parse and check eval.py's command line. Raises InputError."""
     options = evaluation_parser().parse_intermixed_args(argv)
-    options.model_path = options.run + (options.model_path or []) or [f"runs/{options.dataset or 'f30k'}_test"]
+    options.model_path = options.run + (options.model_path or []) or [
+        f"runs/{options.dataset or 'f30k'}_test"
+    ]
     for option in ("dataset", "split"):
         if getattr(options, option) is not None:
             check_name(f"--{option}", getattr(options, option))
     _check_search(options)
     for option in ("query", "query_image", "export", "report"):
         if len(options.model_path) > 1 and is_given(options, option):
-            raise InputError(f"--{option}: found {len(options.model_path)} models, expected one --model_path")
+            raise InputError(
+                f"--{option}: found {len(options.model_path)} models, expected one --model_path"
+            )
     if options.images is not None and not options.report:
-        raise InputError(f"--images {options.images}: found no --report, which shows the pictures; add --report")
+        raise InputError(
+            f"--images {options.images}: found no --report, which shows the pictures; add --report"
+        )
     if options.images is not None and not Path(options.images).is_dir():
         found = "a file" if Path(options.images).exists() else "no such folder"
         raise InputError(
-            f"--images {options.images}: found {found}, expected a folder of pictures named by id, such as 188.jpg; "
-            "name another, or leave out --images"
+            f"--images {options.images}: found {found}, expected a folder of pictures named by "
+            "id, such as 188.jpg; name another, or leave out --images"
         )
     if options.export is not None:
         _check_folder("export", Path(options.export).absolute())
@@ -342,22 +533,25 @@ def is_given(options, option):
 
 def _check_search(options):
     if options.query is not None and not options.query.strip():
-        raise InputError("--query: found no word, expected a text such as --query 'two dogs in the snow'")
+        raise InputError(
+            "--query: found no word, expected a text such as --query 'two dogs in the snow'"
+        )
     if options.query is not None and options.query != printable(options.query):
         raise InputError(
-            f"--query {one_line(options.query):.60}: found control characters or bytes that are no UTF-8, expected "
-            "plain text; type it again"
+            f"--query {one_line(options.query):.60}: found control characters or bytes that are "
+            "no UTF-8, expected plain text; type it again"
         )
     nowhere = [name for name in options.run if not Path(name).exists()]
     if options.query is not None and nowhere:
         raise InputError(
-            f"{nowhere[0]}: found no such run folder or file, expected one; if it is a word of the query, put the text "
-            f"of --query in quotes: --query {shlex.quote(' '.join([options.query, *nowhere]))}"
+            f"{nowhere[0]}: found no such run folder or file, expected one; if it is a word of "
+            "the query, put the text of --query in quotes: --query "
+            f"{shlex.quote(' '.join([options.query, *nowhere]))}"
         )
     for searching in ("query", "query_image"):
         for option in ("report", "export", "bootstrap", "extended", "save_results"):
             if is_given(options, searching) and is_given(options, option):
                 raise InputError(
-                    f"--{searching} with --{option}: a search prints its results instead of a table, expected one of "
-                    f"the two; leave out --{searching} or --{option}"
+                    f"--{searching} with --{option}: a search prints its results instead of a "
+                    f"table, expected one of the two; leave out --{searching} or --{option}"
                 )

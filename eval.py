@@ -1,6 +1,8 @@
-"""Evaluate a trained model, or an ensemble, on a split:  python eval.py --data_path data/ --dataset f30k
+"""Evaluate a trained model, or an ensemble, on a split:
+python eval.py --data_path data/ --dataset f30k
 
-Prints the retrieval table and writes it into the run folder, with metrics.json beside it (docs/method.md, section 7).
+Prints the retrieval table and writes it into the run folder, with metrics.json beside it
+(docs/method.md, section 7).
 """
 
 if __name__ == "__main__":
@@ -34,9 +36,11 @@ DATA_PATH = "data/"  # where the data are, unless somebody says otherwise
 
 
 class Run(NamedTuple):
-    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT, data set name and split.
+    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT,
+    data set name and split.
 
-    test_split: the split that results of this run are reported on; state: of the checkpoint file when it was read.
+    test_split: the split that results of this run are reported on; state: of the checkpoint file
+    when it was read.
     """
 
     path: Path
@@ -49,11 +53,12 @@ class Run(NamedTuple):
     state: FileState
 
     def check_unchanged(self):
-        """Refuse results of a checkpoint file that was replaced meanwhile, as by a training. Raises InputError."""
+        """Refuse results of a checkpoint file that was replaced meanwhile, as by a training.
+        Raises InputError."""
         if not os.path.exists(self.path) or file_state(self.path) != self.state:
             raise InputError(
-                f"{self.path}: found another file than the one that was evaluated, expected no training to replace it "
-                "meanwhile; evaluate again"
+                f"{self.path}: found another file than the one that was evaluated, expected no "
+                "training to replace it meanwhile; evaluate again"
             )
 
 
@@ -77,29 +82,36 @@ def open_run(path, options, device):
 
 
 def choose_test_split(trained, data_path, dataset, split):
-    """The split that a run is reported on: the one of its options `trained` or, for other data, as these say.
+    """The split that a run is reported on: the one of its options `trained` or, for other data,
+    as these say.
 
-    split: the one to evaluate, or None for the test split. Raises InputError where there is none to evaluate.
+    split: the one to evaluate, or None for the test split. Raises InputError where there is none to
+    evaluate.
     """
     folder, recorded = open_folder(data_path, dataset), trained.get("test_split", NO_SPLIT)
     if recorded != NO_SPLIT and dataset == trained.get("dataset"):
         return recorded
     found = conventions(folder, dataset)
     if split is None and found.test_split == NO_SPLIT:
-        raise InputError(f"{folder}: found no test split, expected test or testall; name another: --split dev")
+        raise InputError(
+            f"{folder}: found no test split, expected test or testall; name another: --split dev"
+        )
     if split is None and found.note:
         print_line(found.note)
     return found.test_split
 
 
 def open_runs(paths, options, device):
-    """`open_run` of each of an ensemble. Raises InputError where they are of different data sets."""
+    """`open_run` of each of an ensemble. Raises InputError where they are of different data
+    sets."""
     runs = [open_run(path, options, device) for path in paths]
     if len({(run.dataset, run.data.split, run.data.num_images) for run in runs}) > 1:
-        found, splits = (", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs)))
+        found, splits = (
+            ", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs))
+        )
         raise InputError(
-            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data set and split: give "
-            "--dataset and --split"
+            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data "
+            "set and split: give --dataset and --split"
         )
     for run in runs[1:]:
         fingerprint.check_same(runs[0].data, run.data)
@@ -110,8 +122,13 @@ def print_search(run, options, device):
     """Print what --query and --query_image ask for."""
     data, index = run.data, search.build_index(run.data)
     image = None if options.query_image is None else index.find(options.query_image)
-    folder, model_options = report.run_folder(run.path.parent), checkpoint.model_options(run.trained.options)
-    similarity = search.cached_similarity(folder, name_of([run]).embeddings(), run.model, model_options, data, device)
+    folder, model_options = (
+        report.run_folder(run.path.parent),
+        checkpoint.model_options(run.trained.options),
+    )
+    similarity = search.cached_similarity(
+        folder, name_of([run]).embeddings(), run.model, model_options, data, device
+    )
     where = one_line(f"{run.dataset}, split {data.split}")
     if options.query is not None:
         tokeniser = load_tokeniser(run.trained, run.bert_path)
@@ -123,7 +140,9 @@ def print_search(run, options, device):
         print_line("\n" + search.images_as_text(found, data, index))
     if image is not None:
         found = search.best_captions(similarity, image, options.topk)
-        print_line(f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n")
+        print_line(
+            f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n"
+        )
         print_line(search.captions_as_text(found, index))
 
 
@@ -131,7 +150,9 @@ def name_of(runs, models=""):
     """The `ResultName` that says what is evaluated; models: "", or as there, of several runs."""
     first = runs[0]
     own = first.trained.options.get("dataset", "f30k")
-    return ResultName(first.dataset, own, first.data.split, first.test_split, first.path.name, models)
+    return ResultName(
+        first.dataset, own, first.data.split, first.test_split, first.path.name, models
+    )
 
 
 def find_files(options, result):
@@ -148,9 +169,14 @@ def check_files(options, folder, result, facts):
 
 
 def write_report(path, run, scores, facts, similarities, options):
-    """Write the report of a split to `path`, with the pictures of --images, or the demo's scenes."""
+    """Write the report of a split to `path`, with the pictures of --images,
+    or the demo's scenes."""
     index = search.build_index(run.data)
-    scenes = demo_scenes(run.data, index.captions) if run.dataset == "demo" and not options.images else None
+    scenes = (
+        demo_scenes(run.data, index.captions)
+        if run.dataset == "demo" and not options.images
+        else None
+    )
     pictures = Pictures(index, options.images, scenes)
     shown = html_report.Evaluation(scores, facts, similarities, index, pictures)
     html_report.write(path, shown, options.topk, options.gallery)
@@ -170,7 +196,9 @@ def evaluate(options):
     if seeds:
         evaluate_seeds(Path(named[0]), seeds, options, device)
         return
-    runs = distributed.main_process_first(lambda: open_runs([checkpoint.find(path) for path in named], options, device))
+    runs = distributed.main_process_first(
+        lambda: open_runs([checkpoint.find(path) for path in named], options, device)
+    )
     if options.query is not None or options.query_image is not None:
         if distributed.is_main_process():
             with distributed.single_process():
@@ -206,7 +234,14 @@ def evaluate_runs(runs, options, device):
         extended.check_against(facts["extended"], list(scores.values())[-1])
         text += "\n\n" + extended.markdown(facts["extended"])
     print_line(text)
-    page = partial(write_report, run=first, scores=scores, facts=facts, similarities=similarities, options=options)
+    page = partial(
+        write_report,
+        run=first,
+        scores=scores,
+        facts=facts,
+        similarities=similarities,
+        options=options,
+    )
     try:
         save_results(
             folder, result, (text, scores, facts), similarities, options.save_results,
@@ -215,14 +250,18 @@ def evaluate_runs(runs, options, device):
     finally:  # the run folder may be somebody else's, the one to export to is not
         if options.export is not None:
             index = search.build_index(first.data)
-            export.write(options.export, similarities, index, facts["title"], report.markdown(scores))
+            export.write(
+                options.export, similarities, index, facts["title"], report.markdown(scores)
+            )
 
 
 def evaluate_seeds(folder, seeds, options, device):
     """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
     for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
         if arguments.is_given(options, option):
-            raise InputError(f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN")
+            raise InputError(
+                f"--{option}: {folder} holds one run a seed, expected one run: name {folder}/seedN"
+            )
     runs = distributed.main_process_first(lambda: open_runs(seeds.values(), options, device))
     first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
     facts = find_facts(first.dataset, first.data, pairs, folder)
@@ -242,7 +281,11 @@ def evaluate_seeds(folder, seeds, options, device):
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     remedy = "evaluate on a machine with more memory, or end other programs"
-    with distributed.process_group(), distributed.raise_on_all_ranks(), devices.memory_errors("the evaluation", remedy):
+    with (
+        distributed.process_group(),
+        distributed.raise_on_all_ranks(),
+        devices.memory_errors("the evaluation", remedy),
+    ):
         evaluate(arguments.parse_evaluation(argv))
 
 

@@ -18,7 +18,15 @@ from lib.data.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.model.fragment import POOLINGS, after_attention, transformer_layer
 from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
-from lib.system.options import COUNT_OR_NONE, FRACTION, NOT_NEGATIVE, PROBABILITY_BELOW_ONE, SIZE, SWITCH, number
+from lib.system.options import (
+    COUNT_OR_NONE,
+    FRACTION,
+    NOT_NEGATIVE,
+    PROBABILITY_BELOW_ONE,
+    SIZE,
+    SWITCH,
+    number,
+)
 
 LOSSES = ("trip", "vse", "infonce")
 MOST_LAYERS, MOST_MATCHES = 100, 1000
@@ -37,7 +45,8 @@ def transformer_layers(dim, heads, dropout, count):
 
 
 def attention_bias(relation, mask_weight):
-    """What a block adds to the attention logits: mask_weight * relevance where connected, -inf where not."""
+    """What a block adds to the attention logits: mask_weight * relevance where connected,
+    -inf where not."""
     return (mask_weight * relation.relevance).masked_fill(~relation.is_connected, -torch.inf)
 
 
@@ -51,7 +60,8 @@ def attend(layer, nodes, others, bias):
 
 
 class Fusion(nn.Module):
-    """Passes the 2B instances of a batch through a transformer whose attention the relations steer (section 4)."""
+    """Passes the 2B instances of a batch through a transformer whose attention the relations steer
+    (section 4)."""
 
     def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0):
         super().__init__()
@@ -63,8 +73,10 @@ class Fusion(nn.Module):
         return whole_graph(*(attention_bias(block, self.mask_weight) for block in relations))
 
     def forward(self, image_vectors, caption_vectors, relations):
-        """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
-        instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)  # (1, 2B, E): one sequence
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced,
+        L2-normalised images and captions."""
+        # (1, 2B, E): one sequence
+        instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)
         bias = self.attention_bias(relations)
         for layer in self.layers:
             instances = attend(layer, instances, instances, bias)
@@ -73,9 +85,11 @@ class Fusion(nn.Module):
 
 
 class Standalone(nn.Module):
-    """Lets each modality attend to the other and then to itself, each block of the graph with layers of its own.
+    """Lets each modality attend to the other and then to itself,
+    each block of the graph with layers of its own.
 
-    The paper's other interaction; with relation "inter" or "intra" one of the two stages is left out.
+    The paper's other interaction; with relation "inter" or "intra" one of the two stages is left
+    out.
     """
 
     def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0, relation="both"):
@@ -86,8 +100,10 @@ class Standalone(nn.Module):
         self.i2i, self.t2t = (transformer_layers(dim, heads, dropout, intra) for _ in range(2))
 
     def forward(self, image_vectors, caption_vectors, relations):
-        """image_vectors, caption_vectors: (B, E). Returns the enhanced, L2-normalised images and captions."""
-        images, captions = image_vectors.unsqueeze(0), caption_vectors.unsqueeze(0)  # (1, B, E) each
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced,
+        L2-normalised images and captions."""
+        # (1, B, E) each
+        images, captions = image_vectors.unsqueeze(0), caption_vectors.unsqueeze(0)
         bias = Relations(*(attention_bias(block, self.mask_weight) for block in relations))
         for image_layer, caption_layer in zip(self.i2t, self.t2i):
             images, captions = (
@@ -101,24 +117,29 @@ class Standalone(nn.Module):
 
 
 class Objective(nn.Module):
-    """What training minimises: the base loss and, after warm-up, the losses over the instance graph (section 4).
+    """What training minimises: the base loss and, after warm-up,
+    the losses over the instance graph (section 4).
 
     total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
 
-    Nothing exists that the options leave without effect: no graph with interaction "none", no regulariser without a
-    learnt relevance between the modalities.
+    Nothing exists that the options leave without effect: no graph with interaction "none", no
+    regulariser without a learnt relevance between the modalities.
     """
 
     def __init__(
-        self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5, base_loss="trip",
-        gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True, norm_input=True,
-        cross_loss=True, reg_loss_weight=10.0, interaction="fusion", relation="both", use_relevance=True,
-        use_connection=True, distance="l2", mask_padding=False,
+        self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5,
+        base_loss="trip", gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True,
+        norm_input=True, cross_loss=True, reg_loss_weight=10.0, interaction="fusion",
+        relation="both", use_relevance=True, use_connection=True, distance="l2", mask_padding=False,
     ):  # fmt: skip
         super().__init__()
         self.base_loss, self.gnn_loss = base_loss, gnn_loss
         self.margin, self.longest_distance, self.mask_repeat = margin, longest_distance, mask_repeat
-        self.norm_input, self.cross_loss, self.reg_loss_weight = norm_input, cross_loss, reg_loss_weight
+        self.norm_input, self.cross_loss, self.reg_loss_weight = (
+            norm_input,
+            cross_loss,
+            reg_loss_weight,
+        )
         self.interaction, self.distance = interaction, distance
         if "infonce" in ([base_loss] if interaction == "none" else [base_loss, gnn_loss]):
             self.infonce = InfoNCE()  # one temperature for all of its terms
@@ -149,7 +170,9 @@ class Objective(nn.Module):
                 return hinge_loss(left, right, positives, self.margin, hardest)
             if name == "infonce":
                 return self.infonce(left, right, positives)
-            return triplet_loss(left, right, positives, self.margin, self.longest_distance, generator)
+            return triplet_loss(
+                left, right, positives, self.margin, self.longest_distance, generator
+            )
 
         u, w = images.embedding, captions.embedding
         terms = {"base": loss(self.base_loss, u, w)}
@@ -157,14 +180,19 @@ class Objective(nn.Module):
             relations = self.relations(images, captions)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
             if self.cross_loss:
-                terms["cross"] = loss(self.gnn_loss, u, enhanced_w) + loss(self.gnn_loss, enhanced_u, w)
+                terms["cross"] = loss(self.gnn_loss, u, enhanced_w) + loss(
+                    self.gnn_loss, enhanced_u, w
+                )
             terms["graph"] = loss(self.gnn_loss, enhanced_u, enhanced_w)
             if self.has_regulariser:
-                terms["regulariser"] = self.reg_loss_weight * regulariser(relations, u, w, self.distance)
+                terms["regulariser"] = self.reg_loss_weight * regulariser(
+                    relations, u, w, self.distance
+                )
         return Loss(sum(terms.values()), terms)
 
     def enhance(self, images, captions, relations):
-        """The enhanced embeddings u', w' of a batch, (B, E) each; the graph reads normalised ones or not."""
+        """The enhanced embeddings u', w' of a batch, (B, E) each;
+        the graph reads normalised ones or not."""
         interact = self.fusion if self.interaction == "fusion" else self.standalone
         field = "embedding" if self.norm_input else "unnormalised"
         return interact(getattr(images, field), getattr(captions, field), relations)
@@ -172,68 +200,141 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def relation_matrices(model, objective, split, num_pairs, device):
-    """The graph that the first `num_pairs` images of a split, each with its first caption, would train in.
+    """The graph that the first `num_pairs` images of a split, each with its first caption,
+    would train in.
 
-    Both modules are left in evaluation mode. Returns `Relation` of 2n x 2n on the CPU, n at most the split's images:
-    images, then captions, in the file's order.
+    Both modules are left in evaluation mode. Returns `Relation` of 2n x 2n on the CPU, n at most
+    the split's images: images, then captions, in the file's order.
     """
     model.eval()
     objective.eval()
     num_pairs = min(num_pairs, split.num_images)
     captions = split.first_captions[:num_pairs]
-    order = np.argsort(-split.captions.lengths[captions], kind="stable")  # longest first, for the text encoders
+    # longest first, for the text encoders
+    order = np.argsort(-split.captions.lengths[captions], kind="stable")
     regions, region_lengths = split.image_block(0, num_pairs)
     pieces, piece_lengths = split.caption_block(captions[order])
     relations = objective.relations(
         model.image_encoder(regions.to(device), region_lengths),
         model.text_encoder(pieces.to(device), piece_lengths, objective.pieces_read),
     )
-    in_file = torch.from_numpy(np.concatenate([np.arange(num_pairs), num_pairs + np.argsort(order)]))
-    return Relation(*(whole_graph(*blocks).cpu()[in_file][:, in_file] for blocks in zip(*relations)))
+    in_file = torch.from_numpy(
+        np.concatenate([np.arange(num_pairs), num_pairs + np.argsort(order)])
+    )
+    return Relation(
+        *(whole_graph(*blocks).cpu()[in_file][:, in_file] for blocks in zip(*relations))
+    )
 
 
 def add_options(parser):
-    """Add the options of the losses, of both transformers and of the instance graph to an argparse parser."""
+    """Add the options of the losses, of both transformers and of the instance graph to an argparse
+    parser."""
     losses = parser.add_argument_group("losses (docs/method.md, section 5)")
-    losses.add_argument("--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w")
-    losses.add_argument("--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'")
     losses.add_argument(
-        "--longest_distance", type=number(float, 0, 2, low_allowed=False),
-        help="trip: negatives this far or farther are not drawn (default: 1.9 for COCO and folders with testall, "
-        "else 1.7)",
-    )  # fmt: skip
+        "--base_loss", choices=LOSSES, default="trip", help="loss on the embeddings u, w"
+    )
+    losses.add_argument(
+        "--gnn_loss", choices=LOSSES, default="trip", help="loss g on the enhanced u', w'"
+    )
+    losses.add_argument(
+        "--longest_distance",
+        type=number(float, 0, 2, low_allowed=False),
+        help=(
+            "trip: negatives this far or farther are not drawn (default: 1.9 for COCO and folders "
+            "with testall, else 1.7)"
+        ),
+    )
 
     fragments = parser.add_argument_group("fragment-level relations (docs/method.md, section 3)")
-    fragments.add_argument("--pooling", choices=POOLINGS, default="maxk+relation",
-                           help="v_res, of both encoders; without +relation no transformer: v = v_res")  # fmt: skip
-    fragments.add_argument("--mask_padding", type=SWITCH, default=0,
-                           help="1: dropped regions count neither in batch norm nor in relations")  # fmt: skip
-    fragments.add_argument("--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v")
-    fragments.add_argument("--nhead", type=SIZE, default=16, help="attention heads of every transformer")
-    fragments.add_argument("--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT")
+    fragments.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="maxk+relation",
+        help="v_res, of both encoders; without +relation no transformer: v = v_res",
+    )
+    fragments.add_argument(
+        "--mask_padding",
+        type=SWITCH,
+        default=0,
+        help="1: dropped regions count neither in batch norm nor in relations",
+    )
+    fragments.add_argument(
+        "--residual_weight", type=FRACTION, default=0.8, help="lambda: share of v_res in v"
+    )
+    fragments.add_argument(
+        "--nhead", type=SIZE, default=16, help="attention heads of every transformer"
+    )
+    fragments.add_argument(
+        "--dropout", type=PROBABILITY_BELOW_ONE, default=0.1, help="of every transformer but BERT"
+    )
 
     graph = parser.add_argument_group("instance-level relations (docs/method.md, section 4)")
-    graph.add_argument("--interaction", choices=("fusion", "standalone", "none"), default="fusion",
-                       help="of the 2B nodes: one transformer, one a block, or no graph (base loss alone)")  # fmt: skip
-    graph.add_argument("--relation", choices=("both", "intra", "inter"), default="both",
-                       help="blocks that take part: all, within a modality, or between the two")  # fmt: skip
-    graph.add_argument("--connection", type=SWITCH, default=1, help="0: all are connected, nothing is masked")
-    graph.add_argument("--relevance", type=SWITCH, default=1, help="0: S = 0, connection alone; no regulariser")
-    graph.add_argument("--distance", choices=("l2", "l2sq"), default="l2",
-                       help="in exp(-distance / sigma): as released, or squared as in the paper")  # fmt: skip
-    graph.add_argument("--warmup", type=COUNT_OR_NONE, default=8000, help="steps before the graph takes part")
-    graph.add_argument("--num_layers_enc", type=number(int, 1, MOST_LAYERS), default=1,
-                       help="transformer layers of the graph, a stage")  # fmt: skip
-    graph.add_argument("--graph_lr_factor", type=NOT_NEGATIVE, default=1.0, help="learning rate of the graph, relative")
-    graph.add_argument("--mask_weight", type=NOT_NEGATIVE, default=1.0, help="weight of relevance S in the attention")
-    graph.add_argument("--threshold", type=FRACTION, default=0.5, help="share of the batch that a row connects to")
-    graph.add_argument("--topk", type=number(int, 1, MOST_MATCHES), default=10,
-                       help="K: fragment matches that the relevance MLP reads")  # fmt: skip
-    graph.add_argument("--reg_loss_weight", type=NOT_NEGATIVE, default=10, help="weight of the regulariser")
-    graph.add_argument("--norm_input", type=SWITCH, default=1, help="1: the graph reads normalised embeddings")
-    graph.add_argument("--cross_loss", type=SWITCH, default=1, help="1: add the losses g(u, w') + g(u', w)")
+    graph.add_argument(
+        "--interaction",
+        choices=("fusion", "standalone", "none"),
+        default="fusion",
+        help="of the 2B nodes: one transformer, one a block, or no graph (base loss alone)",
+    )
+    graph.add_argument(
+        "--relation",
+        choices=("both", "intra", "inter"),
+        default="both",
+        help="blocks that take part: all, within a modality, or between the two",
+    )
+    graph.add_argument(
+        "--connection", type=SWITCH, default=1, help="0: all are connected, nothing is masked"
+    )
+    graph.add_argument(
+        "--relevance", type=SWITCH, default=1, help="0: S = 0, connection alone; no regulariser"
+    )
+    graph.add_argument(
+        "--distance",
+        choices=("l2", "l2sq"),
+        default="l2",
+        help="in exp(-distance / sigma): as released, or squared as in the paper",
+    )
+    graph.add_argument(
+        "--warmup", type=COUNT_OR_NONE, default=8000, help="steps before the graph takes part"
+    )
+    graph.add_argument(
+        "--num_layers_enc",
+        type=number(int, 1, MOST_LAYERS),
+        default=1,
+        help="transformer layers of the graph, a stage",
+    )
+    graph.add_argument(
+        "--graph_lr_factor",
+        type=NOT_NEGATIVE,
+        default=1.0,
+        help="learning rate of the graph, relative",
+    )
+    graph.add_argument(
+        "--mask_weight",
+        type=NOT_NEGATIVE,
+        default=1.0,
+        help="weight of relevance S in the attention",
+    )
+    graph.add_argument(
+        "--threshold", type=FRACTION, default=0.5, help="share of the batch that a row connects to"
+    )
+    graph.add_argument(
+        "--topk",
+        type=number(int, 1, MOST_MATCHES),
+        default=10,
+        help="K: fragment matches that the relevance MLP reads",
+    )
+    graph.add_argument(
+        "--reg_loss_weight", type=NOT_NEGATIVE, default=10, help="weight of the regulariser"
+    )
+    graph.add_argument(
+        "--norm_input", type=SWITCH, default=1, help="1: the graph reads normalised embeddings"
+    )
+    graph.add_argument(
+        "--cross_loss", type=SWITCH, default=1, help="1: add the losses g(u, w') + g(u', w)"
+    )
 
 
 def longest_distance(dataset):
-    """Where distance-weighted sampling stops, by the name of a data set (docs/method.md, section 5)."""
+    """Where distance-weighted sampling stops, by the name of a data set
+    (docs/method.md, section 5)."""
     return COCO_LONGEST_DISTANCE if dataset.startswith("coco") else LONGEST_DISTANCE

@@ -1,6 +1,7 @@
 """Train HREM:  python train.py --data_path data/ --dataset f30k --logger_name runs/f30k_test
 
-Logs, curves and the best model go into the run folder; the best model's table on the test split ends the run.
+Logs, curves and the best model go into the run folder; the best model's table on the test split
+ends the run.
 """
 
 if __name__ == "__main__":
@@ -18,9 +19,11 @@ from lib.training.run_state import RunState
 
 
 def main(argv=None):
-    """The program; argv: its arguments, or those of the process. Returns the `Result` of each run."""
+    """The program; argv: its arguments, or those of the process.
+    Returns the `Result` of each run."""
     if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
-        devices.prepare_determinism()  # before anything else: several processes start CUDA first of all
+        # before anything else: several processes start CUDA first of all
+        devices.prepare_determinism()
     with distributed.process_group():
         with distributed.raise_on_all_ranks():
             runs = read_command_line(argv)
@@ -33,14 +36,20 @@ def read_command_line(argv):
     graph_lib.add_options(parser)
     runs = arguments.runs(arguments.parse_training(parser, argv))
     for options in runs:  # all of them before the first is trained
-        RunFolders(options.model_name, options.logger_name).find_resumed(options.resume, options.overwrite)
+        RunFolders(options.model_name, options.logger_name).find_resumed(
+            options.resume, options.overwrite
+        )
     return runs
 
 
 def train(runs):
-    """Train one run after the other, each with its options. Raises InputError. Returns the `Result` of each."""
+    """Train one run after the other, each with its options. Raises InputError.
+    Returns the `Result` of each."""
     size, results = runs[0].batch_size, []
-    remedy = f"try --batch_size {max(size // 2, 2)} or --precision bf16, or end other programs on the GPU"
+    remedy = (
+        f"try --batch_size {max(size // 2, 2)} or --precision "
+        "bf16, or end other programs on the GPU"
+    )
     for options in runs:
         with devices.memory_errors(f"--batch_size {size}", remedy):
             results.append(train_one(options))
@@ -49,7 +58,10 @@ def train(runs):
 
 def train_one(options):
     """One run, with its folders locked meanwhile. Raises InputError. Returns `Result`."""
-    with RunFolders(options.model_name, options.logger_name) as folders, folders.logs.keep_traceback():
+    with (
+        RunFolders(options.model_name, options.logger_name) as folders,
+        folders.logs.keep_traceback(),
+    ):
         return Training(RunState(options, folders)).run()
 
 

@@ -1,1 +1,2 @@
-"""One script a figure: `python -m benchmarks.step` prints a Markdown row; benchmarks/README.md holds the tables."""
+"""One script a figure: `python -m benchmarks.step` prints a Markdown row;
+benchmarks/README.md holds the tables."""

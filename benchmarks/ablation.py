@@ -1,12 +1,14 @@
-"""What each part of the method is worth on the demo data: every row of ROWS trained with several seeds.
+"""What each part of the method is worth on the demo data:
+every row of ROWS trained with several seeds.
 
 python -m benchmarks.ablation                               every row, 5 seeds: benchmarks/ablation.log and .md
 python -m benchmarks.ablation --rows hrem gpo --epochs 1    a quick look; its log and table stay in its run folder
 
-The log is the record, one run a line as JSON, and the table is made from it. A run that stands there is not run again,
-so that a stopped ablation goes on where it was, on another machine too; one that fails is noted and tried again the
-next time. Seeds come before rows: a part of the whole has as many seeds of each row. Two processes with different
---seeds may share the work. `python eval.py RUNS/ROW` has all the numbers of a row.
+The log is the record, one run a line as JSON, and the table is made from it. A run that stands
+there is not run again, so that a stopped ablation goes on where it was, on another machine too; one
+that fails is noted and tried again the next time. Seeds come before rows: a part of the whole has
+as many seeds of each row. Two processes with different --seeds may share the work. `python eval.py
+RUNS/ROW` has all the numbers of a row.
 """
 
 import json
@@ -61,7 +63,9 @@ def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     options = parser().parse_args(argv)
     schedule = f"--num_epochs {options.epochs}" if options.epochs else SCHEDULE
-    runs = Path(options.runs or ("runs/ablation" + (f"_{options.epochs}_epochs" if options.epochs else "")))
+    runs = Path(
+        options.runs or ("runs/ablation" + (f"_{options.epochs}_epochs" if options.epochs else ""))
+    )
     kept = runs if options.epochs else HERE
     kept.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
@@ -71,8 +75,12 @@ def main(argv=None):
                 outcome = train_one(f"{schedule} {ROWS[row]}", seed, folder, options)
                 entry = dict(row=row, options=ROWS[row], schedule=schedule, seed=seed) | outcome
                 with open(kept / LOG, "a", encoding="utf-8") as log:
-                    log.write(json.dumps(entry | dict(hardware=common.hardware(options.device))) + "\n")
-            (kept / TABLE).write_text(table(outcomes(kept / LOG, schedule), schedule), encoding="utf-8")
+                    log.write(
+                        json.dumps(entry | dict(hardware=common.hardware(options.device))) + "\n"
+                    )
+            (kept / TABLE).write_text(
+                table(outcomes(kept / LOG, schedule), schedule), encoding="utf-8"
+            )
     print_line((kept / TABLE).read_text(encoding="utf-8"))
 
 
@@ -80,18 +88,40 @@ def parser():
     """The options of this script."""
     found = Parser(prog="ablation", description=__doc__.splitlines()[0])
     found.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
-    found.add_argument("--seeds", nargs="+", type=SEED, default=list(range(5)), help="which seeds of each, in order")
-    found.add_argument("--epochs", type=COUNT, help="a quick look: so many epochs, graph and rates as the demo's")
-    found.add_argument("--runs", help="run folder (default: runs/ablation, or runs/ablation_EPOCHS_epochs)")
-    found.add_argument("--data_path", default="data/", help="folder that holds demo_precomp, or will")
-    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as of train.py")
+    found.add_argument(
+        "--seeds",
+        nargs="+",
+        type=SEED,
+        default=list(range(5)),
+        help="which seeds of each, in order",
+    )
+    found.add_argument(
+        "--epochs", type=COUNT, help="a quick look: so many epochs, graph and rates as the demo's"
+    )
+    found.add_argument(
+        "--runs", help="run folder (default: runs/ablation, or runs/ablation_EPOCHS_epochs)"
+    )
+    found.add_argument(
+        "--data_path", default="data/", help="folder that holds demo_precomp, or will"
+    )
+    found.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as of train.py"
+    )
     return found
 
 
 def train_one(given, seed, folder, options):
-    """Train one seed of a row, its options `given`, into `folder`. Returns what the log notes of it, a dict."""
+    """Train one seed of a row, its options `given`, into `folder`.
+    Returns what the log notes of it, a dict."""
     argv = f"--dataset demo --overwrite 1 --save_results 0 --seed {seed} {given}".split()
-    argv += ["--data_path", options.data_path, "--device", options.device, "--logger_name", str(folder)]
+    argv += [
+        "--data_path",
+        options.data_path,
+        "--device",
+        options.device,
+        "--logger_name",
+        str(folder),
+    ]
     try:
         result = train.main(argv)[0]
     except Exception as error:  # whatever it is, the other runs go on
@@ -103,17 +133,20 @@ def train_one(given, seed, folder, options):
 
 
 def outcomes(log, schedule):
-    """What the log holds of the rows as they are now: {(row, seed): its last line of this schedule, a dict}."""
+    """What the log holds of the rows as they are now:
+    {(row, seed): its last line of this schedule, a dict}."""
     found = {}
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines() if log.exists() else [], start=1):
+    for number, line in enumerate(
+        log.read_text(encoding="utf-8").splitlines() if log.exists() else [], start=1
+    ):
         try:
             entry = json.loads(line)
             if (entry["options"], entry["schedule"]) == (ROWS.get(entry["row"]), schedule):
                 found[entry["row"], entry["seed"]] = entry
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{log}: line {number} is not what this program writes ({first_sentence(error)}), expected JSON with "
-                "row, options, schedule and seed; take the line out"
+                f"{log}: line {number} is not what this program writes ({first_sentence(error)}), "
+                "expected JSON with row, options, schedule and seed; take the line out"
             ) from error
     return found
 
@@ -121,17 +154,29 @@ def outcomes(log, schedule):
 def table(found, schedule):
     """The Markdown table of the rows that have a finished or a failed run; found: of `outcomes`."""
     lines = [
-        f"Demo data, `{schedule}`; test split, the epoch best on dev; mean ± sample standard deviation over seeds, "
-        f"but for {TIME}: of the quickest seed.\n",
-        f"| row | options | seeds | {' | '.join([*COLUMNS, COMPARED, TIME])} |\n{'|---' * (5 + len(COLUMNS))}|",
+        (
+            f"Demo data, `{schedule}`; test split, the epoch best on dev; mean ± sample standard "
+            f"deviation over seeds, but for {TIME}: of the quickest seed.\n"
+        ),
+        (
+            f"| row | options | seeds | {' | '.join([*COLUMNS, COMPARED, TIME])} "
+            f"|\n{'|---' * (5 + len(COLUMNS))}|"
+        ),
     ]
     for row, given in ROWS.items():
         of_row = [found[key] for key in sorted(found) if key[0] == row]
         finished = [entry for entry in of_row if "rsum" in entry]
-        failed = [f"seed {entry['seed']} FAILED: {entry['failed']}" for entry in of_row if "failed" in entry]
+        failed = [
+            f"seed {entry['seed']} FAILED: {entry['failed']}"
+            for entry in of_row
+            if "failed" in entry
+        ]
         if of_row:
             seeds = "; ".join([str(len(finished)), *failed]).replace("|", "\\|")
-            cells = [spread([entry[name] for entry in finished], digits) for name, digits in COLUMNS.items()]
+            cells = [
+                spread([entry[name] for entry in finished], digits)
+                for name, digits in COLUMNS.items()
+            ]
             cells += [spread(differences(found, row), 1)]
             cells += [f"{min(entry[TIME] for entry in finished):.3f}" if finished else ""]
             lines.append(f"| {row} | `{given or 'defaults'}` | {seeds} | {' | '.join(cells)} |")
@@ -139,7 +184,8 @@ def table(found, schedule):
 
 
 def differences(found, row):
-    """rsum of a row less that of the first row, of every seed that both have; none for the first row itself."""
+    """rsum of a row less that of the first row, of every seed that both have;
+    none for the first row itself."""
     rsums = {key: entry["rsum"] for key, entry in found.items() if "rsum" in entry}
     first = next(iter(ROWS))
     return [

@@ -1,4 +1,5 @@
-"""What every benchmark needs: the published configuration, interleaved timing, memory, and the row it prints."""
+"""What every benchmark needs: the published configuration, interleaved timing, memory,
+and the row it prints."""
 
 import argparse
 import ctypes
@@ -20,16 +21,25 @@ from lib.data.dataset import Batch, pad_pieces
 from lib.model.network import HREM
 
 REGIONS, REGION_DIM, EMBED_SIZE = 36, 2048, 1024
-SHORTEST_CAPTION, CAPTION_SHAPE, CAPTION_SCALE = 4, 4.5, 2.09  # gamma: 13.4 pieces on average, 27 the longest of 128
+# gamma: 13.4 pieces on average, 27 the longest of 128
+SHORTEST_CAPTION, CAPTION_SHAPE, CAPTION_SCALE = 4, 4.5, 2.09
 
 
 def arguments(description, **extra):
     """Parse a benchmark's command line: --device, --rounds, and `extra` of name -> default."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions; the median counts")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="interleaved repetitions; the median counts"
+    )
     for name, default in extra.items():
-        kind = dict(type=type(default[0]), nargs="+") if isinstance(default, list) else dict(type=type(default))
+        kind = (
+            dict(type=type(default[0]), nargs="+")
+            if isinstance(default, list)
+            else dict(type=type(default))
+        )
         parser.add_argument(f"--{name}", default=default, **kind)
     return parser.parse_args()
 
@@ -41,22 +51,29 @@ def caption_lengths(count, generator):
 
 
 def random_captions(lengths, generator):
-    """Ids of captions of these lengths, a list of arrays, from the vocabulary of bert-base-uncased."""
+    """Ids of captions of these lengths, a list of arrays,
+    from the vocabulary of bert-base-uncased."""
     return [generator.integers(1000, 30000, size=length) for length in lengths]
 
 
 def random_batch(batch_size, seed=0):
-    """A training batch of the published configuration: 36 regions of which a fifth is dropped, sorted captions."""
+    """A training batch of the published configuration:
+    36 regions of which a fifth is dropped, sorted captions."""
     generator = np.random.default_rng(seed)
-    pieces, piece_lengths = pad_pieces(random_captions(-np.sort(-caption_lengths(batch_size, generator)), generator))
+    pieces, piece_lengths = pad_pieces(
+        random_captions(-np.sort(-caption_lengths(batch_size, generator)), generator)
+    )
     region_lengths = torch.from_numpy(generator.binomial(REGIONS, 0.8, size=batch_size))
-    regions = torch.from_numpy(generator.random((batch_size, int(region_lengths.max()), REGION_DIM), dtype=np.float32))
+    regions = torch.from_numpy(
+        generator.random((batch_size, int(region_lengths.max()), REGION_DIM), dtype=np.float32)
+    )
     regions *= (torch.arange(regions.size(1)) < region_lengths[:, None])[:, :, None]
     return Batch(regions, region_lengths, pieces, piece_lengths, torch.arange(batch_size))
 
 
 def bert_base():
-    """bert-base-uncased's architecture with random weights: what it costs does not depend on them."""
+    """bert-base-uncased's architecture with random weights:
+    what it costs does not depend on them."""
     torch.manual_seed(0)
     return BertModel(BertConfig(), add_pooling_layer=False)
 
@@ -68,7 +85,8 @@ def published_model(device):
 
 
 def interleaved(functions, rounds, device="cpu"):
-    """Median seconds of each function of a dict, called in turn `rounds` times after one call to warm up."""
+    """Median seconds of each function of a dict, called in turn `rounds` times after one call to
+    warm up."""
     seconds = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -97,7 +115,8 @@ def peak_memory(function, device="cpu"):
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated()
         return (peak - before) / 1e6, peak / 1e6
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # Linux: give back what is free, so that using it again counts
+    # Linux: give back what is free, so that using it again counts
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
     before = resident("VmRSS")
     function()
@@ -134,7 +153,9 @@ def hardware(device):
     if str(device).startswith("cuda"):
         name = torch.cuda.get_device_name(device)
     else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        lines = (
+            Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+        )
         models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         name = f"{torch.get_num_threads()} cores of {models[0] if models else platform.processor()}"
     load = f"load {os.getloadavg()[0]:.1f}"

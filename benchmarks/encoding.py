@@ -1,4 +1,5 @@
-"""Encoding 1000 images and 5000 captions, against BertModel's forward on the same captions, padded as they come."""
+"""Encoding 1000 images and 5000 captions, against BertModel's forward on the same captions,
+padded as they come."""
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ class RandomSplit:
         self.ids = common.random_captions(lengths, generator)
         starts = np.concatenate(([0], np.cumsum(lengths - 2)))
         pieces = np.concatenate([ids[1:-1] for ids in self.ids])
-        self.captions = Captions(pieces, np.arange(len(pieces) + 1), starts, SpecialIds(101, 102, 103, 30522))
+        self.captions = Captions(
+            pieces, np.arange(len(pieces) + 1), starts, SpecialIds(101, 102, 103, 30522)
+        )
         self.regions = torch.rand(num_images, common.REGIONS, common.REGION_DIM)
 
     def image_block(self, start, stop):
@@ -56,7 +59,9 @@ def measure(num_images, options):
         for start in range(0, len(split.ids), BATCH):
             bert_on_padding(bert, pad_pieces(split.ids[start : start + BATCH])[0].to(device))
 
-    found = common.interleaved({"encoding": encoding, "BertModel": reference}, options.rounds, device)
+    found = common.interleaved(
+        {"encoding": encoding, "BertModel": reference}, options.rounds, device
+    )
     ratio = f"{found['encoding'] / found['BertModel']:.2f}"
     seconds = [f"{found[name]:.2f} s" for name in ("encoding", "BertModel")]
     common.print_row(f"{num_images}, {len(split.ids)}", *seconds, ratio, common.hardware(device))

@@ -1,4 +1,5 @@
-"""A training batch from one worker, features in the page cache, against loading a sample at a time."""
+"""A training batch from one worker, features in the page cache,
+against loading a sample at a time."""
 
 import itertools
 import tempfile
@@ -59,10 +60,18 @@ def measure(split, texts, tokeniser, batch_size, options):
         loader = training_loader(TrainingPairs(split, seed=0), batch_size, workers=1)
         ours.append(seconds_a_batch(batches(loader), options.batches))
         plain = OnePairAtATime(split, texts, tokeniser)
-        loader = DataLoader(plain, batch_size, shuffle=True, num_workers=1, collate_fn=collate, drop_last=True)
+        loader = DataLoader(
+            plain, batch_size, shuffle=True, num_workers=1, collate_fn=collate, drop_last=True
+        )
         theirs.append(seconds_a_batch(loader, options.batches))
     ours, theirs = float(np.median(ours)), float(np.median(theirs))
-    common.print_row(batch_size, f"{ours:.4f} s", f"{theirs:.4f} s", f"{theirs / ours:.1f}", common.hardware("cpu"))
+    common.print_row(
+        batch_size,
+        f"{ours:.4f} s",
+        f"{theirs:.4f} s",
+        f"{theirs / ours:.1f}",
+        common.hardware("cpu"),
+    )
 
 
 if __name__ == "__main__":

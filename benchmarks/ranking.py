@@ -1,4 +1,5 @@
-"""Ranks of a similarity matrix, against sorting the candidates of every query; and of embeddings, without a matrix."""
+"""Ranks of a similarity matrix, against sorting the candidates of every query;
+and of embeddings, without a matrix."""
 
 import numpy as np
 import torch
@@ -7,7 +8,9 @@ from benchmarks import common
 from benchmarks.reference import ranks_by_sorting
 from lib.evaluation import metrics
 
-HEADER = common.header("images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory")
+HEADER = common.header(
+    "images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory"
+)
 
 
 def main():
@@ -29,21 +32,27 @@ def measure(num_images, options):
     if options.yardstick:
         sorting, ratio = f"{found['sorting']:.2f} s", f"{found['sorting'] / found['ranks']:.0f}"
     size, seconds = f"{num_images} x {5 * num_images}", f"{found['ranks']:.4f} s"
-    common.print_row(size, "matrix", seconds, sorting, ratio, f"{memory:.0f} MB", common.hardware("cpu"))
+    common.print_row(
+        size, "matrix", seconds, sorting, ratio, f"{memory:.0f} MB", common.hardware("cpu")
+    )
 
 
 def measure_embeddings(num_images, options):
     """Print the row of one set of embeddings, whose matrix is never held."""
     generator = torch.Generator().manual_seed(0)
     images, captions = (
-        torch.nn.functional.normalize(torch.randn(count, common.EMBED_SIZE, generator=generator), dim=1)
+        torch.nn.functional.normalize(
+            torch.randn(count, common.EMBED_SIZE, generator=generator), dim=1
+        )
         for count in (num_images, 5 * num_images)
     )
     similarities = metrics.Similarity(images, captions)
     found = common.interleaved({"ranks": lambda: metrics.ranks(similarities)}, options.rounds)
     memory = common.peak_memory(lambda: metrics.ranks(similarities))[0]
     size, seconds = f"{num_images} x {5 * num_images}", f"{found['ranks']:.2f} s"
-    common.print_row(size, "embeddings", seconds, "", "", f"{memory:.0f} MB", common.hardware("cpu"))
+    common.print_row(
+        size, "embeddings", seconds, "", "", f"{memory:.0f} MB", common.hardware("cpu")
+    )
 
 
 if __name__ == "__main__":

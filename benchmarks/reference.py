@@ -1,4 +1,5 @@
-"""What ours is measured against: the plain way to compute the same thing, as research code has it."""
+"""What ours is measured against: the plain way to compute the same thing,
+as research code has it."""
 
 import numpy as np
 import torch
@@ -6,14 +7,17 @@ import torch.nn.functional as F
 
 
 def bert_on_padding(bert, pieces):
-    """BertModel on a batch padded to its longest caption. pieces: (B, L) ids, 0 beyond each caption. (B, L, hidden)"""
+    """BertModel on a batch padded to its longest caption. pieces: (B, L) ids,
+    0 beyond each caption. (B, L, hidden)"""
     return bert(input_ids=pieces, attention_mask=(pieces != 0).long()).last_hidden_state
 
 
 def relations_by_caption(words, lengths, regions, mlp_t2i, mlp_i2t, topk):
-    """Cross-modal relations with a loop over captions: each against all images, at its own length, with autograd on.
+    """Cross-modal relations with a loop over captions: each against all images,
+    at its own length, with autograd on.
 
-    Returns relevance and mean match, (B, B) each, of captions x images, and the same of images x captions.
+    Returns relevance and mean match, (B, B) each, of captions x images, and the same of images x
+    captions.
     """
     found = []
     regions = F.normalize(regions, dim=-1)
@@ -32,7 +36,8 @@ def relations_by_caption(words, lengths, regions, mlp_t2i, mlp_i2t, topk):
 
 
 def ranks_by_sorting(similarities):
-    """Ranks by sorting the candidates of every query. similarities: (N, 5N) array. Returns (N,) and (5N,)."""
+    """Ranks by sorting the candidates of every query. similarities: (N, 5N) array. Returns
+    (N,) and (5N,)."""
     num_images = len(similarities)
     image_to_text = np.zeros(num_images, dtype=np.int64)
     for image in range(num_images):
@@ -47,11 +52,13 @@ def ranks_by_sorting(similarities):
 
 
 class OnePairAtATime(torch.utils.data.Dataset):
-    """Training pairs a sample at a time, with a tensor for each, cut into pieces anew each time it is asked for."""
+    """Training pairs a sample at a time, with a tensor for each,
+    cut into pieces anew each time it is asked for."""
 
     def __init__(self, split, texts, tokeniser):
         self.texts, self.tokeniser = texts, tokeniser
-        self.regions = np.load(split.regions_path, mmap_mode="c", allow_pickle=False)  # "r" makes PyTorch warn
+        # "r" makes PyTorch warn
+        self.regions = np.load(split.regions_path, mmap_mode="c", allow_pickle=False)
 
     def __len__(self):
         return len(self.texts)
@@ -70,7 +77,9 @@ class OnePairAtATime(torch.utils.data.Dataset):
 def collate(samples):
     """Pad samples of `OnePairAtATime` one after the other."""
     samples.sort(key=lambda sample: -len(sample[1]))
-    regions = torch.zeros(len(samples), max(len(sample[0]) for sample in samples), samples[0][0].size(1))
+    regions = torch.zeros(
+        len(samples), max(len(sample[0]) for sample in samples), samples[0][0].size(1)
+    )
     pieces = torch.zeros(len(samples), len(samples[0][1]), dtype=torch.long)
     for row, (found, ids, _) in enumerate(samples):
         regions[row, : len(found)] = found

@@ -7,7 +7,9 @@ from benchmarks import common
 from benchmarks.reference import relations_by_caption
 from lib.objective.relation import CrossModalRelation
 
-HEADER = common.header("batch", "relations", "loop over captions", "loop / relations", "peak extra memory")
+HEADER = common.header(
+    "batch", "relations", "loop over captions", "loop / relations", "peak extra memory"
+)
 
 
 def main():
@@ -30,7 +32,9 @@ def measure(batch_size, options):
         (i2t.relevance.sum() + t2i.relevance.sum()).backward()
 
     def loop():
-        t2i, _, i2t, _ = relations_by_caption(words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=10)
+        t2i, _, i2t, _ = relations_by_caption(
+            words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=10
+        )
         (i2t.sum() + t2i.sum()).backward()
 
     functions = {"relations": relations} | ({"loop": loop} if options.yardstick else {})
@@ -40,7 +44,9 @@ def measure(batch_size, options):
         by_loop, ratio = f"{found['loop']:.3f} s", f"{found['loop'] / found['relations']:.1f}"
     memory = common.peak_memory(relations, device)[0]
     seconds = f"{found['relations']:.4f} s"
-    common.print_row(batch_size, seconds, by_loop, ratio, f"{memory:.0f} MB", common.hardware(device))
+    common.print_row(
+        batch_size, seconds, by_loop, ratio, f"{memory:.0f} MB", common.hardware(device)
+    )
 
 
 if __name__ == "__main__":

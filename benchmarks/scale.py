@@ -1,4 +1,5 @@
-"""Opening and training on features the size of COCO's (a sparse file), and cutting its captions: time and memory."""
+"""Opening and training on features the size of COCO's (a sparse file),
+and cutting its captions: time and memory."""
 
 import itertools
 import tempfile
@@ -15,7 +16,13 @@ from lib.model.network import HREM
 from lib.training import engine, optim
 
 HEADER = common.header(
-    "images, captions", "features", "cut captions", "open again", "step after that", "memory held", "of it mapped file"
+    "images, captions",
+    "features",
+    "cut captions",
+    "open again",
+    "step after that",
+    "memory held",
+    "of it mapped file",
 )
 SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwxz" for vowel in "aeiou"]
 MOST_WORDS = 25_000  # different words in the captions, about as many as COCO has
@@ -30,17 +37,31 @@ def main():
 
 
 def make_split(folder, num_images):
-    """Features of zeros that take no room on disk, captions of real lengths, and a tokeniser that cuts their words."""
+    """Features of zeros that take no room on disk, captions of real lengths,
+    and a tokeniser that cuts their words."""
     shape = (num_images, common.REGIONS, common.REGION_DIM)
     np.lib.format.open_memmap(folder / "train_ims.npy", mode="w+", dtype=np.float32, shape=shape)
     generator = np.random.default_rng(0)
-    words = np.array(["".join(parts) for parts in itertools.islice(itertools.product(SYLLABLES, repeat=3), MOST_WORDS)])
+    words = np.array(
+        [
+            "".join(parts)
+            for parts in itertools.islice(itertools.product(SYLLABLES, repeat=3), MOST_WORDS)
+        ]
+    )
     lengths = common.caption_lengths(5 * num_images, generator) - 2
     drawn = words[generator.zipf(1.5, size=lengths.sum()) % len(words)]
     with open(folder / "train_caps.txt", "w") as file:
         for caption in np.split(drawn, np.cumsum(lengths)[:-1]):
             file.write(" ".join(caption) + "\n")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SYLLABLES, *(f"##{part}" for part in SYLLABLES)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *SYLLABLES,
+        *(f"##{part}" for part in SYLLABLES),
+    ]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     return BertTokenizerFast(str(folder / "vocab.txt"))
 
@@ -53,7 +74,11 @@ def measure(folder, num_images, options):
         started = time.perf_counter()
         split = RetrievalDataset(folder, "train", tokeniser)
         seconds.append(time.perf_counter() - started)
-    bert = BertModel(BertConfig(vocab_size=len(tokeniser), num_hidden_layers=1, hidden_size=64, num_attention_heads=2))
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(tokeniser), num_hidden_layers=1, hidden_size=64, num_attention_heads=2
+        )
+    )
     model, objective = HREM(bert, embed_size=64, heads=2).train(), Objective(64, heads=2).train()
     optimizer = optim.build(model, objective, 5e-4)
     loader = training_loader(TrainingPairs(split, seed=0), options.batch_size, workers=1)
@@ -63,10 +88,14 @@ def measure(folder, num_images, options):
     step = (time.perf_counter() - started) / options.steps
     size = (folder / "train_ims.npy").stat().st_size / 1e9
     common.print_row(
-        f"{num_images}, {split.num_captions}", f"{size:.1f} GB", *(f"{value:.1f} s" for value in seconds),
-        f"{step:.2f} s", f"{common.resident('VmRSS'):.0f} MB", f"{common.resident('RssFile'):.0f} MB",
+        f"{num_images}, {split.num_captions}",
+        f"{size:.1f} GB",
+        *(f"{value:.1f} s" for value in seconds),
+        f"{step:.2f} s",
+        f"{common.resident('VmRSS'):.0f} MB",
+        f"{common.resident('RssFile'):.0f} MB",
         common.hardware("cpu"),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A training step, relations on, shared by several processes: the same loss, its time, what is sent.
+"""A training step, relations on, shared by several processes: the same loss, its time,
+what is sent.
 
 torchrun --nproc_per_node N -m benchmarks.scaling --batch_size 128 --seconds_alone 10.1
 """
@@ -13,7 +14,14 @@ from lib.system import distributed
 from lib.training import engine, optim
 
 HEADER = common.header(
-    "processes", "batch", "loss", "gradient norm", "step", "efficiency", "gathered", "gradients averaged"
+    "processes",
+    "batch",
+    "loss",
+    "gradient norm",
+    "step",
+    "efficiency",
+    "gathered",
+    "gradients averaged",
 )
 
 
@@ -26,11 +34,14 @@ def main():
 def own_shard(batch):
     """This process's shard of a whole batch."""
     own = distributed.shard()
-    return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
+    return batch._replace(
+        **{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"}
+    )
 
 
 def gathered_by(function):
-    """Call a function. Returns what it returned, and the bytes that the processes gathered together meanwhile."""
+    """Call a function. Returns what it returned, and the bytes that the processes gathered together
+    meanwhile."""
     gather, counted = dist.all_gather, []
 
     def gather_and_count(found, rows):
@@ -45,9 +56,12 @@ def gathered_by(function):
 
 
 def measure(options):
-    """Print the row of this number of processes; the loss and the norm must be those of every other number."""
+    """Print the row of this number of processes; the loss and the norm must be those of every other
+    number."""
     device = (
-        torch.device("cuda", distributed.local_gpu(0)) if options.device == "cuda" else torch.device(options.device)
+        torch.device("cuda", distributed.local_gpu(0))
+        if options.device == "cuda"
+        else torch.device(options.device)
     )
     bert = common.bert_base()
     for part in bert.modules():
@@ -55,24 +69,33 @@ def measure(options):
             part.p = 0.0  # each shard has its own: with it the numbers would differ
     bert.config.attention_probs_dropout_prob = 0.0
     model = HREM(bert, common.REGION_DIM, common.EMBED_SIZE, dropout=0.0).to(device).train()
-    objective = Objective(common.EMBED_SIZE, dropout=0.0, base_loss="vse", gnn_loss="vse").to(device).train()
+    objective = (
+        Objective(common.EMBED_SIZE, dropout=0.0, base_loss="vse", gnn_loss="vse")
+        .to(device)
+        .train()
+    )
     optimizer = optim.build(model, objective, 5e-4)
     replicas = distributed.wrap_ddp(engine.BatchLoss(model, objective))
     batch = own_shard(common.random_batch(options.batch_size)).to(device)
 
     def step():
-        return engine.training_step(model, objective, optimizer, batch, use_graph=True, replicas=replicas)
+        return engine.training_step(
+            model, objective, optimizer, batch, use_graph=True, replicas=replicas
+        )
 
     first, gathered = gathered_by(step)
     seconds = common.interleaved({"step": step}, options.rounds, options.device)["step"]
     if distributed.is_main_process():
         size, parameters = distributed.world_size(), [*model.parameters(), *objective.parameters()]
         gradients = sum(4 * parameter.numel() for parameter in parameters) if size > 1 else 0
-        efficiency = f"{options.seconds_alone / size / seconds:.2f}" if options.seconds_alone else ""
+        efficiency = (
+            f"{options.seconds_alone / size / seconds:.2f}" if options.seconds_alone else ""
+        )
         print(HEADER)
         common.print_row(
-            size, options.batch_size, f"{float(first.loss):.4f}", f"{float(first.gradient_norm):.4f}",
-            f"{seconds:.2f} s", efficiency, f"{gathered / 1e6:.1f} MB", f"{gradients / 1e6:.1f} MB",
+            size, options.batch_size, f"{float(first.loss):.4f}",
+            f"{float(first.gradient_norm):.4f}", f"{seconds:.2f} s", efficiency,
+            f"{gathered / 1e6:.1f} MB", f"{gradients / 1e6:.1f} MB",
             common.hardware(options.device),
         )  # fmt: skip
 

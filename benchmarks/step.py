@@ -1,4 +1,5 @@
-"""A whole training step, relations on, against BertModel's forward and backward on the same padded batch (Y)."""
+"""A whole training step, relations on, against BertModel's forward and backward on the same padded
+batch (Y)."""
 
 import torch
 
@@ -26,7 +27,9 @@ def measure(batch_size, precision, options):
     bert = common.bert_base().to(device).train()
 
     def step():
-        engine.training_step(model, objective, optimizer, batch, use_graph=True, precision=precision)
+        engine.training_step(
+            model, objective, optimizer, batch, use_graph=True, precision=precision
+        )
 
     def reference():
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -41,8 +44,12 @@ def measure(batch_size, precision, options):
     operations = common.operations(step)
     ratio = f"{found['step'] / found['Y']:.2f}" if options.yardstick else ""
     unit = (1e3, "ms") if device.type == "cuda" else (1, "s")
-    times = [f"{found[name] * unit[0]:.2f} {unit[1]}" if name in found else "" for name in ("step", "Y")]
-    common.print_row(batch_size, precision, *times, ratio, memory, operations, common.hardware(options.device))
+    times = [
+        f"{found[name] * unit[0]:.2f} {unit[1]}" if name in found else "" for name in ("step", "Y")
+    ]
+    common.print_row(
+        batch_size, precision, *times, ratio, memory, operations, common.hardware(options.device)
+    )
 
 
 if __name__ == "__main__":

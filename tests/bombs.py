@@ -1,7 +1,8 @@
-"""Files that would run code when read: each leaves a marker file behind as soon as a careless reader unpickles it.
+"""Files that would run code when read: each leaves a marker file behind as soon as a careless
+reader unpickles it.
 
-BOMBS: name -> function of the marker's path that gives an object; `plant` writes one as a stranger's checkpoint, in
-any of FORMS and PLACES. A reader that sets one off has made the marker.
+BOMBS: name -> function of the marker's path that gives an object; `plant` writes one as a
+stranger's checkpoint, in any of FORMS and PLACES. A reader that sets one off has made the marker.
 """
 
 import argparse
@@ -125,7 +126,9 @@ BOMBS = {
     "exec": lambda path: Call(exec, source(path)),
     "a code object": lambda path: Call(exec, Call(compile, source(path), "x", "exec")),
     "open": lambda path: Call(open, str(path), "w"),
-    "open and write": lambda path: Call(Call(getattr, Call(open, str(path), "w"), "write"), "written"),
+    "open and write": lambda path: Call(
+        Call(getattr, Call(open, str(path), "w"), "write"), "written"
+    ),
     "io.FileIO": lambda path: Call(io.FileIO, str(path), "w"),
     "shutil.copyfile": lambda path: Call(shutil.copyfile, __file__, str(path)),
     "getattr": lambda path: Call(Call(getattr, OS, "system"), shell(path)),
@@ -136,16 +139,23 @@ BOMBS = {
     "runpy.run_path": lambda path: Call(runpy.run_path, program(path)),
     "torch.save": lambda path: Call(torch.save, {}, str(path)),
     "torch.load": lambda path: Call(
-        functools.partial(torch.load, weights_only=False), stream(lambda f, x: torch.save(x, f), os_system(path))
+        functools.partial(torch.load, weights_only=False),
+        stream(lambda f, x: torch.save(x, f), os_system(path)),
     ),
-    "pickle.load": lambda path: Call(pickle.load, stream(lambda f, x: pickle.dump(x, f), os_system(path))),
+    "pickle.load": lambda path: Call(
+        pickle.load, stream(lambda f, x: pickle.dump(x, f), os_system(path))
+    ),
     "numpy.load": lambda path: Call(
         functools.partial(np.load, allow_pickle=True), stream(np.save, objects(os_system(path)))
     ),
-    "numpy.ndarray.tofile": lambda path: Call(operator.methodcaller("tofile", str(path)), np.ones(3)),
+    "numpy.ndarray.tofile": lambda path: Call(
+        operator.methodcaller("tofile", str(path)), np.ones(3)
+    ),
     "an array of objects": lambda path: objects(os_system(path)),
     "deep inside": lambda path: {"a": [({"b": (os_system(path),)},)]},
-    "a call in a call": lambda path: Call(str, Call(repr, Call(len, Call(list, Call(map, os.system, [shell(path)]))))),
+    "a call in a call": lambda path: Call(
+        str, Call(repr, Call(len, Call(list, Call(map, os.system, [shell(path)]))))
+    ),
     "a key": lambda path: Call(dict, [(os_system(path), 1)]),
     "beside a tensor": lambda path: [torch.ones(2), os_system(path)],
     "in a Namespace": lambda path: argparse.Namespace(nhead=os_system(path)),
@@ -165,9 +175,17 @@ FORMS = {
 PLACES = {  # where in a checkpoint it lies
     "all of it": lambda bomb: bomb,
     "our options": lambda bomb: {"format": "hrem-1", "model": {}, "options": {"nhead": bomb}},
-    "published options": lambda bomb: {"model": [{}, {}], "opt": argparse.Namespace(nhead=bomb), "epoch": 1},
+    "published options": lambda bomb: {
+        "model": [{}, {}],
+        "opt": argparse.Namespace(nhead=bomb),
+        "epoch": 1,
+    },
     "a weight": lambda bomb: {"model": [{"fc.fc.weight": bomb}, {}], "opt": argparse.Namespace()},
-    "an entry that nothing reads": lambda bomb: {"model": [{}, {}], "opt": argparse.Namespace(), "x": bomb},
+    "an entry that nothing reads": lambda bomb: {
+        "model": [{}, {}],
+        "opt": argparse.Namespace(),
+        "x": bomb,
+    },
 }
 
 

@@ -1,4 +1,5 @@
-"""Tests reach for no hub and no GPU; data, a finished run and refusals that several files of tests use."""
+"""Tests reach for no hub and no GPU; data, a finished run and refusals that several files of tests
+use."""
 
 # ruff: noqa: E402
 
@@ -6,7 +7,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 if not os.environ.get("HREM_TEST_GPU"):  # a test that needs a GPU is run with HREM_TEST_GPU=1
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch looks for GPUs; in the programs that tests start too
+    # before torch looks for GPUs; in the programs that tests start too
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import shutil
 import signal
@@ -22,14 +24,16 @@ from lib.system.errors import command_line
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """SIGINT is heard, by started programs too: under nohup and in the background of a shell it would be ignored."""
+    """SIGINT is heard, by started programs too: under nohup and in the background of a shell it
+    would be ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def stamps(folder):
-    """Size and time of every file below a folder but the hidden ones, such as captions cut into pieces and locks."""
+    """Size and time of every file below a folder but the hidden ones,
+    such as captions cut into pieces and locks."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
     return {
         path: (path.stat().st_size, path.stat().st_mtime_ns)
@@ -40,7 +44,8 @@ def stamps(folder):
 
 @pytest.fixture(autouse=True)
 def shared_folders_stay():
-    """No test changes a folder that others read: their results would hang on the order of the tests."""
+    """No test changes a folder that others read: their results would hang on the order of the
+    tests."""
     before = [stamps(folder) for folder in SHARED]
     yield
     for folder, found in zip(SHARED, before):
@@ -69,7 +74,8 @@ def finished(whole, tmp_path_factory):
 
 @pytest.fixture
 def refusal(capfd):
-    """Run a program as its command line does; give its one line of refusal, which must hold all of `expected`."""
+    """Run a program as its command line does; give its one line of refusal,
+    which must hold all of `expected`."""
 
     def run(main, *argv, expected=()):
         capfd.readouterr()
@@ -79,7 +85,9 @@ def refusal(capfd):
         assert not warned, warned[0]  # on standard error it would be a line more
         error = capfd.readouterr().err
         assert ended.value.code == 2
-        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, error
+        assert error.startswith("error: ") and error.endswith("\n") and error.count("\n") == 1, (
+            error
+        )
         for text in expected:
             assert str(text) in error, error
         return error

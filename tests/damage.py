@@ -1,4 +1,5 @@
-"""Damage to a data folder, a BERT or a run folder, and what a folder holds: for tests of bad input."""
+"""Damage to a data folder, a BERT or a run folder,
+and what a folder holds: for tests of bad input."""
 
 import json
 import shutil
@@ -6,12 +7,16 @@ import shutil
 import numpy as np
 import torch
 
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0".split()
+OPTIONS = (
+    "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 0"
+).split()
 TRAIN, CAPTIONS, WEIGHTS = "train_ims.npy", "train_caps.txt", "bert/model.safetensors"
 
 
 def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def edit(name, change):
@@ -42,7 +47,9 @@ def poison(split, image, *values):
 
 
 def configure(**settings):
-    return edit("bert/config.json", lambda content: json.dumps(json.loads(content) | settings).encode())
+    return edit(
+        "bert/config.json", lambda content: json.dumps(json.loads(content) | settings).encode()
+    )
 
 
 def remove(name):

@@ -1,4 +1,5 @@
-"""What several files of tests share: small data sets, runs of both programs, what they leave, and comparisons."""
+"""What several files of tests share: small data sets, runs of both programs, what they leave,
+and comparisons."""
 
 import torch
 
@@ -42,7 +43,9 @@ def events(folder):
     """What a run told TensorBoard, read as TensorBoard reads it."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0})
+    found = EventAccumulator(
+        str(folder), size_guidance={"images": 0, "histograms": 0, "scalars": 0}
+    )
     found.Reload()
     return found
 
@@ -50,7 +53,10 @@ def events(folder):
 def scalars(folder):
     """TensorBoard curves of a run: name -> [(step, value)]."""
     found = events(folder)
-    return {tag: [(point.step, point.value) for point in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    return {
+        tag: [(point.step, point.value) for point in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def close(found, expected, absolute=1e-5, relative=0.0):

@@ -1,14 +1,17 @@
 """Programs that are killed before each of their file operations: what they leave must be usable.
 
     with Programs("from lib.data import __main__ as data_command") as programs:
-        for killed in programs.killed_at_each("data_command.main(['convert', ...])", folder, prepare):
-            ...  # killed.operation, such as "os.rename a b", was not carried out; look at what is in `folder`
-            assert programs.run("data_command.main(['convert', ...])").status == 0  # the same command again
+        for killed in programs.killed_at_each("data_command.main(['convert', ...])", folder,
+            prepare): ... # killed.operation, such as "os.rename a b", was not carried out; look at
+            what is in `folder`
+            assert programs.run("data_command.main(['convert', ...])").status == 0 # the same
+            command again
 
-A fresh interpreter runs the imports once. Every trial is a fork of it, so a trial takes milliseconds and neither the
-threads nor the state of the tests reach it. An audit hook sees each file operation that Python makes under the watched
-folder before it is carried out: opening for writing, renaming, deleting, making folders and links, truncating,
-flushing to disk, reserving space. What C++ code writes by itself, and stores to mapped memory, it does not see.
+A fresh interpreter runs the imports once. Every trial is a fork of it, so a trial takes
+milliseconds and neither the threads nor the state of the tests reach it. An audit hook sees each
+file operation that Python makes under the watched folder before it is carried out: opening for
+writing, renaming, deleting, making folders and links, truncating, flushing to disk, reserving
+space. What C++ code writes by itself, and stores to mapped memory, it does not see.
 """
 
 import json
@@ -23,12 +26,21 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-ONE_PATH = ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.fsync", "os.posix_fallocate")
+ONE_PATH = (
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.fsync",
+    "os.posix_fallocate",
+)
 TWO_PATHS = ("os.rename", "os.link")  # os.replace is audited as os.rename
 
 
 class Ended(NamedTuple):
-    """How a trial ended: exit status (minus the number of a signal), operations under the watched folder, output.
+    """How a trial ended: exit status (minus the number of a signal),
+    operations under the watched folder, output.
 
     The last operation of a killed trial was not carried out.
     """
@@ -47,9 +59,18 @@ class Programs:
 
     def __init__(self, setup):
         command = [sys.executable, str(Path(__file__).resolve()), setup]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
         self._server = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def __enter__(self):
@@ -60,18 +81,22 @@ class Programs:
         self._server.wait(60)
 
     def run(self, statement, watch=None, kill_at=None, timeout=300):
-        """Execute `statement`, Python code that finds the names of `setup`, as a command line does. Returns `Ended`.
+        """Execute `statement`, Python code that finds the names of `setup`,
+        as a command line does. Returns `Ended`.
 
-        watch: the folder whose operations count; kill_at: the number of the operation, from 0, before which the process
-        kills itself; timeout: seconds, after which it dies of SIGALRM.
+        watch: the folder whose operations count; kill_at: the number of the operation, from 0,
+        before which the process kills itself; timeout: seconds, after which it dies of SIGALRM.
         """
-        request = dict(statement=statement, watch=watch and str(watch), kill_at=kill_at, timeout=timeout)
+        request = dict(
+            statement=statement, watch=watch and str(watch), kill_at=kill_at, timeout=timeout
+        )
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         return Ended(*json.loads(self._server.stdout.readline()))
 
     def killed_at_each(self, statement, watch, prepare=lambda: None, timeout=300):
-        """Yield the `Ended` of one trial for each operation, killed before it; prepare() is called before each trial.
+        """Yield the `Ended` of one trial for each operation, killed before it;
+        prepare() is called before each trial.
 
         Ends when a trial was not killed: that one must have ended with exit status 0.
         """
@@ -146,7 +171,11 @@ def _hook(watch, kill_at, operations):
 
     def hook(event, arguments):
         nonlocal count
-        paths = [path for path in _written(event, arguments) if path == watch or path.startswith(watch + os.sep)]
+        paths = [
+            path
+            for path in _written(event, arguments)
+            if path == watch or path.startswith(watch + os.sep)
+        ]
         if not paths:
             return
         text = " ".join([event, *(os.path.relpath(path, watch) for path in paths)])
@@ -164,19 +193,30 @@ def _written(event, arguments):
         path, _, flags = arguments
         return [_absolute(path)] if flags & WRITING and not isinstance(path, int) else []
     if event in ONE_PATH:
-        return [_absolute(arguments[0], arguments[-1] if event in ("os.remove", "os.mkdir", "os.rmdir") else -1)]
+        return [
+            _absolute(
+                arguments[0],
+                arguments[-1] if event in ("os.remove", "os.mkdir", "os.rmdir") else -1,
+            )
+        ]
     if event in TWO_PATHS:
         return [_absolute(path, folder) for path, folder in zip(arguments[:2], arguments[2:])]
     if event == "os.symlink":
-        return [_absolute(arguments[1], arguments[2])]  # the first says only what the link will hold
+        # the first says only what the link will hold
+        return [_absolute(arguments[1], arguments[2])]
     return []
 
 
 def _absolute(path, folder=-1):
-    """The real path of a name, a path relative to the open folder `folder` (-1: none), or a descriptor."""
+    """The real path of a name, a path relative to the open folder `folder` (-1: none),
+    or a descriptor."""
     if isinstance(path, int):
         return os.path.realpath(f"/proc/self/fd/{path}")
-    base = os.path.realpath(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else os.getcwd()
+    base = (
+        os.path.realpath(f"/proc/self/fd/{folder}")
+        if isinstance(folder, int) and folder >= 0
+        else os.getcwd()
+    )
     parent, name = os.path.split(os.path.join(base, os.fsdecode(path)))
     return os.path.join(os.path.realpath(parent), name)
 

@@ -1,8 +1,9 @@
-"""Planted mistakes: each must make a test fail. `make mutants`, or python tests/mutants.py [--list] [--only NAME ...]
+"""Planted mistakes: each must make a test fail. `make mutants`,
+or python tests/mutants.py [--list] [--only NAME ...]
 
-The tree is copied to a temporary folder. There each mistake is planted by itself, and the tests that could see it run
-up to the first that fails; before, they run without a mistake and must pass. Exit status 1 where a mistake survives,
-or its text is no longer found exactly once.
+The tree is copied to a temporary folder. There each mistake is planted by itself, and the tests
+that could see it run up to the first that fails; before, they run without a mistake and must pass.
+Exit status 1 where a mistake survives, or its text is no longer found exactly once.
 """
 
 import argparse
@@ -19,14 +20,25 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PASSED, FAILED = 10, 11  # exit statuses of a process that ran tests; 0 and 1 are those of one that did not get so far
-PROCESSES = multiprocessing.get_context("forkserver")  # a process for each mistake; what takes long is imported once
+# exit statuses of a process that ran tests; 0 and 1 are those of one that did not get so far
+PASSED, FAILED = 10, 11
+# a process for each mistake; what takes long is imported once
+PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch", "transformers", "pytest"])
-LEFT_OUT = ".git", ".venv", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", "*_precomp"
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    "__pycache__",
+    ".pytest_cache",
+    ".hypothesis",
+    ".ruff_cache",
+    "*_precomp",
+)
 
 
 class Mutant(NamedTuple):
-    """A mistake: the text `old` of a file, found in it exactly once, becomes `new`; tests: files that could see it."""
+    """A mistake: the text `old` of a file, found in it exactly once, becomes `new`;
+    tests: files that could see it."""
 
     file: str
     old: str
@@ -69,9 +81,11 @@ TEST_RELATION = "objective/test_relation.py"
 TEST_RESULTS = "evaluation/test_results.py"
 TEST_SAMPLING = "data/test_sampling.py"
 MUTANTS = {
-    # The run: lib/training/run_state.py, lib/training/loop.py, lib/training/run_parts.py, lib/training/reporting.py
+    # The run: lib/training/run_state.py, lib/training/loop.py, lib/training/run_parts.py,
+    # lib/training/reporting.py
     "the last model is reported": Mutant(
-        REPORTING, "best = checkpoint.load(state.best_file)", "best = checkpoint.load(state.last_file)", KEPT),
+        REPORTING, "best = checkpoint.load(state.best_file)",
+        "best = checkpoint.load(state.last_file)", KEPT),
     "the weights reported are the last": Mutant(
         REPORTING, "similarities = encoding.similarities(model, state.data.test",
         "similarities = encoding.similarities(state.model, state.data.test", KEPT),
@@ -83,23 +97,32 @@ MUTANTS = {
     "validation reads the test split": Mutant(
         LOOP, "encoding.similarities(state.model, state.data.validation",
         "encoding.similarities(state.model, state.data.test", KEPT),
-    "the sampling distance is left out": Mutant(RUN_PARTS, "        longest_distance=", "        # ", OBJECTIVE),
-    "the graph's dropout is left out": Mutant(RUN_PARTS, "        dropout=options.dropout,\n", "", OBJECTIVE),
+    "the sampling distance is left out": Mutant(
+        RUN_PARTS, "        longest_distance=", "        # ", OBJECTIVE
+    ),
+    "the graph's dropout is left out": Mutant(
+        RUN_PARTS, "        dropout=options.dropout,\n", "", OBJECTIVE
+    ),
     "base_loss and gnn_loss are exchanged": Mutant(
         RUN_PARTS, "        base_loss=options.base_loss,\n        gnn_loss=options.gnn_loss,\n",
         "        base_loss=options.gnn_loss,\n        gnn_loss=options.base_loss,\n", OBJECTIVE),
     "the margin is left out": Mutant(RUN_PARTS, "        margin=options.margin,\n", "", OBJECTIVE),
-    "the graph's layers are left out": Mutant(RUN_PARTS, "        layers=options.num_layers_enc,\n", "", OBJECTIVE),
+    "the graph's layers are left out": Mutant(
+        RUN_PARTS, "        layers=options.num_layers_enc,\n", "", OBJECTIVE
+    ),
     "repeated images are always masked": Mutant(
         RUN_PARTS, "        mask_repeat=bool(options.mask_repeat),\n", "", OBJECTIVE),
     "the graph always reads normalised embeddings": Mutant(
         RUN_PARTS, "        norm_input=bool(options.norm_input),\n", "", OBJECTIVE),
     "hardest negatives an epoch late": Mutant(
-        LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs", SETTINGS),
+        LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs",
+        SETTINGS),
     "rates decay an epoch late": Mutant(
-        LOOP, "learning_rates(state.optimizer, epoch,", "learning_rates(state.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "learning_rates(state.optimizer, epoch,",
+        "learning_rates(state.optimizer, epoch - 1,", SETTINGS),
     "the rates never decay": Mutant(
-        LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,", SETTINGS),
+        LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,",
+        SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
         LOOP, "state.loader.sampler.epoch, state.loader.sampler.first = epoch,",
         "state.loader.sampler.epoch, state.loader.sampler.first = 0,", ORDER),
@@ -108,15 +131,24 @@ MUTANTS = {
     "dropout does not depend on the seed": Mutant(
         LOOP, "step=state.step, seed=options.seed,", "step=state.step, seed=0,", SEED),
     "order and augmentation do not depend on the seed": Mutant(
-        RUN_STATE, "TrainingPairs(self.data.train, options.seed,", "TrainingPairs(self.data.train, 0,", SEED),
+        RUN_STATE, "TrainingPairs(self.data.train, options.seed,",
+        "TrainingPairs(self.data.train, 0,", SEED),
     "--size_augment 0 also stops word alteration": Mutant(
         RUN_STATE, "drop_regions=bool(options.size_augment)",
-        "drop_regions=bool(options.size_augment), augment_words=bool(options.size_augment)", AUGMENT),
-    "regions are always dropped": Mutant(RUN_STATE, ", drop_regions=bool(options.size_augment)", "", AUGMENT),
-    "the clip is left at its default": Mutant(LOOP, "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS),
-    "the warm-up starts anew": Mutant(LOOP, "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS),
+        "drop_regions=bool(options.size_augment), augment_words=bool(options.size_augment)",
+        AUGMENT),
+    "regions are always dropped": Mutant(
+        RUN_STATE, ", drop_regions=bool(options.size_augment)", "", AUGMENT
+    ),
+    "the clip is left at its default": Mutant(
+        LOOP, "grad_clip=options.grad_clip,", "grad_clip=2.0,", SETTINGS
+    ),
+    "the warm-up starts anew": Mutant(
+        LOOP, "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS
+    ),
     "the graph's rate is left at its default": Mutant(
-        RUN_STATE, "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)", SETTINGS),
+        RUN_STATE, "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)",
+        SETTINGS),
     "the precision is left at its default": Mutant(
         LOOP, "precision=options.precision,", 'precision="fp32",',
         f"{WIRING}::test_precision_and_hardest_negatives_reach_every_step"),
@@ -134,7 +166,8 @@ MUTANTS = {
         "    with torch.autocast(device_type, torch.bfloat16, enabled=precision == \"bf16\"):\n"
         "        return objective(images, captions, batch.image_ids,", PARTS),
     "every process drops the same units": Mutant(
-        ENGINE, "torch.manual_seed(seed + 1 + distributed.rank())", "torch.manual_seed(seed + 1)", PARTS),
+        ENGINE, "torch.manual_seed(seed + 1 + distributed.rank())", "torch.manual_seed(seed + 1)",
+        PARTS),
     "every process draws negatives of its own": Mutant(
         ENGINE, "        torch.manual_seed(seed)  #", "        # ", PARTS),
     "unnormalised embeddings are not gathered": Mutant(
@@ -146,7 +179,8 @@ MUTANTS = {
     "training goes on in evaluation mode": Mutant(
         ENGINE, "        model.train()  # on_step may have evaluated both\n", "", TEST_OPTIM),
     "the gradient is not clipped": Mutant(
-        ENGINE, "clip_grad_norm_(parameters, grad_clip)", "clip_grad_norm_(parameters, 1e9)", TEST_OPTIM),
+        ENGINE, "clip_grad_norm_(parameters, grad_clip)", "clip_grad_norm_(parameters, 1e9)",
+        TEST_OPTIM),
     "the graph is asked for a step late": Mutant(
         ENGINE, "use_graph=step >= warmup", "use_graph=step > warmup", SETTINGS),
     "captions stay in order of length": Mutant(ENCODING, "[np.argsort(order)]", "", TEST_OPTIM),
@@ -162,11 +196,14 @@ MUTANTS = {
     "regions and words do not depend on the seed": Mutant(
         DATASET, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((epoch, int(caption)))", SEED),
-    "words are never altered": Mutant(DATASET, "generator if self.augment_words else None", "None", DRAWN),
+    "words are never altered": Mutant(
+        DATASET, "generator if self.augment_words else None", "None", DRAWN
+    ),
     "fewer regions are kept": Mutant(
         DATASET, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
     "an image may lose all regions": Mutant(
-        DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept", TEST_DATASET),
+        DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept",
+        TEST_DATASET),
     "every epoch has the order of epoch 0": Mutant(
         SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",
         "order = np.random.default_rng((self.seed, 0))", ORDER),
@@ -183,7 +220,8 @@ MUTANTS = {
         SAMPLING, "regions.sum(1) / lengths.unsqueeze(1)", "regions.mean(1)", PARTS),
     # The log: lib/training/logs.py
     "the log's line holds the last step": Mutant(
-        LOGS, "return float(values.mean()) if len(values)", "return float(values[-1]) if len(values)", LOG),
+        LOGS, "return float(values.mean()) if len(values)",
+        "return float(values[-1]) if len(values)", LOG),
     "the log averages steps that were not finite": Mutant(
         LOGS, "    values = values[is_finite]\n", "", PARTS),
     "graph terms are averaged over steps without the graph": Mutant(
@@ -195,40 +233,48 @@ MUTANTS = {
     "a restart reads the store of the processes before": Mutant(
         DISTRIBUTED, '== "1":\n', '== "0":\n', PARTS),
     "gathered rows lose the order of the batch": Mutant(
-        DISTRIBUTED, "found.transpose(0, 1).flatten(0, 1)", "found.flatten(0, 1)", TEST_DISTRIBUTED),
+        DISTRIBUTED, "found.transpose(0, 1).flatten(0, 1)", "found.flatten(0, 1)",
+        TEST_DISTRIBUTED),
     "the gradient of gathered rows is not scaled": Mutant(
         DISTRIBUTED, "gradient[shard()] * world_size()", "gradient[shard()]", TEST_DISTRIBUTED),
     # Tables: eval.py, lib/evaluation/report.py, lib/evaluation/metrics.py
     "the table says another split selected the epoch": Mutant(
-        REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found', TEST_PROGRAMS),
+        REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found',
+        TEST_PROGRAMS),
     "results on other data replace those of the usual": Mutant(
         REPORT, "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and",
         TEST_RESULTS),
     "an ensemble is the first model": Mutant(
-        "eval.py", "    similarities = metrics.ensemble(models)\n    text,", "    similarities = models[0]\n    text,",
+        "eval.py", "    similarities = metrics.ensemble(models)\n    text,",
+        "    similarities = models[0]\n    text,",
         TEST_PROGRAMS),
     "testall has no folds": Mutant(
         REPORT, 'if split == "testall" and', 'if split == "none" and',
         f"{WIRING}::test_the_table_is_that_of_the_reported_model"),
     "the median starts from 0": Mutant(
-        METRICS, "float(np.floor(np.median(ranks_from_0)) + 1)", "float(np.floor(np.median(ranks_from_0)))",
+        METRICS, "float(np.floor(np.median(ranks_from_0)) + 1)",
+        "float(np.floor(np.median(ranks_from_0)))",
         TEST_METRICS),
     "R@10 is R@9": Mutant(METRICS, "for k in (1, 5, 10)", "for k in (1, 5, 9)", TEST_METRICS),
     "an ensemble is a sum": Mutant(
-        METRICS, "dim=1) / len(models)", "dim=1)", "evaluation/test_metrics.py programs/test_programs.py"),
+        METRICS, "dim=1) / len(models)", "dim=1)",
+        "evaluation/test_metrics.py programs/test_programs.py"),
     # Losses and relations
     "the maximum is over all negatives": Mutant(
-        LOSSES, "largest = log_weights.masked_fill(~is_admissible, -torch.inf)", "largest = log_weights",
+        LOSSES, "largest = log_weights.masked_fill(~is_admissible, -torch.inf)",
+        "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(
-        LOSSES, "(margin + similarities - paired).clamp", "(similarities - paired).clamp", TEST_LOSSES),
+        LOSSES, "(margin + similarities - paired).clamp", "(similarities - paired).clamp",
+        TEST_LOSSES),
     "captions are never anchors": Mutant(
         LOSSES, "directions = (similarities, similarities.T)", "directions = (similarities,)",
         TEST_LOSSES),
     "the temperature has no limit": Mutant(
         LOSSES, "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),
     "the connection is one too many": Mutant(
-        RELATION, "max(int(closeness.size(1) * threshold), 1)", "int(closeness.size(1) * threshold) + 1",
+        RELATION, "max(int(closeness.size(1) * threshold), 1)",
+        "int(closeness.size(1) * threshold) + 1",
         TEST_RELATION),
     "the two directions of relevance share no start": Mutant(
         RELATION, "copy.deepcopy(self.mlp_t2i)",
@@ -241,37 +287,49 @@ MUTANTS = {
     "the cross losses are one": Mutant(
         "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
     # Rates: lib/training/optim.py
-    "BERT learns at the full rate": Mutant(OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS),
-    "there is no weight decay": Mutant(OPTIM, "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", TEST_OPTIM),
+    "BERT learns at the full rate": Mutant(
+        OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS
+    ),
+    "there is no weight decay": Mutant(
+        OPTIM, "WEIGHT_DECAY = 1e-4", "WEIGHT_DECAY = 0.0", TEST_OPTIM
+    ),
     "a milestone counts from the epoch after": Mutant(
         OPTIM, "epoch >= milestone", "epoch > milestone", SETTINGS),
 }  # fmt: skip
 
 
 def plant(folder, mutant):
-    """Plant a mistake in the tree at `folder`. Returns the file and its text before. Raises ValueError."""
+    """Plant a mistake in the tree at `folder`. Returns the file and its text before.
+    Raises ValueError."""
     path = Path(folder) / mutant.file
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.file}: found {mutant.old!r} {text.count(mutant.old)} times, expected once")
+        raise ValueError(
+            f"{mutant.file}: found {mutant.old!r} {text.count(mutant.old)} times, expected once"
+        )
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     return path, text
 
 
 def is_seen(folder, mutant):
-    """Whether a test of the tree at `folder` fails with the mistake in it. Raises ValueError where none can run."""
+    """Whether a test of the tree at `folder` fails with the mistake in it.
+    Raises ValueError where none can run."""
     path, text = plant(folder, mutant)
     try:
         status = status_of(folder, mutant.tests.split())
     finally:
         path.write_text(text, encoding="utf-8")
     if status not in (PASSED, FAILED):
-        raise ValueError(f"pytest ended with status {status}, expected {PASSED} or {FAILED}: do {mutant.tests} run?")
+        raise ValueError(
+            f"pytest ended with status {status}, expected "
+            f"{PASSED} or {FAILED}: do {mutant.tests} run?"
+        )
     return status == FAILED
 
 
 def status_of(folder, tests):
-    """How tests of the tree at `folder` end, up to the first that fails: PASSED, FAILED, or that they cannot run."""
+    """How tests of the tree at `folder` end, up to the first that fails: PASSED, FAILED,
+    or that they cannot run."""
     process = PROCESSES.Process(target=run_tests, args=(folder, tests))
     process.start()
     process.join()
@@ -279,21 +337,37 @@ def status_of(folder, tests):
 
 
 def run_tests(folder, tests):
-    """Run tests of the tree at `folder` up to the first that fails, and exit with pytest's status and PASSED."""
+    """Run tests of the tree at `folder` up to the first that fails,
+    and exit with pytest's status and PASSED."""
     os.chdir(folder)
-    sys.path[:] = [path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests") and Path(path) != ROOT]
+    sys.path[:] = [
+        path
+        for path in sys.path
+        if not Path(path).is_relative_to(ROOT / "tests") and Path(path) != ROOT
+    ]
     sys.modules.pop("mutants", None)
-    sys.dont_write_bytecode = True  # two files of one size and second would be taken for one another
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        status = pytest.main(["-x", "-p", "no:cacheprovider", "--tb=no", *(f"tests/{name}" for name in tests)])
+    # two files of one size and second would be taken for one another
+    sys.dont_write_bytecode = True
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        status = pytest.main(
+            ["-x", "-p", "no:cacheprovider", "--tb=no", *(f"tests/{name}" for name in tests)]
+        )
     sys.exit(PASSED + int(status))
 
 
 def main(argv=None):
     """The command. Returns its exit status."""
-    parser = argparse.ArgumentParser(description="Plant mistakes and see whether the tests find them.")
+    parser = argparse.ArgumentParser(
+        description="Plant mistakes and see whether the tests find them."
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the mistakes")
-    parser.add_argument("--only", nargs="+", default=list(MUTANTS), metavar="NAME", help="these mistakes alone")
+    parser.add_argument(
+        "--only", nargs="+", default=list(MUTANTS), metavar="NAME", help="these mistakes alone"
+    )
     options = parser.parse_args(argv)
     if unknown := set(options.only) - MUTANTS.keys():
         parser.error(f"no such mistake: {', '.join(sorted(unknown))}; --list prints them")
@@ -302,10 +376,15 @@ def main(argv=None):
         return 0
     missed = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = shutil.copytree(ROOT, Path(temporary) / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
+        folder = shutil.copytree(
+            ROOT, Path(temporary) / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT)
+        )
         tests = sorted({test for name in options.only for test in MUTANTS[name].tests.split()})
         if (status := status_of(folder, tests)) != PASSED:
-            print(f"pytest ends with status {status}, expected {PASSED}, without any mistake: {' '.join(tests)}")
+            print(
+                f"pytest ends with status {status}, expected {PASSED}, without any mistake: "
+                f"{' '.join(tests)}"
+            )
             return 1
         for name in options.only:
             started, why = time.monotonic(), ""
@@ -313,9 +392,15 @@ def main(argv=None):
                 result = "seen" if is_seen(folder, MUTANTS[name]) else "SURVIVED"
             except ValueError as error:
                 result, why = "NOT PLANTED", f": {error}"
-            print(f"{result}: {name} ({MUTANTS[name].file}, {time.monotonic() - started:.0f} s){why}", flush=True)
+            print(
+                f"{result}: {name} ({MUTANTS[name].file}, {time.monotonic() - started:.0f} s){why}",
+                flush=True,
+            )
             missed += [name] * (result != "seen")
-    print(f"{len(options.only) - len(missed)} of {len(options.only)} seen" + "".join(f"\n  {name}" for name in missed))
+    print(
+        f"{len(options.only) - len(missed)} of {len(options.only)} seen"
+        + "".join(f"\n  {name}" for name in missed)
+    )
     return int(bool(missed))
 
 

@@ -1,4 +1,5 @@
-"""The golden models: weights drawn by the rules of tests/golden/README.md, under published names, put into ours."""
+"""The golden models: weights drawn by the rules of tests/golden/README.md,
+under published names, put into ours."""
 
 import json
 import shutil
@@ -23,15 +24,21 @@ NORMS = ("norm1", "norm2", "LayerNorm")
 def golden(name):
     """The arrays of a golden file, floats as float32 tensors."""
     with np.load(GOLDEN / name) as file:
-        return {key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fib" else file[key] for key in file}
+        return {
+            key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fib" else file[key]
+            for key in file
+        }
 
 
 def weight_by_rule(name, shape, second_set=False):
-    """One entry of a published state dict by the rule of the first golden set, or of the second (`more/`)."""
+    """One entry of a published state dict by the rule of the first golden set,
+    or of the second (`more/`)."""
     parts = name.split(".")
     if name.endswith("num_batches_tracked"):
         return torch.tensor(0)
-    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32) * np.float32(0.05)
+    draw = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(
+        np.float32
+    ) * np.float32(0.05)
     if name.endswith("running_var"):
         draw = np.abs(draw) + 1
     elif parts[-1] == "weight" and (parts[-2] in NORMS or parts[-3:-2] == ["bns"]):
@@ -47,8 +54,9 @@ def state_by_rule(part):
 def small_bert(**changes):
     """The golden models' BERT, without weights of its own."""
     settings = dict(
-        vocab_size=30522, hidden_size=768, num_hidden_layers=1, num_attention_heads=12, intermediate_size=128,
-        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        vocab_size=30522, hidden_size=768, num_hidden_layers=1, num_attention_heads=12,
+        intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     return BertModel(BertConfig(**(settings | changes)), add_pooling_layer=False)
 
@@ -56,18 +64,26 @@ def small_bert(**changes):
 def small_model():
     """The golden model in our modules, in evaluation mode."""
     model = HREM(small_bert(), region_dim=48, embed_size=64, heads=4, dropout=0.0)
-    model.load_state_dict(from_published(state_by_rule("image_encoder"), state_by_rule("text_encoder")))
+    model.load_state_dict(
+        from_published(state_by_rule("image_encoder"), state_by_rule("text_encoder"))
+    )
     return model.eval()
 
 
 def small_objective(topk=5, layers=1, **options):
     """The golden objective, relation weights by rule."""
     objective = Objective(64, heads=4, dropout=0.0, topk=topk, layers=layers, **options)
-    shapes = {name: shape for name, shape in SHAPES["criterion"].items() if name.startswith("adj_model")}
-    shapes = {name: [size if size == 1 else topk for size in shape] for name, shape in shapes.items()}
+    shapes = {
+        name: shape for name, shape in SHAPES["criterion"].items() if name.startswith("adj_model")
+    }
+    shapes = {
+        name: [size if size == 1 else topk for size in shape] for name, shape in shapes.items()
+    }
     for name, shape in SHAPES["criterion"].items():
         if name.startswith("gnn"):
-            shapes |= {name.replace("layers.0", f"layers.{layer}"): shape for layer in range(layers)}
+            shapes |= {
+                name.replace("layers.0", f"layers.{layer}"): shape for layer in range(layers)
+            }
     published = {name: weight_by_rule(name, shape) for name, shape in shapes.items()}
     objective.load_state_dict(rename(published, OBJECTIVE_NAMES))
     return objective
@@ -99,7 +115,9 @@ def _criterion_names():
     for name in SHAPES["criterion"]:
         for layer in range(2):
             name_of_layer = name.replace("layers.0", f"layers.{layer}")
-            names |= {ours: name_of_layer for ours in rename({name_of_layer: None}, OBJECTIVE_NAMES)}
+            names |= {
+                ours: name_of_layer for ours in rename({name_of_layer: None}, OBJECTIVE_NAMES)
+            }
     return names
 
 

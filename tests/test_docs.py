@@ -1,4 +1,5 @@
-"""The documentation: links lead somewhere, options exist, and the code that a page names is there."""
+"""The documentation: links lead somewhere, options exist,
+and the code that a page names is there."""
 
 import re
 from pathlib import Path
@@ -29,7 +30,9 @@ def options():
     check.add_command(commands)
     convert.add_command(commands)
     parsers = training, arguments.evaluation_parser(), ablation.parser(), *commands.choices.values()
-    return {name for parser in parsers for action in parser._actions for name in action.option_strings} | OTHERS
+    return {
+        name for parser in parsers for action in parser._actions for name in action.option_strings
+    } | OTHERS
 
 
 def anchors(page):
@@ -39,10 +42,22 @@ def anchors(page):
 
 
 def test_links_lead_to_files_and_headings():
-    links = [(page, *link) for page in PAGES for link in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text())]
-    links = [(page, page.parent / file if file else page, anchor) for page, file, anchor in links if "://" not in file]
+    links = [
+        (page, *link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text())
+    ]
+    links = [
+        (page, page.parent / file if file else page, anchor)
+        for page, file, anchor in links
+        if "://" not in file
+    ]
     assert len(links) > 100 and sum(bool(anchor) for _, _, anchor in links) > 5
-    broken = [link for link in links if not link[1].exists() or (link[2] and link[2] not in anchors(link[1]))]
+    broken = [
+        link
+        for link in links
+        if not link[1].exists() or (link[2] and link[2] not in anchors(link[1]))
+    ]
     assert broken == []
 
 
@@ -53,9 +68,14 @@ def test_options_exist(page):
 
 
 def test_the_code_that_the_method_names_is_where_it_says():
-    rows = re.findall(r"\[\S+\]\(\.\./(\S+\.py)\) \| (`.+`) \|$", (ROOT / "docs" / "method.md").read_text(), re.M)
+    rows = re.findall(
+        r"\[\S+\]\(\.\./(\S+\.py)\) \| (`.+`) \|$", (ROOT / "docs" / "method.md").read_text(), re.M
+    )
     assert len(rows) > 20
     for file, names in rows:
         code = (ROOT / file).read_text()
         for name in re.findall(r"`([\w.]+)`", names):
-            assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", code, re.M), (file, name)
+            assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", code, re.M), (
+                file,
+                name,
+            )

@@ -23,7 +23,9 @@ def close_gradient(found, expected):
     close(found, expected, absolute=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("file, fragments", [("encoders.npz", "fragments"), ("more/encoders.npz", "emb_pre_pool")])
+@pytest.mark.parametrize(
+    "file, fragments", [("encoders.npz", "fragments"), ("more/encoders.npz", "emb_pre_pool")]
+)
 def test_encoders_in_evaluation(file, fragments):
     data = golden(file)
     model = small_model()
@@ -40,7 +42,9 @@ def test_encoders_in_evaluation(file, fragments):
         close(captions.fragments, data[f"{prefix}cap_{fragments}"], absolute=3e-5)
 
 
-@pytest.mark.parametrize("file, fragments", [("encoders.npz", "fragments"), ("more/encoders.npz", "emb_pre_pool")])
+@pytest.mark.parametrize(
+    "file, fragments", [("encoders.npz", "fragments"), ("more/encoders.npz", "emb_pre_pool")]
+)
 def test_image_encoder_in_training(file, fragments):
     data = golden(file)
     encoder = small_model().image_encoder.train()
@@ -64,7 +68,9 @@ def relation_case(data, prefix, topk, threshold, names):
 
 def load_relation_mlps(module, published):
     state = rename(published, OBJECTIVE_NAMES)
-    module.load_state_dict({name.removeprefix("relations."): value for name, value in state.items()})
+    module.load_state_dict(
+        {name.removeprefix("relations."): value for name, value in state.items()}
+    )
 
 
 def check_relations(data, prefix, module, images, captions, coefficients):
@@ -81,7 +87,11 @@ def check_relations(data, prefix, module, images, captions, coefficients):
     close_gradient(images.embedding.grad, data[prefix + "grad_img_emb"])
     close_gradient(captions.embedding.grad, data[prefix + "grad_cap_emb"])
     gradients = {name: value.grad for name, value in module.named_parameters()}
-    published = {key.split("grad_")[1]: value for key, value in data.items() if key.startswith(prefix + "grad_adj")}
+    published = {
+        key.split("grad_")[1]: value
+        for key, value in data.items()
+        if key.startswith(prefix + "grad_adj")
+    }
     assert len(published) == 8
     for name, expected in rename(published, OBJECTIVE_NAMES).items():
         close_gradient(gradients[name.removeprefix("relations.")], expected)
@@ -93,13 +103,25 @@ def test_relations(case):
     prefix = f"case{case}_"
     names = {
         name: prefix + name
-        for name in ("img_emb", "cap_emb", "img_fragments", "cap_fragments", "image_lengths", "caption_lengths")
+        for name in (
+            "img_emb",
+            "cap_emb",
+            "img_fragments",
+            "cap_fragments",
+            "image_lengths",
+            "caption_lengths",
+        )
     }
     module, images, captions = relation_case(
         data, prefix, int(data[prefix + "topk"]), float(data[prefix + "threshold"]), names
     )
     load_relation_mlps(
-        module, {key.split("param_")[1]: value for key, value in data.items() if key.startswith(prefix + "param_")}
+        module,
+        {
+            key.split("param_")[1]: value
+            for key, value in data.items()
+            if key.startswith(prefix + "param_")
+        },
     )
     check_relations(data, prefix, module, images, captions, prefix + "coef_")
 
@@ -140,7 +162,9 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
         else f"vse_{'hardest' if hardest else 'sum'}_maskrepeat{mask_repeat}_"
     )
     u, w = (data[name].clone().requires_grad_() for name in inputs)
-    loss = losses.hinge_loss(u, w, losses.find_positives(data["img_ids"], bool(mask_repeat)), 0.2, hardest)
+    loss = losses.hinge_loss(
+        u, w, losses.find_positives(data["img_ids"], bool(mask_repeat)), 0.2, hardest
+    )
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
@@ -156,13 +180,20 @@ def normalised_rows(weights):
 def test_triplet_loss(dataset):
     data = golden("losses.npz")
     prefix = f"trip_{dataset}_"
-    u, w = data["trip_img_emb"].clone().requires_grad_(), data["trip_cap_emb"].clone().requires_grad_()
+    u, w = (
+        data["trip_img_emb"].clone().requires_grad_(),
+        data["trip_cap_emb"].clone().requires_grad_(),
+    )
     positives = losses.find_positives(data["img_ids"])
-    assert torch.equal(positives.anchor, data["trip_anchor"]) and torch.equal(positives.positive, data["trip_positive"])
+    assert torch.equal(positives.anchor, data["trip_anchor"]) and torch.equal(
+        positives.positive, data["trip_positive"]
+    )
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img2cap"), (similarities.T, "cap2img")):
-        found = losses.negative_distribution(rows, positives.is_positive, longest_distance(dataset))[positives.anchor]
+        found = losses.negative_distribution(
+            rows, positives.is_positive, longest_distance(dataset)
+        )[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_probability"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_negative"])
     torch.manual_seed(0)
@@ -183,9 +214,13 @@ def test_triplet_loss_second_set(dataset, inputs):
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img"), (similarities.T, "cap")):
-        found = losses.negative_distribution(rows, positives.is_positive, longest_distance(dataset))[positives.anchor]
+        found = losses.negative_distribution(
+            rows, positives.is_positive, longest_distance(dataset)
+        )[positives.anchor]
         close(found, normalised_rows(data[f"{prefix}{direction}_anchor_weight"]), absolute=1e-3)
-        assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_anchor_negative"])
+        assert torch.equal(
+            losses.draw_negatives(found), data[f"{prefix}{direction}_anchor_negative"]
+        )
     torch.manual_seed(0)
     loss = losses.triplet_loss(u, w, positives, 0.2, longest_distance(dataset))
     close(loss, data[prefix + "loss"], absolute=0, relative=1e-4)
@@ -195,7 +230,8 @@ def test_triplet_loss_second_set(dataset, inputs):
 
 
 def check_fusion(objective, images, captions, image_ids, hardest, expected):
-    """expected(kind) gives the golden array of that kind; kinds are those of the two README files."""
+    """expected(kind) gives the golden array of that kind;
+    kinds are those of the two README files."""
     relations = objective.relations(images, captions)
     enhanced_u, enhanced_w = objective.enhance(images, captions, relations)
     close(enhanced_u, expected("enhanced_img_emb"))
@@ -243,7 +279,9 @@ def test_fusion(case):
         options["max_violation"],
         lambda kind: data.get(f"case{case}_{kind}"),
     )
-    assert sum(key.startswith(f"case{case}_gradnorm_") for key in data) == len(list(objective.parameters()))
+    assert sum(key.startswith(f"case{case}_gradnorm_") for key in data) == len(
+        list(objective.parameters())
+    )
 
 
 @pytest.mark.parametrize("base", ["vsesum", "vsemax", "trip"])
@@ -270,7 +308,9 @@ def test_fusion_second_set(base, mask_weight, norm_input, cross_loss):
     def expected(kind):
         if kind.startswith("gradnorm_"):
             return norms[kind.removeprefix("gradnorm_")]
-        second_name = dict(enhanced_img_emb="img_emb_enhanced", enhanced_cap_emb="cap_emb_enhanced").get(kind, kind)
+        second_name = dict(
+            enhanced_img_emb="img_emb_enhanced", enhanced_cap_emb="cap_emb_enhanced"
+        ).get(kind, kind)
         return data.get(prefix + second_name)
 
     if norm_input and cross_loss:
@@ -317,14 +357,19 @@ def test_metrics_over_folds(second_set):
 def golden_batch(data, which, second_set):
     """Step `which` of a golden trajectory as the loader would hand it over."""
     fields = ("images", "image_lengths", "captions", "caption_lengths", "img_ids")
-    return Batch(*(data[name][which] if second_set else data[f"step{which}_{name}"] for name in fields))
+    return Batch(
+        *(data[name][which] if second_set else data[f"step{which}_{name}"] for name in fields)
+    )
 
 
 def run_steps(data, second_set, hardest_from, topk, graph_from=3):
-    """Six steps of the small model through the engine. Returns model, objective, step reports, initial weights."""
+    """Six steps of the small model through the engine. Returns model, objective,
+    step reports, initial weights."""
     model = small_model()
     objective = small_objective(topk, base_loss="vse", gnn_loss="vse")
-    before = {name: value.detach().clone() for name, value in named_parameters(model, objective).items()}
+    before = {
+        name: value.detach().clone() for name, value in named_parameters(model, objective).items()
+    }
     optimizer = optim.build(model, objective, learning_rate=5e-4)
     reports = []
     for which in range(6):
@@ -345,9 +390,12 @@ def run_steps(data, second_set, hardest_from, topk, graph_from=3):
 
 
 def named_parameters(model, objective):
-    """All parameters under their published names, the encoder or `criterion.` in front as golden files have it."""
+    """All parameters under their published names,
+    the encoder or `criterion.` in front as golden files have it."""
     found = {published_name(name): value for name, value in model.named_parameters()}
-    return found | {"criterion." + published_name(name): value for name, value in objective.named_parameters()}
+    return found | {
+        "criterion." + published_name(name): value for name, value in objective.named_parameters()
+    }
 
 
 def has_true_gradient(name):
@@ -358,7 +406,9 @@ def has_true_gradient(name):
 def test_steps():
     data = golden("steps.npz")
     model, objective, reports, _ = run_steps(data, second_set=False, hardest_from=4, topk=5)
-    close(torch.stack([report.loss for report in reports]), data["losses"], absolute=0, relative=1e-4)
+    close(
+        torch.stack([report.loss for report in reports]), data["losses"], absolute=0, relative=1e-4
+    )
     images, captions = model(golden_batch(data, 0, second_set=False))
     close(images.embedding, data["probe_img_emb"], absolute=1e-3)
     close(captions.embedding, data["probe_cap_emb"], absolute=1e-3)
@@ -367,14 +417,22 @@ def test_steps():
     compared = [name for name in norms if name in found and has_true_gradient(name)]
     assert len(compared) == len(found) - 2
     for name in compared:
-        close(found[name].double().norm(), norms[name], absolute=0, relative=1e-3)  # float32 sums of 23 M squares drift
+        # float32 sums of 23 M squares drift
+        close(found[name].double().norm(), norms[name], absolute=0, relative=1e-3)
 
 
 @pytest.mark.parametrize("trajectory, hardest_from", [("sum_", 99), ("switch4_", 4)])
 def test_steps_second_set(trajectory, hardest_from):
     data = golden("more/steps.npz")
-    model, objective, reports, before = run_steps(data, second_set=True, hardest_from=hardest_from, topk=8)
-    close(torch.stack([report.loss for report in reports]), data[trajectory + "losses"], absolute=0, relative=1e-4)
+    model, objective, reports, before = run_steps(
+        data, second_set=True, hardest_from=hardest_from, topk=8
+    )
+    close(
+        torch.stack([report.loss for report in reports]),
+        data[trajectory + "losses"],
+        absolute=0,
+        relative=1e-4,
+    )
     norms = torch.stack([report.gradient_norm for report in reports])
     close(norms, data[trajectory + "grad_norms_before_clip"], absolute=0, relative=1e-4)
     images = model.image_encoder(data["probe_images"], data["probe_image_lengths"])
@@ -382,8 +440,12 @@ def test_steps_second_set(trajectory, hardest_from):
     close(images.embedding, data[trajectory + "probe_img_emb"], absolute=1e-3)
     close(captions.embedding, data[trajectory + "probe_cap_emb"], absolute=1e-3)
     # the running mean holds the bias before it, which Adam moves at random by up to a rate a step
-    close(model.image_encoder.mlp[1].running_mean, data[trajectory + "bn_running_mean"], absolute=1e-3)
-    close(model.image_encoder.mlp[1].running_var, data[trajectory + "bn_running_var"], absolute=1e-5)
+    close(
+        model.image_encoder.mlp[1].running_mean, data[trajectory + "bn_running_mean"], absolute=1e-3
+    )
+    close(
+        model.image_encoder.mlp[1].running_var, data[trajectory + "bn_running_var"], absolute=1e-5
+    )
     found = named_parameters(model, objective)
     changes = dict(zip(data["param_names"].tolist(), data[trajectory + "param_change_norms"]))
     compared = [name for name in changes if name in found and has_true_gradient(name)]

@@ -1,4 +1,5 @@
-"""The house: imports run downward, evaluation never meets the graph, no option is idle, docs/ names all."""
+"""The house: imports run downward, evaluation never meets the graph, no option is idle,
+docs/ names all."""
 
 import ast
 import importlib.util
@@ -12,24 +13,25 @@ import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "lib.system.start", "lib.system.console", "lib.system.errors", "lib.system.devices", "lib.system.distributed",
-    "lib.system.files", "lib.system.cache", "lib.system.run_folder", "lib.system.interrupt", "lib.system.options",
-    "lib.system.unpickle", "lib.system.charts",
-    "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names", "lib.evaluation.report",
-    "lib.evaluation.bootstrap", "lib.evaluation.extended",
-    "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo", "lib.data.layout",
+    "lib.system.start", "lib.system.console", "lib.system.errors", "lib.system.devices",
+    "lib.system.distributed", "lib.system.files", "lib.system.cache", "lib.system.run_folder",
+    "lib.system.interrupt", "lib.system.options", "lib.system.unpickle", "lib.system.charts",
+    "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names",
+    "lib.evaluation.report", "lib.evaluation.bootstrap", "lib.evaluation.extended",
+    "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo",
+    "lib.data.layout",
     "lib.data.region_file",
-    "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type", "lib.data.tsv_columns",
-    "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion", "lib.data.convert", "lib.data.__main__",
-    "lib.data.sampling", "lib.data.dataset",
-    "lib.model.pooling", "lib.model.packing", "lib.model.bert", "lib.model.splits", "lib.model.fragment",
-    "lib.model.state", "lib.model.checkpoint", "lib.model.pretrained", "lib.model.encoders", "lib.model.network",
-    "lib.objective.losses", "lib.objective.relation",
+    "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type",
+    "lib.data.tsv_columns", "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion",
+    "lib.data.convert", "lib.data.__main__", "lib.data.sampling", "lib.data.dataset",
+    "lib.model.pooling", "lib.model.packing", "lib.model.bert", "lib.model.splits",
+    "lib.model.fragment", "lib.model.state", "lib.model.checkpoint", "lib.model.pretrained",
+    "lib.model.encoders", "lib.model.network", "lib.objective.losses", "lib.objective.relation",
     "graph_lib",
     "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
-    "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start", "lib.training.run_state",
-    "lib.training.engine", "lib.training.loop",
-    "lib.results.trained", "lib.results.search", "lib.results.export", "lib.results.pictures",
+    "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start",
+    "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
+    "lib.results.search", "lib.results.export", "lib.results.pictures",
     "lib.results.html_report",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip
@@ -63,25 +65,32 @@ def imports(module):
 
 def test_every_module_has_its_place_in_the_order():
     files = [*ROOT.glob("*.py"), *ROOT.glob("lib/**/*.py")]
-    names = [file.relative_to(ROOT).with_suffix("").as_posix() for file in files if file.name != "__init__.py"]
+    names = [
+        file.relative_to(ROOT).with_suffix("").as_posix()
+        for file in files
+        if file.name != "__init__.py"
+    ]
     modules = {name.replace("/", ".") for name in names}
     assert modules == set(ORDER) and len(ORDER) == len(modules)
 
 
 def test_packages_follow_one_another():
-    """With the order of modules: a package imports from those before it alone, and graph_lib.py stands among them."""
+    """With the order of modules: a package imports from those before it alone,
+    and graph_lib.py stands among them."""
     packages = [module.rpartition(".")[0] if module.count(".") == 2 else module for module in ORDER]
     changes = [name for before, name in zip(["", *packages], packages) if name != before]
     assert changes == [
-        "lib.system", "lib.evaluation", "lib.data", "lib.model", "lib.objective", "graph_lib", "lib.training",
-        "lib.results", "lib.dataset", "arguments", "eval", "train", "lib.programs",
+        "lib.system", "lib.evaluation", "lib.data", "lib.model", "lib.objective", "graph_lib",
+        "lib.training", "lib.results", "lib.dataset", "arguments", "eval", "train", "lib.programs",
     ]  # fmt: skip
 
 
 def test_packages_themselves_import_nothing_but_load():
     packages = [path.parent.name for path in ROOT.glob("lib/*/__init__.py")]
     found = {name: imports(f"lib.{name}.__init__") for name in packages}
-    assert {name: names for name, names in found.items() if names} == {"model": {"lib.results.trained"}}
+    assert {name: names for name, names in found.items() if names} == {
+        "model": {"lib.results.trained"}
+    }
 
 
 def test_the_model_package_gives_load_and_nothing_else_from_above():
@@ -117,11 +126,19 @@ def test_evaluation_never_reaches_the_graph():
         reached.add(module)
         waiting += imports(module) - reached
     assert "lib.model.network" in reached
-    assert not reached & {"graph_lib", "lib.objective.relation", "lib.objective.losses", "lib.training.optim", "train"}
+    assert not reached & {
+        "graph_lib",
+        "lib.objective.relation",
+        "lib.objective.losses",
+        "lib.training.optim",
+        "train",
+    }
 
 
 def test_one_file_knows_tensorboard_logger():
-    found = [module for module in ORDER if "tensorboard_logger import" in path_of(module).read_text()]
+    found = [
+        module for module in ORDER if "tensorboard_logger import" in path_of(module).read_text()
+    ]
     assert found == ["lib.training.logs"]
 
 
@@ -137,10 +154,15 @@ def evaluation_options():
 
 @pytest.mark.parametrize("option", sorted(training_options() | evaluation_options()))
 def test_every_option_is_read(option):
-    readers = ("lib.model.network", *(module for module in ORDER if module.startswith("lib.training.run_")))
+    readers = (
+        "lib.model.network",
+        *(module for module in ORDER if module.startswith("lib.training.run_")),
+    )
     readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train", "eval")
     source = "".join(path_of(module).read_text() for module in readers)
-    assert re.search(rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source)
+    assert re.search(
+        rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source
+    )
 
 
 def test_the_published_options_keep_their_defaults():
@@ -148,22 +170,32 @@ def test_the_published_options_keep_their_defaults():
     graph_lib.add_options(parser)
     options = vars(arguments.parse_training(parser, []))
     published = dict(
-        data_path="data/", dataset="f30k", margin=0.2, num_epochs=30, batch_size=128, embed_size=1024, grad_clip=2.0,
-        learning_rate=5e-4, workers=8, log_step=200, logger_name="runs/test", model_name="runs/test",
-        max_violation=False, no_imgnorm=False, no_txtnorm=False, vse_mean_warmup_epochs=1, multi_gpu=0,
-        size_augment=1, mask_repeat=1, save_results=1, gpu_id=0, bert_path="bert-base-uncased",
-        lr_schedules=[15, 25], decay_rate=0.1, base_loss="trip", gnn_loss="trip", warmup=8000, residual_weight=0.8,
-        num_layers_enc=1, nhead=16, dropout=0.1, graph_lr_factor=1.0, mask_weight=1.0, threshold=0.5, topk=10,
-        reg_loss_weight=10, norm_input=1, cross_loss=1,
+        data_path="data/", dataset="f30k", margin=0.2, num_epochs=30, batch_size=128,
+        embed_size=1024, grad_clip=2.0, learning_rate=5e-4, workers=8, log_step=200,
+        logger_name="runs/test", model_name="runs/test", max_violation=False, no_imgnorm=False,
+        no_txtnorm=False, vse_mean_warmup_epochs=1, multi_gpu=0, size_augment=1, mask_repeat=1,
+        save_results=1, gpu_id=0, bert_path="bert-base-uncased", lr_schedules=[15, 25],
+        decay_rate=0.1, base_loss="trip", gnn_loss="trip", warmup=8000, residual_weight=0.8,
+        num_layers_enc=1, nhead=16, dropout=0.1, graph_lr_factor=1.0, mask_weight=1.0,
+        threshold=0.5, topk=10, reg_loss_weight=10, norm_input=1, cross_loss=1,
     )  # fmt: skip
     assert {name: options[name] for name in published} == published
     assert options["val_split"] == "dev" and options["val_step"] == 0 and "img_dim" not in options
 
 
-@pytest.mark.parametrize("command", [
-    "--batch_size 128 --data_path data/ --dataset f30k --logger_name runs/f30k_test --mask_weight 1.0",
-    "--batch_size 256 --data_path data/ --dataset coco --logger_name runs/coco_test --mask_weight 1.5",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        (
+            "--batch_size 128 --data_path data/ --dataset f30k "
+            "--logger_name runs/f30k_test --mask_weight 1.0"
+        ),
+        (
+            "--batch_size 256 --data_path data/ --dataset coco "
+            "--logger_name runs/coco_test --mask_weight 1.5"
+        ),
+    ],
+)
 def test_published_training_commands_parse(command):
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
@@ -173,16 +205,22 @@ def test_published_training_commands_parse(command):
 
 @pytest.mark.parametrize("dataset", ["f30k", "coco"])
 def test_published_evaluation_commands_parse(dataset):
-    options = arguments.evaluation_parser().parse_args(f"--data_path data/ --dataset {dataset} --gpu-id 0".split())
+    options = arguments.evaluation_parser().parse_args(
+        f"--data_path data/ --dataset {dataset} --gpu-id 0".split()
+    )
     assert options.dataset == dataset and options.save_results == 0
 
 
 def test_the_documentation_lists_every_module():
     page = (ROOT / "docs" / "code.md").read_text()
-    assert [module for module in ORDER if f"[`{path_of(module).relative_to(ROOT)}`]" not in page] == []
+    assert [
+        module for module in ORDER if f"[`{path_of(module).relative_to(ROOT)}`]" not in page
+    ] == []
 
 
-@pytest.mark.parametrize("pages", [["training"], ["training", "evaluation"]], ids=["train.py", "eval.py"])
+@pytest.mark.parametrize(
+    "pages", [["training"], ["training", "evaluation"]], ids=["train.py", "eval.py"]
+)
 def test_the_documentation_names_every_option(pages):
     parser = arguments.evaluation_parser() if "evaluation" in pages else arguments.training_parser()
     if "evaluation" not in pages:
@@ -195,5 +233,8 @@ def test_the_documentation_names_every_option(pages):
 
 def test_no_line_is_longer_than_120():
     folders = [ROOT / folder for folder in ("lib", "tests", "benchmarks")]
-    for file in [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]:
+    for file in [
+        *ROOT.glob("*.py"),
+        *(file for folder in folders for file in folder.rglob("*.py")),
+    ]:
         assert max(map(len, file.read_text().splitlines()), default=0) <= 120, file

@@ -1,4 +1,5 @@
-"""The list of planted mistakes fits the code: each is found where it says, and the tests it names are there."""
+"""The list of planted mistakes fits the code: each is found where it says,
+and the tests it names are there."""
 
 import ast
 
@@ -23,13 +24,19 @@ def test_a_mistake_that_no_test_sees_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "tests").mkdir()
     (tmp_path / "made.py").write_text("ONE, TWO = 1, 2\n")
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\n')
-    (tmp_path / "tests" / "test_one.py").write_text("from made import ONE\n\n\ndef test():\n    assert ONE == 1\n")
+    (tmp_path / "tests" / "test_one.py").write_text(
+        "from made import ONE\n\n\ndef test():\n    assert ONE == 1\n"
+    )
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
-    monkeypatch.setattr(mutants, "MUTANTS", {
-        "one": mutants.Mutant("made.py", "1,", "3,", "test_one.py"),
-        "two": mutants.Mutant("made.py", ", 2", ", 3", "test_one.py"),
-        "gone": mutants.Mutant("made.py", "THREE", "FOUR", "test_one.py"),
-    })  # fmt: skip
+    monkeypatch.setattr(
+        mutants,
+        "MUTANTS",
+        {
+            "one": mutants.Mutant("made.py", "1,", "3,", "test_one.py"),
+            "two": mutants.Mutant("made.py", ", 2", ", 3", "test_one.py"),
+            "gone": mutants.Mutant("made.py", "THREE", "FOUR", "test_one.py"),
+        },
+    )
     assert mutants.main([]) == 1
     printed = capsys.readouterr().out
     assert "seen: one" in printed and "SURVIVED: two" in printed and "NOT PLANTED: gone" in printed

@@ -1,1 +1,2 @@
-"""Data folders: their layout, datasets and loaders, captions, vocabulary, sampling, the demo data."""
+"""Data folders: their layout, datasets and loaders, captions, vocabulary, sampling,
+the demo data."""

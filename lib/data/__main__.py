@@ -15,17 +15,21 @@ from . import check, convert
 
 
 def main(argv=None):
-    """The command: `check FOLDER`, where `check` may be left out, or `convert`; argv: instead of the process's."""
+    """The command: `check FOLDER`, where `check` may be left out, or `convert`;
+    argv: instead of the process's."""
     argv = sys.argv[1:] if argv is None else argv
     text = "Check a data folder, or make one of own features."
     parser = Parser(prog=f"python -m {__package__}", description=text)
-    commands = parser.add_subparsers(prog=parser.prog, dest="command", required=True, metavar="check | convert")
+    commands = parser.add_subparsers(
+        prog=parser.prog, dest="command", required=True, metavar="check | convert"
+    )
     check.add_command(commands)
     convert.add_command(commands)
     if not argv or argv[0] in ("-h", "--help"):
         parser.parse_args(argv)  # help, or an error that names the commands
     command, *rest = argv if argv[0] in commands.choices else ["check", *argv]
-    options = commands.choices[command].parse_args(rest)  # of its own parser: that knows which options there are
+    # of its own parser: that knows which options there are
+    options = commands.choices[command].parse_args(rest)
     options.run(options)
 
 

@@ -1,4 +1,5 @@
-"""Lines of a caption file that share a form which is no caption, such as `name.jpg#0<TAB>text`, and how to strip it."""
+"""Lines of a caption file that share a form which is no caption, such as `name.jpg#0<TAB>text`,
+and how to strip it."""
 
 # C captions
 
@@ -16,14 +17,16 @@ SHARED = 0.95  # of them have the form
 FEWEST_NUMBERS = 8  # different ones, that grow
 PICTURE = r"\.(?:jpe?g|png|gif|bmp|webp|npy|npz)"
 CSV = (
-    'import csv, sys; '
-    'sys.stdout.writelines(" ".join(",".join(row[1:]).split()) + "\\n" for row in csv.reader(sys.stdin))'
+    "import csv, sys; "
+    'sys.stdout.writelines(" ".join(",".join(row[1:]).split()) + "\\n" for row in '
+    "csv.reader(sys.stdin))"
 )
 JSON = 'import json, sys; sys.stdout.writelines(" ".join({}.split()) + "\\n" for line in sys.stdin)'
 LITERAL = (
-    'import ast, sys; values = (ast.literal_eval(line.strip()) for line in sys.stdin if line.strip()); '
+    "import ast, sys; values = (ast.literal_eval(line.strip()) "
+    "for line in sys.stdin if line.strip()); "
     'texts = (" ".join(value) if isinstance(value, list) else value for value in values); '
-    'texts = (text.decode() if isinstance(text, bytes) else text for text in texts); '
+    "texts = (text.decode() if isinstance(text, bytes) else text for text in texts); "
     'sys.stdout.writelines(" ".join(text.split()) + "\\n" for text in texts)'
 )
 MARKER = r"(<[^> ]+>|\[[A-Z]+\])"  # <start>, <s>, [CLS]
@@ -32,32 +35,48 @@ FORMS = (  # pattern of the beginning of a line, description, shell filter that 
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|\s*\d+\s*\|", "columns separated by |", "cut -d '|' -f 3-"),
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|", "columns separated by |", "cut -d '|' -f 2-"),
     (r"[\d\s.,;+-]+$", "numbers and nothing else", None),
-    (rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]|\w*\d{{3,}},\s*[^\d\s]', "`id,text`", "cut -d , -f 2-"),
+    (
+        rf'"?[^,\s"]*{PICTURE}(?:#\d+)?"?,|"?\d+"?,\s*[^\d\s]|\w*\d{{3,}},\s*[^\d\s]',
+        "`id,text`",
+        "cut -d , -f 2-",
+    ),
     (rf"[^;]*(?:{PICTURE}(?:#\d+)?|\d)\s*;", "columns separated by ;", "cut -d ';' -f 2-"),
-    (rf"(?:\d+|\S*{PICTURE}(?:#\d+)?)[.):]\s+[^\d\s]", "a number or a name, and a text", "sed -E 's/^[^ ]+ +//'"),
+    (
+        rf"(?:\d+|\S*{PICTURE}(?:#\d+)?)[.):]\s+[^\d\s]",
+        "a number or a name, and a text",
+        "sed -E 's/^[^ ]+ +//'",
+    ),
     (rf"\S+(?:#\d+|{PICTURE})\s", "a file name and a text", "sed -E 's/^[^ ]+ +//'"),
     (r"\d{3,}\s+[^\d\s]", "a number and a text", "sed -E 's/^[^ ]+ +//'"),
     (
-        rf"{MARKER}\s.*\s{MARKER}$", "a text between markers",
+        rf"{MARKER}\s.*\s{MARKER}$",
+        "a text between markers",
         f"sed -E 's/^{MARKER} +//; s/ +{MARKER}[[:space:]]*$//'",
     ),
-)  # fmt: skip
+)
 
 
 class Form(NamedTuple):
-    """What lines share: a description, and a shell filter from such lines to captions, or None where there is none."""
+    """What lines share: a description, and a shell filter from such lines to captions,
+    or None where there is none."""
 
     description: str
     command: str | None
 
 
 def find_form(texts):
-    """The `Form` that nearly all lines share, or None where they are captions. texts: (C,) strings."""
+    """The `Form` that nearly all lines share, or None where they are captions.
+    texts: (C,) strings."""
     places = np.unique(np.linspace(0, max(len(texts) - 1, 0), LOOKED_AT).astype(int))
     chosen = [texts[number] for number in places[: len(texts)] if texts[number]]
     if not chosen:
         return None
-    found = _find_columns(chosen) or _find_json(chosen) or _find_literals(chosen) or _find_running_numbers(chosen)
+    found = (
+        _find_columns(chosen)
+        or _find_json(chosen)
+        or _find_literals(chosen)
+        or _find_running_numbers(chosen)
+    )
     if found:
         return found
     form = next((Form(*form) for pattern, *form in FORMS if _is_shared(pattern, chosen)), None)
@@ -76,7 +95,10 @@ def _find_columns(texts):
         return None
     rows = [text.split("\t") for text in texts]
     num_columns = min(len(row) for row in rows if len(row) > 1)
-    words = [sum(len(row[column].split()) for row in rows if len(row) > column) for column in range(num_columns)]
+    words = [
+        sum(len(row[column].split()) for row in rows if len(row) > column)
+        for column in range(num_columns)
+    ]
     column = int(np.argmax(words)) + 1
     is_token = column == 2 and _is_shared(r"[^\t]*#\d+\t", texts)
     description = "`name#number`, a tab and a text" if is_token else "columns separated by tabs"
@@ -94,7 +116,9 @@ def _find_json(texts):
         return Form("JSON", f"python -c {shlex.quote(JSON.format('json.loads(line)'))}")
     objects = [value for value in values if isinstance(value, dict)]
     for key in JSON_KEYS:
-        if len(objects) == len(values) and all(isinstance(value.get(key), str) for value in objects):
+        if len(objects) == len(values) and all(
+            isinstance(value.get(key), str) for value in objects
+        ):
             taken = f'json.loads(line)["{key}"]'
             return Form("JSON", f"python -c {shlex.quote(JSON.format(taken))}")
     return Form("JSON", None)
@@ -107,7 +131,11 @@ def _find_literals(texts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd escapes
         found = sum(_is_literal(text) for text in texts)
-    return Form("Python literals", f"python -c {shlex.quote(LITERAL)}") if found >= SHARED * len(texts) else None
+    return (
+        Form("Python literals", f"python -c {shlex.quote(LITERAL)}")
+        if found >= SHARED * len(texts)
+        else None
+    )
 
 
 def _is_literal(text):
@@ -115,14 +143,22 @@ def _is_literal(text):
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return False
-    return isinstance(value, (bytes, str)) or isinstance(value, list) and all(isinstance(word, str) for word in value)
+    return (
+        isinstance(value, (bytes, str))
+        or isinstance(value, list)
+        and all(isinstance(word, str) for word in value)
+    )
 
 
 def _find_running_numbers(texts):
     """The `Form` of lines that begin with numbers that grow through the file, or None."""
     found = [re.match(r"(\d{1,18})\s+[^\d\s]", text) for text in texts]
     numbers = [int(match[1]) for match in found if match]
-    if len(numbers) < SHARED * len(texts) or len(set(numbers)) < FEWEST_NUMBERS or numbers != sorted(numbers):
+    if (
+        len(numbers) < SHARED * len(texts)
+        or len(set(numbers)) < FEWEST_NUMBERS
+        or numbers != sorted(numbers)
+    ):
         return None
     return Form("a number and a text", "sed -E 's/^[^ ]+ +//'")
 
@@ -135,7 +171,8 @@ def _read_json(text):
 
 
 def warning(path, texts):
-    """A line for people where the captions of a file share a form, with the command that strips it; else None."""
+    """A line for people where the captions of a file share a form,
+    with the command that strips it; else None."""
     form = find_form(texts)
     if form is None:
         return None
@@ -147,4 +184,7 @@ def warning(path, texts):
         if form.command
         else "write the captions as text, one a line"
     )
-    return f"{path}: its lines are no captions alone, but {form.description}, such as {example!r}; {how}"
+    return (
+        f"{path}: its lines are no captions alone, but "
+        f"{form.description}, such as {example!r}; {how}"
+    )

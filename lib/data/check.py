@@ -38,9 +38,13 @@ HUGE = 1e4  # no detector or backbone gives features beyond; bottom-up-attention
 
 def add_command(commands):
     """Add `check` to the commands of lib/data/__main__.py."""
-    parser = commands.add_parser("check", description=__doc__.split("\n")[0], help="what a folder holds, what to mend")
+    parser = commands.add_parser(
+        "check", description=__doc__.split("\n")[0], help="what a folder holds, what to mend"
+    )
     parser.add_argument("folder", type=Path, help="such as data/f30k_precomp")
-    parser.add_argument("--sample", type=COUNT, help="look at the features of so many images of each split only")
+    parser.add_argument(
+        "--sample", type=COUNT, help="look at the features of so many images of each split only"
+    )
     parser.set_defaults(run=run)
 
 
@@ -53,7 +57,8 @@ def run(options):
 
 
 class Report:
-    """What was found: lines to read, and fixes, each naming a file, what is wrong and the remedy."""
+    """What was found: lines to read, and fixes, each naming a file,
+    what is wrong and the remedy."""
 
     def __init__(self):
         self.lines, self.fixes = [], []
@@ -63,16 +68,20 @@ class Report:
         try:
             return read(*arguments)
         except InputError as error:
-            self.fixes += [str(error)] * (str(error) not in self.fixes)  # two readers may meet the same flaw
+            # two readers may meet the same flaw
+            self.fixes += [str(error)] * (str(error) not in self.fixes)
             return None
 
     def __str__(self):
         fixes = [f"{number}. {fix}" for number, fix in enumerate(self.fixes, 1)]
-        return "\n".join([*self.lines, *(["", f"to mend: {len(fixes)}", *fixes] if fixes else ["OK"])])
+        return "\n".join(
+            [*self.lines, *(["", f"to mend: {len(fixes)}", *fixes] if fixes else ["OK"])]
+        )
 
 
 class Contents(NamedTuple):
-    """What splits may have in common: region feature size (0: unknown), {digest of an image: number}, ids, captions."""
+    """What splits may have in common: region feature size (0: unknown),
+    {digest of an image: number}, ids, captions."""
 
     region_dim: int
     images: dict
@@ -81,8 +90,8 @@ class Contents(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What was found of M rows: their numbers (M,), lowest and highest values (M,), regions up to the last that is not
-    all zeros (M,), and a digest each."""
+    """What was found of M rows: their numbers (M,), lowest and highest values (M,), regions up to
+    the last that is not all zeros (M,), and a digest each."""
 
     numbers: np.ndarray
     lowest: np.ndarray
@@ -92,7 +101,8 @@ class Rows(NamedTuple):
 
 
 def check(folder, sample=None):
-    """Read a folder, or the features of only `sample` images a split. Returns a `Report`. Raises InputError."""
+    """Read a folder, or the features of only `sample` images a split. Returns a `Report`.
+    Raises InputError."""
     folder, report, contents = Path(folder), Report(), {}
     for split in find_splits(folder):
         contents[split] = _check_split(report, folder, split, sample)
@@ -105,12 +115,20 @@ def check(folder, sample=None):
 
 
 def _check_split(report, folder, split, sample):
-    regions_path, captions_path, ids_path = (folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt"))
-    regions, captions = report.attempt(RegionFile, regions_path), report.attempt(read_lines, captions_path)
+    regions_path, captions_path, ids_path = (
+        folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt")
+    )
+    regions, captions = (
+        report.attempt(RegionFile, regions_path),
+        report.attempt(read_lines, captions_path),
+    )
     ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else None
     notes, pairing = [], None
     if regions is not None and captions is not None:
-        captions, note = report.attempt(drop_blank_end, folder, split, captions, len(regions)) or (captions, None)
+        captions, note = report.attempt(drop_blank_end, folder, split, captions, len(regions)) or (
+            captions,
+            None,
+        )
         notes.append(note)
     report.lines.append(f"{split}: {_size(regions)}, {len(captions or ())} captions")
     shape, images = (0, 0, 0), {}
@@ -118,7 +136,9 @@ def _check_split(report, folder, split, sample):
         shape = regions.shape
         if captions is not None:
             pairing = report.attempt(find_pairing, folder, split, regions, len(captions))
-        images = _check_images(report, regions_path, shape, pairing.rows_per_image if pairing else 1, sample)
+        images = _check_images(
+            report, regions_path, shape, pairing.rows_per_image if pairing else 1, sample
+        )
     if pairing:
         report.lines.append(f"  pairs     {pairing.count_text()} ({pairing.source})")
         notes += pairing.notes
@@ -132,19 +152,25 @@ def _size(regions):
     if regions is None:
         return "no features that can be read"
     rows, num_regions, dim = regions.shape
-    return f"{rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, {regions.nbytes / 1e6:.1f} MB)"
+    return (
+        f"{rows} rows x {num_regions} regions x {dim} features ({regions.dtype}, "
+        f"{regions.nbytes / 1e6:.1f} MB)"
+    )
 
 
 def _check_images(report, path, shape, rows_per_image, sample):
     num_images = shape[0] // rows_per_image
     num_read = min(sample or num_images, num_images)
-    which = np.linspace(0, num_images - 1, num_read).astype(np.int64)  # all of them, or evenly spaced
+    # all of them, or evenly spaced
+    which = np.linspace(0, num_images - 1, num_read).astype(np.int64)
     rows = read_rows(path, (which[:, None] * rows_per_image + np.arange(rows_per_image)).flatten())
     _check_repeated(report, path, rows.digests, which, rows_per_image)
     images = dict(zip(rows.digests[::rows_per_image], which.tolist()))
     copies = num_read - len(images)
     repeated = f"each {rows_per_image} times" if rows_per_image > 1 else "a row each"
-    report.lines.append(f"  images    {num_images}, {repeated}; {copies or 'none'} with the features of another")
+    report.lines.append(
+        f"  images    {num_images}, {repeated}; {copies or 'none'} with the features of another"
+    )
     _check_values(report, path, rows, shape[0])
     _check_num_regions(report, path, rows, shape)
     return images
@@ -156,13 +182,23 @@ def read_rows(path, numbers):
     row_bytes = regions.nbytes // len(regions)
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
     blocks = []
-    with tqdm(total=len(numbers) * row_bytes, desc=one_line(path.name), unit="B", unit_scale=True, leave=False,
-              disable=None) as progress:  # fmt: skip
+    with tqdm(
+        total=len(numbers) * row_bytes,
+        desc=one_line(path.name),
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        disable=None,
+    ) as progress:
         for start in range(0, len(numbers), at_once):
             regions.check_unchanged()
-            block = np.stack([regions.read(row) for row in numbers[start : start + at_once]]).astype("<f4", copy=False)
+            block = np.stack(
+                [regions.read(row) for row in numbers[start : start + at_once]]
+            ).astype("<f4", copy=False)
             is_filled = block.any(axis=2)  # (n, R)
-            filled = np.where(is_filled.any(axis=1), block.shape[1] - is_filled[:, ::-1].argmax(axis=1), 0)
+            filled = np.where(
+                is_filled.any(axis=1), block.shape[1] - is_filled[:, ::-1].argmax(axis=1), 0
+            )
             digests = [hashlib.sha256(row).digest() for row in block]
             blocks.append((block.min(axis=(1, 2)), block.max(axis=(1, 2)), filled, digests))
             progress.update(block.nbytes)
@@ -172,39 +208,58 @@ def read_rows(path, numbers):
 
 
 def _check_repeated(report, path, digests, which, rows_per_image):
-    groups = [set(digests[start : start + rows_per_image]) for start in range(0, len(digests), rows_per_image)]
-    differing = [int(image) * rows_per_image for image, group in zip(which, groups) if len(group) > 1]
+    groups = [
+        set(digests[start : start + rows_per_image])
+        for start in range(0, len(digests), rows_per_image)
+    ]
+    differing = [
+        int(image) * rows_per_image for image, group in zip(which, groups) if len(group) > 1
+    ]
     if differing:
         report.fixes.append(
             f"{path}: each image stands there {rows_per_image} times, but rows differ for "
-            f"{some(differing, 'images', 'rows')}, expected the same row {rows_per_image} times: store every image "
-            "once; now the first row of each is used"
+            f"{some(differing, 'images', 'rows')}, expected the same row {rows_per_image} times: "
+            "store every image once; now the first row of each is used"
         )
 
 
 def _check_values(report, path, rows, num_rows):
     is_finite = np.isfinite(rows.lowest) & np.isfinite(rows.highest)
-    found = f"{rows.lowest[is_finite].min():.4g} to {rows.highest[is_finite].max():.4g}" if is_finite.any() else "none"
+    found = (
+        f"{rows.lowest[is_finite].min():.4g} to {rows.highest[is_finite].max():.4g}"
+        if is_finite.any()
+        else "none"
+    )
     with np.errstate(invalid="ignore"):
         is_huge = is_finite & (np.maximum(rows.highest, -rows.lowest) > HUGE)
         num_negative = int((rows.lowest < 0).sum())
-    negative = f"negative in {num_negative} rows (bottom-up-attention has none)" if num_negative else "none negative"
-    read = "all rows read" if len(rows.numbers) == num_rows else f"{len(rows.numbers)} of {num_rows} rows read"
-    report.lines.append(f"  values    {found}, {negative}, {'finite' if is_finite.all() else 'NaN or Inf'}; {read}")
+    negative = (
+        f"negative in {num_negative} rows (bottom-up-attention has none)"
+        if num_negative
+        else "none negative"
+    )
+    read = (
+        "all rows read"
+        if len(rows.numbers) == num_rows
+        else f"{len(rows.numbers)} of {num_rows} rows read"
+    )
+    report.lines.append(
+        f"  values    {found}, {negative}, {'finite' if is_finite.all() else 'NaN or Inf'}; {read}"
+    )
     if not is_finite.all():
         report.fixes.append(
-            f"{path}: NaN or Inf in {some(rows.numbers[~is_finite], 'rows')}, expected finite features: extract these "
-            "images again"
+            f"{path}: NaN or Inf in {some(rows.numbers[~is_finite], 'rows')}, expected finite "
+            "features: extract these images again"
         )
     if is_huge.any():
         report.fixes.append(
-            f"{path}: values beyond {HUGE:.0f} in {some(rows.numbers[is_huge], 'rows')}, expected features of ordinary "
-            "size: extract these images again, or scale all features alike"
+            f"{path}: values beyond {HUGE:.0f} in {some(rows.numbers[is_huge], 'rows')}, expected "
+            "features of ordinary size: extract these images again, or scale all features alike"
         )
     if not rows.filled.all():
         report.fixes.append(
-            f"{path}: only zeros in {some(rows.numbers[rows.filled == 0], 'rows')}, expected features: extract these "
-            "images again"
+            f"{path}: only zeros in {some(rows.numbers[rows.filled == 0], 'rows')}, expected "
+            "features: extract these images again"
         )
 
 
@@ -214,20 +269,25 @@ def _check_num_regions(report, path, rows, shape):
     if counts is None:
         return
     counts = counts[rows.numbers]
-    spread = f"{counts.min()} to {counts.max()}, mean {counts.mean():.1f}" if np.ptp(counts) else f"{counts[0]}"
+    spread = (
+        f"{counts.min()} to {counts.max()}, mean {counts.mean():.1f}"
+        if np.ptp(counts)
+        else f"{counts[0]}"
+    )
     source = counts_path.name if counts_path.exists() else f"no {counts_path.name}: none is padding"
     report.lines.append(f"  regions   {spread} an image ({source})")
     junk = rows.numbers[rows.filled > counts]
     padded = rows.numbers[(0 < rows.filled) & (rows.filled < counts)]
     if len(junk):
         report.fixes.append(
-            f"{path}: regions that are not zero beyond the counts of {counts_path.name} in {some(junk, 'rows')}, "
-            "expected zeros: one of the two files is of other data, make both again"
+            f"{path}: regions that are not zero beyond the counts of {counts_path.name} in "
+            f"{some(junk, 'rows')}, expected zeros: one of the two files is of other data, make "
+            "both again"
         )
     if len(padded):
         report.fixes.append(
-            f"{path}: the last regions are all zeros in {some(padded, 'rows')}, expected true regions: say how many "
-            f"are true in {counts_path.name} (int32, one a row)"
+            f"{path}: the last regions are all zeros in {some(padded, 'rows')}, expected true "
+            f"regions: say how many are true in {counts_path.name} (int32, one a row)"
         )
 
 
@@ -240,8 +300,8 @@ def _check_captions(report, path, captions):
     )
     if blank:
         report.fixes.append(
-            f"{path}: {some(blank, 'blank captions', 'lines', counted_from=1)}, expected a caption a line: write "
-            "captions there, or take out these images everywhere"
+            f"{path}: {some(blank, 'blank captions', 'lines', counted_from=1)}, expected a "
+            "caption a line: write captions there, or take out these images everywhere"
         )
     report.fixes += filter(None, [caption_forms.warning(path, captions)])
 
@@ -258,18 +318,19 @@ def _check_ids(report, path, ids, pairing):
             return []
     repeated = [text for text, count in Counter(ids).items() if count > 1]
     report.lines.append(
-        f"  ids       {len(ids)}, {f'{len(repeated)} of them repeated' if repeated else 'all different'}"
+        f"  ids       {len(ids)}, "
+        f"{f'{len(repeated)} of them repeated' if repeated else 'all different'}"
         + (f" ({num_lines} lines, a line a caption)" if len(ids) < num_lines else "")
     )
     if pairing and len(ids) != pairing.num_images:
         report.fixes.append(
-            f"{path}: found {len(ids)} ids for {pairing.num_images} images, expected an id a line, in the images' "
-            "order: write the file again or remove it, it is optional"
+            f"{path}: found {len(ids)} ids for {pairing.num_images} images, expected an id a "
+            "line, in the images' order: write the file again or remove it, it is optional"
         )
     elif repeated:
         report.fixes.append(
-            f"{path}: {some(repeated, 'ids', 'ids')} stand for several images, expected one for each: take out images "
-            "that are there twice, or number them anew"
+            f"{path}: {some(repeated, 'ids', 'ids')} stand for several images, expected one for "
+            "each: take out images that are there twice, or number them anew"
         )
     return ids
 
@@ -278,28 +339,36 @@ def _check_dims(report, folder, contents):
     dims = {split: found.region_dim for split, found in contents.items() if found.region_dim}
     if len(set(dims.values())) > 1:
         found = ", ".join(f"{dim} in {split}_ims.npy" for split, dim in dims.items())
-        report.fixes.append(f"{folder}: features of different sizes, {found}; expected one size: extract them alike")
+        report.fixes.append(
+            f"{folder}: features of different sizes, {found}; expected one size: extract them alike"
+        )
 
 
 def _compare(report, folder, contents, left, right, compare_images):
     """What two splits have in common; only test may be a part of testall."""
     a, b = contents[left], contents[right]
-    images = [row for digest, row in a.images.items() if digest in b.images] if compare_images else []
+    images = (
+        [row for digest, row in a.images.items() if digest in b.images] if compare_images else []
+    )
     ids = sorted(set(a.ids) & set(b.ids))
     counts = f"{len(images) if compare_images else 'not compared'} images", f"{len(ids)} ids"
     texts = len(set(a.captions) & set(b.captions))
-    report.lines.append(f"{left} and {right} have in common: {', '.join(counts)}, {texts} caption texts")
+    report.lines.append(
+        f"{left} and {right} have in common: {', '.join(counts)}, {texts} caption texts"
+    )
     if {left, right} == {"test", "testall"}:
         return
     if images:
         report.fixes.append(
-            f"{folder}/{left}_ims.npy: {some(images, 'images', 'images')} are in {right}_ims.npy too, expected splits "
-            "without common images: take them out of one of the two, with their captions"
+            f"{folder}/{left}_ims.npy: {some(images, 'images', 'images')} are in {right}_ims.npy "
+            "too, expected splits without common images: take them out of one of the two, with "
+            "their captions"
         )
     if ids:
         report.fixes.append(
-            f"{folder}/{left}_ids.txt: {some(ids, 'ids', 'ids')} are in {right}_ids.txt too, expected splits without "
-            "common images: take them out of one of the two, or number the ids through all splits"
+            f"{folder}/{left}_ids.txt: {some(ids, 'ids', 'ids')} are in {right}_ids.txt too, "
+            "expected splits without common images: take them out of one of the two, or number "
+            "the ids through all splits"
         )
 
 

@@ -1,9 +1,11 @@
-"""A data folder (docs/method.md, section 1) from bottom-up-attention TSV files and a Karpathy split JSON.
+"""A data folder (docs/method.md, section 1) from bottom-up-attention TSV files and a Karpathy split
+JSON.
 
     python -m lib.data convert --tsv FILE [FILE ...] --json dataset_flickr30k.json --out data/mine_precomp
 
-The TSV files (lib/data/tsv.py) are read twice, a line at a time: first for names and lengths, so that whatever is
-missing is told before anything is written, then for the features, which go into the files of lib/data/conversion.py.
+The TSV files (lib/data/tsv.py) are read twice, a line at a time: first for names and lengths, so
+that whatever is missing is told before anything is written, then for the features, which go into
+the files of lib/data/conversion.py.
 """
 
 # N images, R regions, D region feature size
@@ -29,17 +31,34 @@ IMAGES_PER_WRITE = 64  # images
 
 def add_command(commands):
     """Add `convert` to the commands of lib/data/__main__.py."""
-    parser = commands.add_parser("convert", description=__doc__.split("\n")[0], help="make a folder of own features")
-    parser.add_argument("--tsv", type=Path, nargs="+", required=True, help="bottom-up-attention features")
-    parser.add_argument("--json", type=Path, required=True, help="captions and splits, such as dataset_coco.json")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make, such as data/mine_precomp")
-    parser.add_argument("--regions", type=COUNT, default=36, help="R: the first R boxes of an image, or zero rows")
+    parser = commands.add_parser(
+        "convert", description=__doc__.split("\n")[0], help="make a folder of own features"
+    )
+    parser.add_argument(
+        "--tsv", type=Path, nargs="+", required=True, help="bottom-up-attention features"
+    )
+    parser.add_argument(
+        "--json", type=Path, required=True, help="captions and splits, such as dataset_coco.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the folder to make, such as data/mine_precomp"
+    )
+    parser.add_argument(
+        "--regions", type=COUNT, default=36, help="R: the first R boxes of an image, or zero rows"
+    )
     match = "the JSON's field that names the images of the TSV (default: cocoid or filename)"
     parser.add_argument("--match", choices=karpathy.FIELDS, help=match)
-    kept = "keep the first K sentences of an image, 0: all (default: 5 where every image has at least 5, else all)"
+    kept = (
+        "keep the first K sentences of an image, 0: all (default: 5 where every image has at "
+        "least 5, else all)"
+    )
     parser.add_argument("--captions_per_image", type=COUNT_OR_NONE, help=kept)
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the features (default: as their bytes show)")
-    parser.add_argument("--overwrite", type=SWITCH, nargs="?", const=1, default=0, help="replace the files in --out")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="type of the features (default: as their bytes show)"
+    )
+    parser.add_argument(
+        "--overwrite", type=SWITCH, nargs="?", const=1, default=0, help="replace the files in --out"
+    )
     parser.set_defaults(run=run)
 
 
@@ -47,8 +66,8 @@ def run(options):
     """Convert; after Ctrl-C with a word on how to go on."""
     try:
         convert(
-            options.tsv, options.json, options.out, options.regions, options.overwrite, options.match,
-            options.captions_per_image, options.dtype,
+            options.tsv, options.json, options.out, options.regions, options.overwrite,
+            options.match, options.captions_per_image, options.dtype,
         )  # fmt: skip
     except KeyboardInterrupt:
         write_line("stopped: run the same command again to go on", sys.stderr)
@@ -56,13 +75,24 @@ def run(options):
 
 
 def convert(
-    tsv_paths, json_path, out, num_regions=36, overwrite=False, match=None, captions_per_image=None, dtype=None
+    tsv_paths,
+    json_path,
+    out,
+    num_regions=36,
+    overwrite=False,
+    match=None,
+    captions_per_image=None,
+    dtype=None,
 ):
-    """Make the folder `out`. Raises InputError, before anything is written if inputs lack something."""
+    """Make the folder `out`. Raises InputError, before anything is written if inputs lack
+    something."""
     finished = _finish_earlier(out)
     asked = _fingerprint([*tsv_paths, json_path]) | {
-        "regions": num_regions, "match": match, "captions_per_image": captions_per_image, "dtype": dtype
-    }  # fmt: skip
+        "regions": num_regions,
+        "match": match,
+        "captions_per_image": captions_per_image,
+        "dtype": dtype,
+    }
     if finished == asked:
         return
     given = karpathy.read_splits(json_path)
@@ -95,8 +125,14 @@ def _fingerprint(paths):
         why = why_unreadable(path)
         if why:
             such = f", such as {path}/*.tsv" if any(path.glob("*.tsv")) else ""
-            raise InputError(f"{path}: {why}; expected --tsv and --json to name files that are there{such}")
-    return {"inputs": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]}
+            raise InputError(
+                f"{path}: {why}; expected --tsv and --json to name files that are there{such}"
+            )
+    return {
+        "inputs": [
+            [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths
+        ]
+    }
 
 
 def _refuse_changed(asked, tsv_paths, json_path):
@@ -104,13 +140,14 @@ def _refuse_changed(asked, tsv_paths, json_path):
     changed = [before[0] for before, after in zip(asked["inputs"], now) if before != after]
     if changed:
         raise InputError(
-            f"{changed[0]}: changed while it was read, expected a file that stays as it is; run the same command again "
-            "once it is complete"
+            f"{changed[0]}: changed while it was read, expected a file that stays as it is; run "
+            "the same command again once it is complete"
         )
 
 
 def _finish_earlier(out):
-    """What a conversion depended on that had only to be moved into place, and is now; None where there was none.
+    """What a conversion depended on that had only to be moved into place, and is now;
+    None where there was none.
 
     Raises InputError where another process writes to `out`: at once rather than after the reading.
     """
@@ -126,8 +163,8 @@ def _finish_switch(out):
     write_line(f"{out} is complete; check it: python -m {__package__} check {out}")
     if not out.absolute().name.endswith("_precomp"):
         write_line(
-            "training finds it as --dataset NAME only where the folder is called NAME_precomp: rename it, such as to "
-            f"{out}_precomp"
+            "training finds it as --dataset NAME only where the folder is called NAME_precomp: "
+            f"rename it, such as to {out}_precomp"
         )
     return asked
 
@@ -136,8 +173,8 @@ def _refuse_to_overwrite(out, splits, overwrite):
     there = conversion.find_files(out, splits)
     if there and not overwrite:
         raise InputError(
-            f"{out}: holds {karpathy.few(there)}, expected none of the files to write; give another --out, or "
-            "--overwrite to replace them"
+            f"{out}: holds {karpathy.few(there)}, expected none of the files to write; give "
+            "another --out, or --overwrite to replace them"
         )
 
 
@@ -145,18 +182,25 @@ def _find_dtype(lines, row_bytes, given):
     found = find_dtype(tsv.sample_bytes([line for line, _ in lines], row_bytes), row_bytes)
     dtype = given or found
     if dtype is None or row_bytes % np.dtype(dtype).itemsize:
-        why = "their bytes do not show of which type they are" if dtype is None else f"--dtype {dtype} does not fit"
+        why = (
+            "their bytes do not show of which type they are"
+            if dtype is None
+            else f"--dtype {dtype} does not fit"
+        )
         raise InputError(
-            f"{lines[0][0].path}: found {row_bytes} bytes of features a box, and {why}; expected float16, float32 or "
-            "float64: say which with --dtype"
+            f"{lines[0][0].path}: found {row_bytes} bytes of features a box, and {why}; expected "
+            "float16, float32 or float64: say which with --dtype"
         )
     if found not in (None, dtype):
-        write_line(f"features: taken as {dtype}, as --dtype says, although their bytes look like {found}")
+        write_line(
+            f"features: taken as {dtype}, as --dtype says, although their bytes look like {found}"
+        )
     return dtype
 
 
 def _texts(splits, field):
-    """{name: bytes} of captions, ids, and the map where the images of a split have different numbers of captions."""
+    """{name: bytes} of captions, ids, and the map where the images of a split have different
+    numbers of captions."""
     texts = {}
     for split, images in splits.items():
         lines = {
@@ -164,8 +208,13 @@ def _texts(splits, field):
             conversion.IDS: [image.id(field) for image in images],
         }
         if len({len(image.captions) for image in images}) > 1:
-            lines[conversion.MAP] = [number for number, image in enumerate(images) for _ in image.captions]
-        texts |= {f"{split}_{end}": "".join(f"{line}\n" for line in found).encode() for end, found in lines.items()}
+            lines[conversion.MAP] = [
+                number for number, image in enumerate(images) for _ in image.captions
+            ]
+        texts |= {
+            f"{split}_{end}": "".join(f"{line}\n" for line in found).encode()
+            for end, found in lines.items()
+        }
     return texts
 
 
@@ -183,9 +232,15 @@ def _begin(work, asked, sizes, shape, texts):
 def _fill(work, lines, shape, row_bytes, dtype):
     """Decode and store what is still to do."""
     done = conversion.read_done(work, {split for _, places in lines for split, _ in places})
-    todo = [(line, places) for line, places in lines if not all(done[split][index] for split, index in places)]
+    todo = [
+        (line, places)
+        for line, places in lines
+        if not all(done[split][index] for split, index in places)
+    ]
     num_done = len(lines) - len(todo)
-    with tqdm(total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **tsv.BAR) as progress:
+    with tqdm(
+        total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **tsv.BAR
+    ) as progress:
         for start in range(0, len(todo), IMAGES_PER_WRITE):
             found = []
             for line, places in todo[start : start + IMAGES_PER_WRITE]:
@@ -198,15 +253,18 @@ def _fill(work, lines, shape, row_bytes, dtype):
 def _print_matching(matched, index):
     example = one_line(matched.lines[0][0].name)
     write_line(
-        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' (images of the JSON that "
-        f"each field finds: {karpathy.describe_counts(matched.counts)})"
+        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' "
+        f"(images of the JSON that each field finds: {karpathy.describe_counts(matched.counts)})"
     )
     names = {line.name for line in index.lines.values()}
-    first = next((first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None)
+    first = next(
+        (first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None
+    )
     if first is not None and matched.field != "imgid":
         write_line(
-            f"warning: the names in the TSV files are the numbers from {first} on; if that is not how the pictures are "
-            f"named ({matched.field}), every image has another's features: extract them under their file names"
+            f"warning: the names in the TSV files are the numbers from {first} on; if that is not "
+            f"how the pictures are named ({matched.field}), every image has another's features: "
+            "extract them under their file names"
         )
 
 
@@ -224,17 +282,22 @@ def _summarise(given, splits, matched, shape, dtype, index):
     boxes = np.array([line.num_boxes for line, _ in matched.lines])
     num_regions, dim = shape
     write_line(
-        f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features ({dtype}): "
-        f"{(boxes > num_regions).sum()} cut to their first {num_regions} regions, {(boxes < num_regions).sum()} padded "
-        "with zero rows"
+        f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features "
+        f"({dtype}): {(boxes > num_regions).sum()} cut to their first {num_regions} regions, "
+        f"{(boxes < num_regions).sum()} padded with zero rows"
     )
     write_line(
-        f"not used: {len(index.lines) - len(boxes)} images not in the JSON, {index.num_repeated} lines that repeat an "
-        "image"
+        f"not used: {len(index.lines) - len(boxes)} images not in the JSON, {index.num_repeated} "
+        "lines that repeat an image"
     )
 
 
 def _name_other_splits(out, splits):
-    others = [split for split in SPLITS if split not in splits and conversion.find_files(out, [split])]
+    others = [
+        split for split in SPLITS if split not in splits and conversion.find_files(out, [split])
+    ]
     if others:
-        write_line(f"left as they are: files of {', '.join(others)} in {out}, which the JSON has no image of")
+        write_line(
+            f"left as they are: files of {', '.join(others)} in "
+            f"{out}, which the JSON has no image of"
+        )

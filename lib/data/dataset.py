@@ -1,4 +1,5 @@
-"""A split of a data set: regions, captions, batches and loaders (docs/method.md, sections 1 and 2)."""
+"""A split of a data set: regions, captions, batches and loaders
+(docs/method.md, sections 1 and 2)."""
 
 # N images, C captions, B pairs, R regions, D region feature size, L pieces
 
@@ -30,7 +31,8 @@ from .sampling import EpochSampler, NeighbourSampler, cluster_images
 
 DEV_CAPTIONS = 5000  # `dev` is cut to these, as SCAN does
 NO_SPLIT = "none"  # in place of the name of a test split
-LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9  # of negatives that are drawn (docs/method.md, section 5)
+# of negatives that are drawn (docs/method.md, section 5)
+LONGEST_DISTANCE, COCO_LONGEST_DISTANCE = 1.7, 1.9
 REGION_KEEP_PROBABILITY = 0.8
 LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take them, leave float32
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
@@ -39,9 +41,10 @@ TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
 class Batch(NamedTuple):
     """B image-caption pairs, sorted by caption length, longest first.
 
-    regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond piece_lengths (B,);
-    image_ids (B,), equal where two captions are of one image. The share of one process among several holds every N-th
-    pair, padded as the whole batch, and the image ids of the whole.
+    regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond
+    piece_lengths (B,); image_ids (B,), equal where two captions are of one image. The share of one
+    process among several holds every N-th pair, padded as the whole batch, and the image ids of the
+    whole.
     """
 
     regions: torch.Tensor
@@ -51,29 +54,36 @@ class Batch(NamedTuple):
     image_ids: torch.Tensor
 
     def to(self, device):
-        """The same batch, regions and pieces on `device`; lengths and ids stay, for the host cuts the work by them."""
+        """The same batch, regions and pieces on `device`; lengths and ids stay,
+        for the host cuts the work by them."""
         return self._replace(
-            regions=self.regions.to(device, non_blocking=True), pieces=self.pieces.to(device, non_blocking=True)
+            regions=self.regions.to(device, non_blocking=True),
+            pieces=self.pieces.to(device, non_blocking=True),
         )
 
 
 def data_folder(data_path, dataset):
-    """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is missing."""
+    """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is
+    missing."""
     folder = Path(data_path) / f"{dataset}_precomp"
     if not os.path.isdir(folder):
         where = "" if folder.is_absolute() else f" in {os.getcwd()}"
-        there = sorted(path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp"))
+        there = sorted(
+            path.name.removesuffix("_precomp") for path in Path(data_path).glob("*_precomp")
+        )
         raise InputError(
-            f"{folder}: no such folder{where}; data sets in {data_path}: {', '.join(there) or 'none'}; expected "
-            "--data_path and --dataset to name a folder DATASET_precomp (data/README.md says what belongs there; "
-            "--dataset demo needs no download)"
+            f"{folder}: no such folder{where}; data sets in {data_path}: "
+            f"{', '.join(there) or 'none'}; expected --data_path and --dataset to name a folder "
+            "DATASET_precomp (data/README.md says what belongs there; --dataset demo needs no "
+            "download)"
         )
     return folder
 
 
 class Conventions(NamedTuple):
-    """What is usual for a data set: the split that results are reported on, or NO_SPLIT, and where distance-weighted
-    sampling stops; note: a line for people where its name and its files do not say the same, or None."""
+    """What is usual for a data set: the split that results are reported on, or NO_SPLIT, and where
+    distance-weighted sampling stops; note: a line for people where its name and its files do not
+    say the same, or None."""
 
     test_split: str
     longest_distance: float
@@ -81,7 +91,8 @@ class Conventions(NamedTuple):
 
 
 def conventions(folder, dataset):
-    """The `Conventions` of COCO for a name that starts with coco and for a folder with `testall`, else of Flickr30K.
+    """The `Conventions` of COCO for a name that starts with coco and for a folder with `testall`,
+    else of Flickr30K.
 
     folder: `{dataset}_precomp`.
     """
@@ -92,13 +103,16 @@ def conventions(folder, dataset):
     note = None
     if has_testall and not is_named:
         note = (
-            f"{folder}: holds testall, as COCO does, though its name does not begin with coco: by default results are "
-            f"reported on testall, whole and as the mean of five folds, and --longest_distance is {longest_distance}; "
-            f"to change this, give train.py --test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py "
-            "--split test"
+            f"{folder}: holds testall, as COCO does, though its name does not begin with coco: by "
+            "default results are reported on testall, whole and as the mean of five folds, and "
+            f"--longest_distance is {longest_distance}; to change this, give train.py "
+            f"--test_split test --longest_distance {LONGEST_DISTANCE}, and eval.py --split test"
         )
     elif is_named and has_test and not has_testall:
-        note = f"{folder}: holds no testall, which results of COCO are usually of: by default they are reported on test"
+        note = (
+            f"{folder}: holds no testall, which results of COCO are usually of: by default they "
+            "are reported on test"
+        )
     return Conventions(test_split, longest_distance, note)
 
 
@@ -110,11 +124,13 @@ def has_split(folder, split):
 class RetrievalDataset:
     """One split: its images, each once, and its captions in the file's order, cut into pieces.
 
-    folder: a `*_precomp` folder; split: train, dev, test, ...; tokeniser: of `lib.model.bert`; longest_caption: most
-    ids that BERT has positions for. Raises InputError naming the file that does not fit.
+    folder: a `*_precomp` folder; split: train, dev, test, ...; tokeniser: of `lib.model.bert`;
+    longest_caption: most ids that BERT has positions for. Raises InputError naming the file that
+    does not fit.
 
-    caption_images: (C,) int64, image of every caption, from 0; pairing: the `Pairing` as stored, before `dev` was cut;
-    stored_images: (N,) the images of the stored split that are used; notes: what people must be told of the data.
+    caption_images: (C,) int64, image of every caption, from 0; pairing: the `Pairing` as stored,
+    before `dev` was cut; stored_images: (N,) the images of the stored split that are used; notes:
+    what people must be told of the data.
     """
 
     def __init__(self, folder, split, tokeniser, longest_caption=512):
@@ -122,13 +138,18 @@ class RetrievalDataset:
         self.regions_path = self.folder / f"{split}_ims.npy"
         self.regions = RegionFile(self.regions_path)
         captions_path = self.folder / f"{split}_caps.txt"
-        texts, note = drop_blank_end(self.folder, split, read_lines(captions_path), len(self.regions))
+        texts, note = drop_blank_end(
+            self.folder, split, read_lines(captions_path), len(self.regions)
+        )
         self.pairing = find_pairing(self.folder, split, self.regions, len(texts))
         self.num_regions = self._read_num_regions()
         form = caption_forms.warning(captions_path, texts)
         self.notes = [*filter(None, [note, form and f"warning: {form}"]), *self.pairing.notes]
         self.notes += check_ids(self.folder, split, self.pairing)
-        self.caption_images, self.stored_images = self.pairing.caption_images, np.arange(self.pairing.num_images)
+        self.caption_images, self.stored_images = (
+            self.pairing.caption_images,
+            np.arange(self.pairing.num_images),
+        )
         if split == "dev" and len(texts) > DEV_CAPTIONS:
             texts = texts[:DEV_CAPTIONS]
             self._keep_dev_captions()
@@ -144,8 +165,9 @@ class RetrievalDataset:
         if len(differing):
             row = differing[0] * repeats
             raise InputError(
-                f"{path}: found {', '.join(map(str, counts[differing[0]]))} regions for rows {row} to "
-                f"{row + repeats - 1} (from 0), which are one image, expected the same number: make the file again"
+                f"{path}: found {', '.join(map(str, counts[differing[0]]))} regions for rows "
+                f"{row} to {row + repeats - 1} (from 0), which are one image, expected the same "
+                "number: make the file again"
             )
         return counts[:, 0]
 
@@ -158,8 +180,9 @@ class RetrievalDataset:
         num_part = int(((0 < kept) & (kept < stored)).sum())
         part = f", {num_part} of them with a part of their captions" if num_part else ""
         self.notes.append(
-            f"{self.folder / self.split}_caps.txt: the first {DEV_CAPTIONS} of {num_captions} captions are used, as "
-            f"published: {len(self.stored_images)} of {len(stored)} images{part}"
+            f"{self.folder / self.split}_caps.txt: the first {DEV_CAPTIONS} of {num_captions} "
+            f"captions are used, as published: {len(self.stored_images)} of {len(stored)} "
+            f"images{part}"
         )
 
     @property
@@ -188,24 +211,27 @@ class RetrievalDataset:
         return self.regions.shape[2]
 
     def image_regions(self, image):
-        """(n, D), the true regions of one image. Raises InputError naming an image of NaN, Inf or absurd values."""
+        """(n, D), the true regions of one image. Raises InputError naming an image of NaN,
+        Inf or absurd values."""
         regions = self.unchecked_regions(image)
         largest = _largest(regions)
         if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
             row = self.row_of(image)
             found = f"values of {largest:.3g}" if largest < np.inf else "NaN or Inf"
             raise InputError(
-                f"{self.regions_path}: image {image} (row {row}, from 0) holds {found}, "
-                f"expected finite features of at most {LARGEST_FEATURE:.0e}; extract this image again"
+                f"{self.regions_path}: image {image} (row {row}, from 0) holds {found}, expected "
+                f"finite features of at most {LARGEST_FEATURE:.0e}; extract this image again"
             )
         return regions
 
     def check_unchanged(self):
-        """Raises InputError where the file of the regions is not what it was: to be called before a batch is read."""
+        """Raises InputError where the file of the regions is not what it was:
+        to be called before a batch is read."""
         self.regions.check_unchanged()
 
     def fingerprint(self):
-        """A dict of hashes and sizes by which the data are known, see `lib.data.fingerprint.of_split`."""
+        """A dict of hashes and sizes by which the data are known, see
+        `lib.data.fingerprint.of_split`."""
         return of_split(self)
 
     def unchecked_regions(self, image):
@@ -214,7 +240,8 @@ class RetrievalDataset:
         return self.regions.read(self.row_of(image), 0, count).astype(np.float32, copy=False)
 
     def image_block(self, start, stop):
-        """Regions and lengths of images start..stop - 1: tensors (n, R, D), zero beyond each length, and (n,)."""
+        """Regions and lengths of images start..stop - 1: tensors (n, R, D),
+        zero beyond each length, and (n,)."""
         self.check_unchanged()
         found = [self.image_regions(image) for image in range(start, stop)]
         lengths = np.array([len(regions) for regions in found])
@@ -224,7 +251,8 @@ class RetrievalDataset:
         return torch.from_numpy(padded), torch.from_numpy(lengths)
 
     def caption_block(self, which):
-        """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0, and (n,)."""
+        """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0,
+        and (n,)."""
         return pad_pieces([self.captions.ids(caption) for caption in which])
 
 
@@ -249,9 +277,11 @@ def _pad(sequences):
 
 @dataclass
 class Draw:
-    """What is drawn for a `Batch`: its fields, but in place of the regions the numbers (B, R) of those that are kept.
+    """What is drawn for a `Batch`: its fields, but in place of the regions the numbers
+    (B, R) of those that are kept.
 
-    Arrays and not tensors: a worker hands over so few bytes more quickly than it does handles of shared memory.
+    Arrays and not tensors: a worker hands over so few bytes more quickly than it does handles of
+    shared memory.
     """
 
     kept: np.ndarray
@@ -262,10 +292,12 @@ class Draw:
 
 
 class TrainingPairs:
-    """The pairs of a split, a pair a caption, by the batch: item (epoch, captions) is the `Batch` of these captions.
+    """The pairs of a split, a pair a caption, by the batch: item
+    (epoch, captions) is the `Batch` of these captions.
 
-    What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither the number of
-    workers nor their order changes anything. Of several processes each reads the regions of its own shard.
+    What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither
+    the number of workers nor their order changes anything. Of several processes each reads the
+    regions of its own shard.
     """
 
     def __init__(self, split, seed, drop_regions=True, augment_words=True):
@@ -279,7 +311,8 @@ class TrainingPairs:
     def draw(self, epoch, which):
         """The `Draw` of the captions `which`. Raises InputError naming an image that does not fit.
 
-        To be checked every image is read, and so is in memory by the time that `fill` copies its regions.
+        To be checked every image is read, and so is in memory by the time that `fill` copies its
+        regions.
         """
         generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
         sequences = [
@@ -303,9 +336,12 @@ class TrainingPairs:
         self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
         images = draw.image_ids[self.shard]
-        for row, image, kept, length in zip(regions.numpy(), images, draw.kept, draw.region_lengths):
+        for row, image, kept, length in zip(
+            regions.numpy(), images, draw.kept, draw.region_lengths
+        ):
             stored = self.split.unchecked_regions(image)
-            np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")  # copies without the GIL
+            # copies without the GIL
+            np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")
             row[length:] = 0
         others = draw.region_lengths, draw.pieces, draw.piece_lengths, draw.image_ids
         batch = Batch(regions, *map(torch.from_numpy, others))
@@ -320,8 +356,9 @@ class TrainingPairs:
 
 
 def _empty(shape, pin_memory):
-    """A float32 tensor, not filled. Unless it is pinned, in huge pages where there are any (Linux): 4 KB pages take the
-    system several times as long to provide as the regions of a batch take to be copied into them.
+    """A float32 tensor, not filled. Unless it is pinned, in huge pages where there are any (Linux):
+    4 KB pages take the system several times as long to provide as the regions of a batch take to be
+    copied into them.
     """
     if pin_memory or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, pin_memory=pin_memory)
@@ -332,7 +369,8 @@ def _empty(shape, pin_memory):
 
 
 class _Draws(Dataset):
-    """What workers do: all of a batch but its regions, which are too large to pass from process to process."""
+    """What workers do: all of a batch but its regions,
+    which are too large to pass from process to process."""
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -341,19 +379,21 @@ class _Draws(Dataset):
         try:
             return self.pairs.draw(*item)
         except InputError as error:
-            return error  # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+            # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+            return error
 
 
 def training_loader(pairs, batch_size, workers, batch_clusters=None):
-    """A loader for `batches`; set its sampler's `epoch` and `first`, iterate through `batches`. Raises InputError.
+    """A loader for `batches`; set its sampler's `epoch` and `first`,
+    iterate through `batches`. Raises InputError.
 
     batch_clusters: P of a `NeighbourSampler`, or None to draw batches at random.
     """
     sampler = EpochSampler(len(pairs.split.captions), batch_size, pairs.seed)
     if not len(sampler):
         raise InputError(
-            f"{pairs.split.folder}: the {pairs.split.split} split has {sampler.num_pairs} pairs, expected at least one "
-            f"batch of {batch_size}; give a smaller --batch_size"
+            f"{pairs.split.folder}: the {pairs.split.split} split has {sampler.num_pairs} pairs, "
+            f"expected at least one batch of {batch_size}; give a smaller --batch_size"
         )
     if batch_clusters:
         images = pairs.split.caption_images
@@ -362,21 +402,27 @@ def training_loader(pairs, batch_size, workers, batch_clusters=None):
         )
         sampler = NeighbourSampler(images, clusters, batch_size, batch_clusters, pairs.seed)
     return DataLoader(
-        _Draws(pairs), sampler=sampler, batch_size=None, num_workers=workers,
-        persistent_workers=workers > 0, worker_init_fn=ignore_group_signals,
-    )  # fmt: skip
+        _Draws(pairs),
+        sampler=sampler,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=ignore_group_signals,
+    )
 
 
 def batches(loader, pin_memory=False):
     """The `Batch`es of one epoch, each filled by a thread while the one before is in use.
 
-    Raises the InputError that a worker met, where its batch would come. pin_memory: as of `TrainingPairs.fill`.
+    Raises the InputError that a worker met, where its batch would come. pin_memory: as of
+    `TrainingPairs.fill`.
     """
     pairs, ahead = loader.dataset.pairs, deque()
 
     def fill(draw):
         if isinstance(draw, InputError):
-            raise InputError(str(draw))  # not `draw`: in a cycle with this frame it would keep the workers alive
+            # not `draw`: in a cycle with this frame it would keep the workers alive
+            raise InputError(str(draw))
         return pairs.fill(draw, pin_memory)
 
     with ThreadPoolExecutor(1) as thread:
@@ -395,7 +441,7 @@ def _from_workers(loader):
         if not str(error).startswith("DataLoader worker"):
             raise
         raise InputError(
-            f"{loader.dataset.pairs.split.folder}: a loader process was ended ({first_sentence(error)}), expected it "
-            "to go on: the system does so without memory; give fewer --workers, then repeat the command with "
-            "--resume auto"
+            f"{loader.dataset.pairs.split.folder}: a loader process was ended "
+            f"({first_sentence(error)}), expected it to go on: the system does so without memory; "
+            "give fewer --workers, then repeat the command with --resume auto"
         ) from error

@@ -1,10 +1,12 @@
-"""A small image-text data set made from nothing but a seed, for a first training on a CPU within minutes.
+"""A small image-text data set made from nothing but a seed,
+for a first training on a CPU within minutes.
 
-It takes the place of photographs with toy scenes: a few coloured things on a background. A scene yields what the
-real data sets give: 36 region features, as a detector would find them, and five captions in plain English. Nothing is
-downloaded. The task is real all the same: the features are noisy, the captions partial, many scenes have a near twin
-that differs in one respect, and the two main things of every dev and test scene never meet in a training scene.
-Below come the numbers and words it is made from, then scenes, captions, regions, and a small untrained BERT.
+It takes the place of photographs with toy scenes: a few coloured things on a background. A scene
+yields what the real data sets give: 36 region features, as a detector would find them, and five
+captions in plain English. Nothing is downloaded. The task is real all the same: the features are
+noisy, the captions partial, many scenes have a near twin that differs in one respect, and the two
+main things of every dev and test scene never meet in a training scene. Below come the numbers and
+words it is made from, then scenes, captions, regions, and a small untrained BERT.
 """
 
 # R regions, D region feature size, T things of a scene
@@ -27,59 +29,96 @@ SIZES_OF_SPLITS = {"train": 2000, "dev": 200, "test": 500}  # images
 REGIONS, FEATURES, CAPTIONS_PER_IMAGE = 36, 128, 5
 
 # How hard the task is.
-FEWEST_THINGS, MOST_THINGS = 2, 5  # more: the two that captions speak of are harder to find among the others
-VARIANT_SHARE = 1 / 3  # of scenes that differ from the one before in one respect; more: more hard negatives
-HELD_OUT_SHARE = 0.2  # of pairs of (colour, kind) kept for dev and test; more: less of the pairs seen in training
-MENTION = {"size": 0.3, "colour": 0.8, "material": 0.3}  # chance that a phrase names it; less: vaguer captions
-MAIN_PAIR_SHARE = 0.85  # of captions about the two main things; less: captions speak of different things
-RELATION_MENTION = 0.85  # chance that a caption says how its things stand; less: mirrored twins read alike
+# more: the two that captions speak of are harder to find among the others
+FEWEST_THINGS, MOST_THINGS = 2, 5
+# of scenes that differ from the one before in one respect; more: more hard negatives
+VARIANT_SHARE = 1 / 3
+# of pairs of (colour, kind) kept for dev and test; more: less of the pairs seen in training
+HELD_OUT_SHARE = 0.2
+# chance that a phrase names it; less: vaguer captions
+MENTION = {"size": 0.3, "colour": 0.8, "material": 0.3}
+# of captions about the two main things; less: captions speak of different things
+MAIN_PAIR_SHARE = 0.85
+# chance that a caption says how its things stand; less: mirrored twins read alike
+RELATION_MENTION = 0.85
 PLACE_MENTION = 0.25  # chance that a caption names the background; less: vaguer captions
 THIRD_MENTION = 0.2  # chance that a caption names one more thing; less: vaguer captions
-STRENGTH = {"kind": 1.0, "colour": 0.8, "size": 0.5, "material": 0.6, "background": 0.8}  # in a feature; less: harder
+# in a feature; less: harder
+STRENGTH = {"kind": 1.0, "colour": 0.8, "size": 0.5, "material": 0.6, "background": 0.8}
 BOX_STRENGTH = 1.5  # of a box's position and size in its feature; less: relations are harder to see
-INSTANCE_NOISE = 0.7  # one draw a thing, shared by its boxes, so that averaging does not help; more: harder
+# one draw a thing, shared by its boxes, so that averaging does not help; more: harder
+INSTANCE_NOISE = 0.7
 DETECTOR_NOISE = 1.0  # one draw a box; more: harder, as long as a thing has few boxes
-MAIN_MISS, OTHER_MISS = 0.01, 0.1  # chance that the detector misses a thing; more: captions speak of things unseen
+# chance that the detector misses a thing; more: captions speak of things unseen
+MAIN_MISS, OTHER_MISS = 0.01, 0.1
 SPARSITY = 0.8  # subtracted before the ReLU; more: more zeros, and weak evidence is lost
 
 # How boxes lie. Positions and boxes are in the unit square, y pointing down.
 SIDES = {"small": 0.1, "medium": 0.16, "large": 0.24}  # of a thing's outline
 SHORTEST_DISTANCE = 0.18  # between two things
 NEAR, FAR = 0.3, 0.5  # no farther than, no nearer than
-CLEARNESS = 2  # a thing is left of another if it is this many times as far to the left as it is up or down
-PAIR_REGIONS, GROUND_REGIONS = 6, 8  # boxes around two things, boxes anywhere; the others are on one thing
+# a thing is left of another if it is this many times as far to the left as it is up or down
+CLEARNESS = 2
+# boxes around two things, boxes anywhere; the others are on one thing
+PAIR_REGIONS, GROUND_REGIONS = 6, 8
 BOX_JITTER = 0.25  # the most that an edge is off, in sides of the box
 
 # A caption uses any word of a row for the row's key.
 KINDS = {
-    "ball": ("ball", "sphere"), "cube": ("cube", "block"), "cup": ("cup", "mug"), "chair": ("chair", "seat"),
-    "dog": ("dog", "puppy"), "cat": ("cat", "kitten"), "car": ("car", "automobile"), "tree": ("tree",),
-    "lamp": ("lamp", "lantern"), "book": ("book",), "bottle": ("bottle", "flask"), "house": ("house", "cottage"),
-    "boat": ("boat", "ship"), "bird": ("bird",), "teapot": ("teapot", "kettle"), "clock": ("clock",),
+    "ball": ("ball", "sphere"), "cube": ("cube", "block"), "cup": ("cup", "mug"),
+    "chair": ("chair", "seat"), "dog": ("dog", "puppy"), "cat": ("cat", "kitten"),
+    "car": ("car", "automobile"), "tree": ("tree",), "lamp": ("lamp", "lantern"), "book": ("book",),
+    "bottle": ("bottle", "flask"), "house": ("house", "cottage"), "boat": ("boat", "ship"),
+    "bird": ("bird",), "teapot": ("teapot", "kettle"), "clock": ("clock",),
 }  # fmt: skip
 COLOURS = {
-    "red": ("red", "crimson"), "green": ("green",), "blue": ("blue",), "yellow": ("yellow", "golden"),
-    "purple": ("purple", "violet"), "orange": ("orange",), "black": ("black",), "white": ("white",),
+    "red": ("red", "crimson"), "green": ("green",), "blue": ("blue",),
+    "yellow": ("yellow", "golden"), "purple": ("purple", "violet"), "orange": ("orange",),
+    "black": ("black",), "white": ("white",),
 }  # fmt: skip
-SIZES = {"small": ("small", "little", "tiny"), "medium": ("medium",), "large": ("large", "big", "huge")}
-MATERIALS = {"wood": ("wooden",), "metal": ("metal", "metallic"), "plastic": ("plastic",), "glass": ("glass",)}
+SIZES = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium",),
+    "large": ("large", "big", "huge"),
+}
+MATERIALS = {
+    "wood": ("wooden",),
+    "metal": ("metal", "metallic"),
+    "plastic": ("plastic",),
+    "glass": ("glass",),
+}
 BACKGROUNDS = {
-    "kitchen": ("in a kitchen",), "garden": ("in a garden",), "beach": ("on a beach", "on the sand"),
-    "street": ("in a street", "on the road"), "meadow": ("in a meadow", "on the grass"), "snow": ("in the snow",),
-    "forest": ("in a forest", "in the woods"), "carpet": ("on a carpet", "on the rug"),
-}  # fmt: skip
+    "kitchen": ("in a kitchen",),
+    "garden": ("in a garden",),
+    "beach": ("on a beach", "on the sand"),
+    "street": ("in a street", "on the road"),
+    "meadow": ("in a meadow", "on the grass"),
+    "snow": ("in the snow",),
+    "forest": ("in a forest", "in the woods"),
+    "carpet": ("on a carpet", "on the rug"),
+}
 RELATIONS = {
     "left": ("to the left of", "left of", "on the left side of"),
     "right": ("to the right of", "right of", "on the right side of"),
-    "above": ("above", "over", "higher than"), "below": ("below", "under", "underneath"),
-    "near": ("next to", "close to", "beside"), "far": ("far from", "far away from", "a long way from"),
-}  # fmt: skip
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "underneath"),
+    "near": ("next to", "close to", "beside"),
+    "far": ("far from", "far away from", "a long way from"),
+}
 RELATED = (
-    "{first} {relation} {second}", "{first} is {relation} {second}", "there is {first} {relation} {second}",
-    "there is {second}, and {first} {relation} it", "{second} with {first} {relation} it",
-    "{relation} {second} is {first}", "{second} and, {relation} it, {first}",
-)  # fmt: skip
-UNRELATED = ("{first} and {second}", "{first} together with {second}", "one can see {first} and {second}")
+    "{first} {relation} {second}",
+    "{first} is {relation} {second}",
+    "there is {first} {relation} {second}",
+    "there is {second}, and {first} {relation} it",
+    "{second} with {first} {relation} it",
+    "{relation} {second} is {first}",
+    "{second} and, {relation} it, {first}",
+)
+UNRELATED = (
+    "{first} and {second}",
+    "{first} together with {second}",
+    "one can see {first} and {second}",
+)
 THIRD = (", and also {third}", ", with {third} in the scene", "; there is {third} too")
 ENDINGS = (".", ".", ".", "", "", "!")
 PIECES = {  # the words that the vocabulary lacks, and what WordPiece makes of them
@@ -90,9 +129,9 @@ PIECES = {  # the words that the vocabulary lacks, and what WordPiece makes of t
 LOOKS = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "material": MATERIALS}
 BERT = {
     "model_type": "bert", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 256, "max_position_embeddings": 64, "type_vocab_size": 2, "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12, "pad_token_id": 0,
+    "intermediate_size": 256, "max_position_embeddings": 64, "type_vocab_size": 2,
+    "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02, "layer_norm_eps": 1e-12, "pad_token_id": 0,
 }  # fmt: skip
 
 
@@ -110,7 +149,8 @@ class Thing(NamedTuple):
 class Scene(NamedTuple):
     """2 to 5 things, the two main ones first, on a key of BACKGROUNDS.
 
-    change: the one field of a main thing that differs from the scene before ("position": both changed places), or "".
+    change: the one field of a main thing that differs from the scene before ("position": both
+    changed places), or "".
     """
 
     background: str
@@ -119,9 +159,11 @@ class Scene(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What the detector finds: features (R, D) float32; boxes (R, 4) of left, top, right, bottom; owners (R,).
+    """What the detector finds: features (R, D) float32; boxes (R, 4) of left, top, right,
+    bottom; owners (R,).
 
-    An owner is the index of the thing that a box was put on, or -1 for a box around two things or on anything.
+    An owner is the index of the thing that a box was put on, or -1 for a box around two things or
+    on anything.
     """
 
     features: np.ndarray
@@ -130,28 +172,34 @@ class Regions(NamedTuple):
 
 
 def build_once(folder):
-    """Build the data set unless it is there; of several processes the first one builds, the others wait for it."""
+    """Build the data set unless it is there; of several processes the first one builds,
+    the others wait for it."""
     with _building(Path(folder)):
         if not Path(folder).exists():
             build(folder)
 
 
 def build(folder, seed=0, sizes=SIZES_OF_SPLITS):
-    """Writes the data set into `folder`, a new one, the same bytes for the same seed and sizes (images by split).
+    """Writes the data set into `folder`, a new one,
+    the same bytes for the same seed and sizes (images by split).
 
-    For each split: SPLIT_ims.npy (N, R, D) float32, SPLIT_caps.txt of 5N lines, SPLIT_ids.txt of N lines; and bert/,
-    an untrained BERT with its tokeniser. Raises FileExistsError if the folder exists.
+    For each split: SPLIT_ims.npy (N, R, D) float32, SPLIT_caps.txt of 5N lines, SPLIT_ids.txt of N
+    lines; and bert/, an untrained BERT with its tokeniser. Raises FileExistsError if the folder
+    exists.
     """
     folder = Path(folder)
     _refuse_existing(folder)
     with _building(folder):
         _refuse_existing(folder)  # another process may have built it meanwhile
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.part")
-        partial.mkdir()  # a killed build never leaves half a data set, nor is it in the way of the next
+        # a killed build never leaves half a data set, nor is it in the way of the next
+        partial.mkdir()
         try:
             (partial / "bert").mkdir()
             first_id = 0
-            with tqdm(total=sum(sizes.values()), desc="demo data", unit="image", disable=None) as progress:
+            with tqdm(
+                total=sum(sizes.values()), desc="demo data", unit="image", disable=None
+            ) as progress:
                 for split, size in sizes.items():
                     _write_split(partial, split, seed, range(first_id, first_id + size), progress)
                     first_id += size
@@ -179,7 +227,11 @@ def _building(folder):
 
 
 def _write_split(folder, split, seed, ids, progress):
-    vectors, features, lines = appearance(seed), np.empty((len(ids), REGIONS, FEATURES), dtype=np.float32), []
+    vectors, features, lines = (
+        appearance(seed),
+        np.empty((len(ids), REGIONS, FEATURES), dtype=np.float32),
+        [],
+    )
     seeing, telling = _generator(seed, f"{split} regions"), _generator(seed, f"{split} captions")
     for index, scene in enumerate(scenes(split, seed, len(ids))):
         features[index] = regions(scene, vectors, seeing).features
@@ -204,51 +256,68 @@ def _pick(options, generator):
 
 
 def scenes(split, seed=0, size=None):
-    """The scenes of a split in the order of its images: a list of `Scene`, the first `size` or all."""
+    """The scenes of a split in the order of its images: a list of `Scene`,
+    the first `size` or all."""
     generator, meetings = _generator(seed, f"{split} scenes"), _meetings(seed)
     found = []
     while len(found) < (SIZES_OF_SPLITS[split] if size is None else size):
         is_variant = bool(found) and generator.random() < VARIANT_SHARE
         background, spots = _pick(list(BACKGROUNDS), generator), _draw_spots(generator)
         scene = None
-        while scene is None or not _is_allowed(scene.things, split, meetings):  # only looks are drawn again
-            scene = _vary(found[-1], generator) if is_variant else _furnish(background, spots, generator)
+        # only looks are drawn again
+        while scene is None or not _is_allowed(scene.things, split, meetings):
+            scene = (
+                _vary(found[-1], generator)
+                if is_variant
+                else _furnish(background, spots, generator)
+            )
         found.append(scene)
     return found
 
 
 def relations(first, second):
-    """The keys of RELATIONS that clearly hold of the first thing with respect to the second, a list."""
+    """The keys of RELATIONS that clearly hold of the first thing with respect to the second,
+    a list."""
     right, down = first.x - second.x, first.y - second.y
     distance = np.hypot(right, down)
     holds = {
-        "left": -right >= CLEARNESS * abs(down), "right": right >= CLEARNESS * abs(down),
-        "above": -down >= CLEARNESS * abs(right), "below": down >= CLEARNESS * abs(right),
-        "near": distance <= NEAR, "far": distance >= FAR,
-    }  # fmt: skip
+        "left": -right >= CLEARNESS * abs(down),
+        "right": right >= CLEARNESS * abs(down),
+        "above": -down >= CLEARNESS * abs(right),
+        "below": down >= CLEARNESS * abs(right),
+        "near": distance <= NEAR,
+        "far": distance >= FAR,
+    }
     return [name for name, is_true in holds.items() if is_true]
 
 
 def _meetings(seed):
-    """The split to which each unordered pair of (colour, kind) belongs: {frozenset of two: split}."""
+    """The split to which each unordered pair of (colour, kind) belongs:
+    {frozenset of two: split}."""
     looks = [(colour, kind) for colour in COLOURS for kind in KINDS]
-    pairs = [frozenset((look, other)) for index, look in enumerate(looks) for other in looks[:index]]
+    pairs = [
+        frozenset((look, other)) for index, look in enumerate(looks) for other in looks[:index]
+    ]
     shares = (1 - HELD_OUT_SHARE, HELD_OUT_SHARE / 3, HELD_OUT_SHARE * 2 / 3)
     drawn = _generator(seed, "meetings").choice(("train", "dev", "test"), size=len(pairs), p=shares)
     return dict(zip(pairs, drawn.tolist(), strict=True))
 
 
 def _is_allowed(things, split, meetings):
-    """Training scenes show no held-out pair at all; the main things of others are a pair held out for their split."""
+    """Training scenes show no held-out pair at all;
+    the main things of others are a pair held out for their split."""
     looks = [(thing.colour, thing.kind) for thing in things]
     if len(set(looks)) < len(looks):  # "a red cup" should be one thing
         return False
     looks = looks if split == "train" else looks[:2]
-    return all(meetings[frozenset((a, b))] == split for index, a in enumerate(looks) for b in looks[:index])
+    return all(
+        meetings[frozenset((a, b))] == split for index, a in enumerate(looks) for b in looks[:index]
+    )
 
 
 def _draw_spots(generator):
-    """Places (T, 2) for 2 to 5 things, none upon another, such that a direction is clear between the first two."""
+    """Places (T, 2) for 2 to 5 things, none upon another,
+    such that a direction is clear between the first two."""
     count = generator.integers(FEWEST_THINGS, MOST_THINGS + 1)
     while True:
         spots = generator.uniform(0.13, 0.87, size=(count, 2)).round(3)
@@ -259,12 +328,16 @@ def _draw_spots(generator):
 
 
 def _furnish(background, spots, generator):
-    things = [Thing(*(_pick(list(values), generator) for values in LOOKS.values()), *spot) for spot in spots]
+    things = [
+        Thing(*(_pick(list(values), generator) for values in LOOKS.values()), *spot)
+        for spot in spots
+    ]
     return Scene(background, tuple(things), "")
 
 
 def _vary(scene, generator):
-    """The same scene but for one attribute of one main thing, or with its two main things in exchanged places."""
+    """The same scene but for one attribute of one main thing,
+    or with its two main things in exchanged places."""
     things, change = list(scene.things), _pick([*LOOKS, "position"], generator)
     if change == "position":
         first, second = things[:2]
@@ -283,8 +356,11 @@ def captions(scene, generator):
         sentence = _sentence(scene, generator)
         if sentence not in sentences and 5 <= len(sentence.split()) <= 25:
             sentences.append(sentence)
-    typings = [lambda text: text[0].upper() + text[1:]] * 20 + [str.lower] * 12 + [str.upper]  # as people do
-    return [_pick(typings, generator)(sentence) + _pick(ENDINGS, generator) for sentence in sentences]
+    # as people do
+    typings = [lambda text: text[0].upper() + text[1:]] * 20 + [str.lower] * 12 + [str.upper]
+    return [
+        _pick(typings, generator)(sentence) + _pick(ENDINGS, generator) for sentence in sentences
+    ]
 
 
 def _sentence(scene, generator):
@@ -313,7 +389,8 @@ def _phrase(thing, generator):
 
 
 def appearance(seed=0):
-    """How values look in features: {value of an attribute, or background: (D,)}, and "box": (4, D), a linear map."""
+    """How values look in features: {value of an attribute, or background: (D,)}, and "box":
+    (4, D), a linear map."""
     generator, vectors = _generator(seed, "appearance"), {}
     for name, values in {**LOOKS, "background": BACKGROUNDS}.items():
         vectors |= {value: STRENGTH[name] * generator.normal(size=FEATURES) for value in values}
@@ -321,20 +398,28 @@ def appearance(seed=0):
 
 
 def regions(scene, vectors, generator):
-    """What a detector would find in a scene, the surest boxes first; vectors: of `appearance`. Returns `Regions`."""
+    """What a detector would find in a scene, the surest boxes first;
+    vectors: of `appearance`. Returns `Regions`."""
     things = scene.things
     halves = np.array([SIDES[thing.size] / 2 for thing in things])
     middles = np.array([(thing.x, thing.y) for thing in things])
-    outlines = np.hstack([middles - halves[:, None], middles + halves[:, None]])  # (T, 4), as boxes are
-    is_seen = generator.random(len(things)) >= np.where(np.arange(len(things)) < 2, MAIN_MISS, OTHER_MISS)
+    # (T, 4), as boxes are
+    outlines = np.hstack([middles - halves[:, None], middles + halves[:, None]])
+    is_seen = generator.random(len(things)) >= np.where(
+        np.arange(len(things)) < 2, MAIN_MISS, OTHER_MISS
+    )
     is_seen[0] |= not is_seen.any()  # something is always found
     boxes, owners = _draw_boxes(outlines, np.flatnonzero(is_seen), generator)
 
-    common = np.minimum(boxes[:, None, 2:], outlines[:, 2:]) - np.maximum(boxes[:, None, :2], outlines[:, :2])
+    common = np.minimum(boxes[:, None, 2:], outlines[:, 2:]) - np.maximum(
+        boxes[:, None, :2], outlines[:, :2]
+    )
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1, keepdims=True)
-    shares = is_seen * common.clip(min=0).prod(axis=2) / areas  # (R, T): of a box's area that a thing covers
+    # (R, T): of a box's area that a thing covers
+    shares = is_seen * common.clip(min=0).prod(axis=2) / areas
     ground = 1 - shares.sum(axis=1, keepdims=True).clip(max=1)
-    weights = np.sqrt(np.hstack([shares, ground]))  # the root: a thing in a box counts for more than its area
+    # the root: a thing in a box counts for more than its area
+    weights = np.sqrt(np.hstack([shares, ground]))
     contents = [sum(vectors[getattr(thing, name)] for name in LOOKS) for thing in things]
     contents = np.array([*contents, vectors[scene.background]])  # (T + 1, D)
     contents += INSTANCE_NOISE * generator.normal(size=contents.shape)
@@ -343,19 +428,23 @@ def regions(scene, vectors, generator):
 
     confidence = shares.max(axis=1) + 0.2 * generator.normal(size=REGIONS)
     order = np.argsort(-confidence, kind="stable")
-    features = np.maximum(values - SPARSITY, 0).round(3)  # rounded: the last bits depend on the machine's BLAS
+    # rounded: the last bits depend on the machine's BLAS
+    features = np.maximum(values - SPARSITY, 0).round(3)
     return Regions(features[order].astype(np.float32), boxes[order], owners[order])
 
 
 def _draw_boxes(outlines, seen, generator):
-    """Boxes (R, 4) and owners (R,), given the outlines (T, 4) and the indices of those that are seen."""
+    """Boxes (R, 4) and owners (R,), given the outlines
+    (T, 4) and the indices of those that are seen."""
     first = np.resize(generator.permutation(seen), REGIONS - GROUND_REGIONS)
     second = first.copy()  # a box on one thing is a box around it and itself
     second[:PAIR_REGIONS] = generator.choice(seen, size=PAIR_REGIONS)
     low = np.minimum(outlines[first, :2], outlines[second, :2])
     high = np.maximum(outlines[first, 2:], outlines[second, 2:])
     low = np.vstack([low, generator.uniform(0, 0.7, size=(GROUND_REGIONS, 2))])
-    high = np.vstack([high, low[-GROUND_REGIONS:] + generator.uniform(0.1, 0.4, size=(GROUND_REGIONS, 2))])
+    high = np.vstack(
+        [high, low[-GROUND_REGIONS:] + generator.uniform(0.1, 0.4, size=(GROUND_REGIONS, 2))]
+    )
     jitter = BOX_JITTER * generator.uniform(-1, 1, size=(2, REGIONS, 2)) * (high - low)
     owners = np.append(np.where(first == second, first, -1), np.full(GROUND_REGIONS, -1))
     return np.hstack([low + jitter[0], high + jitter[1]]), owners
@@ -367,36 +456,61 @@ def vocabulary():
     for table in (*LOOKS.values(), BACKGROUNDS, RELATIONS):
         texts += [words for row in table.values() for words in row]
     text = " ".join(texts).format(**dict.fromkeys(("first", "second", "third", "relation"), ""))
-    words = set("".join(letter if letter.isalpha() else " " for letter in text).split()) - PIECES.keys()
+    words = (
+        set("".join(letter if letter.isalpha() else " " for letter in text).split()) - PIECES.keys()
+    )
     words |= set(" ".join(PIECES.values()).split())
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]  # so any ASCII text has its pieces
+    # so any ASCII text has its pieces
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     inner = [f"##{letter}" for letter in letters if letter.isalnum()]
-    return list(dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words), *letters, *inner]))
+    return list(
+        dict.fromkeys(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(words), *letters, *inner]
+        )
+    )
 
 
 def _write_bert(folder, seed):
     pieces = vocabulary()
     _write_lines(folder / "vocab.txt", pieces)
     tokeniser = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 64}
-    for name, content in (("config", {**BERT, "vocab_size": len(pieces)}), ("tokenizer_config", tokeniser)):
+    for name, content in (
+        ("config", {**BERT, "vocab_size": len(pieces)}),
+        ("tokenizer_config", tokeniser),
+    ):
         _write_lines(folder / f"{name}.json", [json.dumps(content, indent=2)])
-    (folder / "model.safetensors").write_bytes(save(_bert_weights(len(pieces), seed), metadata={"format": "pt"}))
+    (folder / "model.safetensors").write_bytes(
+        save(_bert_weights(len(pieces), seed), metadata={"format": "pt"})
+    )
 
 
 def _bert_weights(rows, seed):
-    """The initial weights of BERT by their names in transformers: normal(0, 0.02), biases 0, norms 1 and 0."""
+    """The initial weights of BERT by their names in transformers: normal(0, 0.02), biases 0,
+    norms 1 and 0."""
     dim, inner, generator = BERT["hidden_size"], BERT["intermediate_size"], _generator(seed, "bert")
-    tables = {"word": rows, "position": BERT["max_position_embeddings"], "token_type": BERT["type_vocab_size"]}
+    tables = {
+        "word": rows,
+        "position": BERT["max_position_embeddings"],
+        "token_type": BERT["type_vocab_size"],
+    }
     shapes = {f"embeddings.{name}_embeddings": (length, dim) for name, length in tables.items()}
     norms = ["embeddings"]
     for layer in (f"encoder.layer.{index}" for index in range(BERT["num_hidden_layers"])):
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             shapes[f"{layer}.attention.{part}"] = (dim, dim)
-        shapes |= {f"{layer}.intermediate.dense": (inner, dim), f"{layer}.output.dense": (dim, inner)}
+        shapes |= {
+            f"{layer}.intermediate.dense": (inner, dim),
+            f"{layer}.output.dense": (dim, inner),
+        }
         norms += [f"{layer}.attention.output", f"{layer}.output"]
-    weights = {f"{name}.weight": generator.normal(0, BERT["initializer_range"], shapes[name]) for name in shapes}
+    weights = {
+        f"{name}.weight": generator.normal(0, BERT["initializer_range"], shapes[name])
+        for name in shapes
+    }
     weights["embeddings.word_embeddings.weight"][BERT["pad_token_id"]] = 0
-    weights |= {f"{name}.bias": np.zeros(shapes[name][0]) for name in shapes if name.startswith("encoder")}
+    weights |= {
+        f"{name}.bias": np.zeros(shapes[name][0]) for name in shapes if name.startswith("encoder")
+    }
     weights |= {f"{norm}.LayerNorm.weight": np.ones(dim) for norm in norms}
     weights |= {f"{norm}.LayerNorm.bias": np.zeros(dim) for norm in norms}
     return {name: values.astype(np.float32) for name, values in weights.items()}

@@ -1,8 +1,9 @@
-"""Of which type numbers are whose bytes alone are known: float16, float32 or float64, little-endian.
+"""Of which type numbers are whose bytes alone are known: float16,
+float32 or float64, little-endian.
 
-The last byte of a number holds its sign and exponent. In an array of one type all last bytes are spread alike. A byte
-from inside the numbers, which holds a part of the mantissa, is spread differently. Whole numbers of one byte, or of
-several, are none of these types.
+The last byte of a number holds its sign and exponent. In an array of one type all last bytes are
+spread alike. A byte from inside the numbers, which holds a part of the mantissa, is spread
+differently. Whole numbers of one byte, or of several, are none of these types.
 """
 
 import numpy as np
@@ -13,7 +14,8 @@ ALIKE, DIFFERENT = 0.4, 0.6  # distances; what lies between is doubtful
 
 
 def find_dtype(content, row_bytes):
-    """The type of the numbers in rows of `row_bytes` bytes, as the bytes show; None where they do not tell.
+    """The type of the numbers in rows of `row_bytes` bytes, as the bytes show;
+    None where they do not tell.
 
     content: uint8 array of whole rows.
     """
@@ -30,7 +32,8 @@ def find_dtype(content, row_bytes):
 
 
 def _float16(content):
-    """ "float16", or None where the bytes may as well be whole numbers: of one byte, or small ones of several."""
+    """ "float16", or None where the bytes may as well be whole numbers: of one byte,
+    or small ones of several."""
     if not _distance(content.reshape(-1, 2), 0, 1) > DIFFERENT:
         return None
     values = np.abs(content.view("<f2"))
@@ -38,7 +41,8 @@ def _float16(content):
 
 
 def _distance(groups, first, second):
-    """How differently two bytes of groups are spread: 0 (alike) to 1; NaN where too few groups are not zero."""
+    """How differently two bytes of groups are spread: 0 (alike) to 1;
+    NaN where too few groups are not zero."""
     groups = groups[groups.any(axis=1)]
     if len(groups) < FEWEST_GROUPS:
         return np.nan

@@ -1,4 +1,5 @@
-"""The files of a data folder, opened: region features, region counts, captions (docs/method.md, section 1).
+"""The files of a data folder, opened: region features, region counts, captions
+(docs/method.md, section 1).
 
 Every InputError names the file, what was found there, what was expected and the remedy.
 """
@@ -15,39 +16,53 @@ from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
 
 SPLITS = ("train", "dev", "test", "testall")
-WORK, SWITCH = ".conversion", ".converted"  # of conversion.py, in a data folder: still to fill, files still to move
+# of conversion.py, in a data folder: still to fill, files still to move
+WORK, SWITCH = ".conversion", ".converted"
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
-    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile,
+    ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 
 def find_splits(folder):
-    """Names of the splits of a folder, the usual four first. Raises InputError where there is none."""
+    """Names of the splits of a folder, the usual four first.
+    Raises InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
     refuse_unfinished_switch(folder)
-    names = {file.name.removesuffix(end) for end in ("_ims.npy", "_caps.txt") for file in folder.glob(f"*{end}")}
+    names = {
+        file.name.removesuffix(end)
+        for end in ("_ims.npy", "_caps.txt")
+        for file in folder.glob(f"*{end}")
+    }
     begun = unfinished_conversion(folder)
     if not names and begun:
-        raise InputError(f"{folder}: found no split, expected the files that are still to come: {begun}")
+        raise InputError(
+            f"{folder}: found no split, expected the files that are still to come: {begun}"
+        )
     if not names:
         raise InputError(
-            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; data/README.md lists "
-            "them"
+            f"{folder}: found no split, expected files such as train_ims.npy and train_caps.txt; "
+            "data/README.md lists them"
         )
     return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
 
 
 def unfinished_conversion(folder):
-    """A line that names what convert.py has begun in a data folder, and the remedy; None where there is nothing."""
+    """A line that names what convert.py has begun in a data folder, and the remedy;
+    None where there is nothing."""
     work = folder / WORK
     if not os.path.lexists(work):
         return None
-    return f"{work} holds an unfinished conversion; run the same convert command again, or remove this folder"
+    return (
+        f"{work} holds an unfinished conversion; run the same "
+        "convert command again, or remove this folder"
+    )
 
 
 def unfinished_switch(folder):
-    """Whether convert is moving its files, or was killed meanwhile: those there may be of two conversions."""
+    """Whether convert is moving its files, or was killed meanwhile: those there may be of two
+    conversions."""
     return os.path.lexists(folder / SWITCH)
 
 
@@ -55,13 +70,15 @@ def refuse_unfinished_switch(folder):
     """Raise InputError where convert did not finish to move its files."""
     if unfinished_switch(folder):
         raise InputError(
-            f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), expected the files of "
-            "one conversion; run the same convert command again, it finishes the move"
+            f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), "
+            "expected the files of one conversion; run the same convert command again, it "
+            "finishes the move"
         )
 
 
 def describe_missing_dev(splits):
-    """A line for those who will train on these splits, such as "train" and "test"; None where "dev" is among them."""
+    """A line for those who will train on these splits, such as "train" and "test";
+    None where "dev" is among them."""
     if "dev" in splits or "train" not in splits:
         return None
     other = next((split for split in splits if split != "train"), "SPLIT")
@@ -69,7 +86,8 @@ def describe_missing_dev(splits):
 
 
 def read_num_regions(path, num_rows, num_regions):
-    """How many regions of each row are true, (rows,): as the file says, or all R where there is no such file.
+    """How many regions of each row are true, (rows,): as the file says,
+    or all R where there is no such file.
 
     Raises InputError where it does not fit an array of `num_rows` rows x `num_regions` regions.
     """
@@ -80,14 +98,23 @@ def read_num_regions(path, num_rows, num_regions):
         raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
     expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
     counts = load_array(path, expected)
-    if not isinstance(counts, np.ndarray) or counts.dtype.kind not in "iu" or counts.shape != (num_rows,):
-        found = f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
-        raise InputError(f"{path}: found {found}, expected {expected}; without this file all regions count as true")
+    if (
+        not isinstance(counts, np.ndarray)
+        or counts.dtype.kind not in "iu"
+        or counts.shape != (num_rows,)
+    ):
+        found = (
+            f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
+        )
+        raise InputError(
+            f"{path}: found {found}, expected {expected}; without "
+            "this file all regions count as true"
+        )
     wrong = np.flatnonzero((counts < 1) | (counts > num_regions))
     if len(wrong):
         raise InputError(
-            f"{path}: found {counts[wrong[0]]} regions for row {wrong[0]} (from 0), expected {expected}; without this "
-            "file all regions count as true"
+            f"{path}: found {counts[wrong[0]]} regions for row {wrong[0]} (from 0), expected "
+            f"{expected}; without this file all regions count as true"
         )
     return counts.astype(np.int64)
 
@@ -99,13 +126,14 @@ def load_array(path, expected, mmap_mode=None):
             return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except DAMAGED as error:
         raise InputError(
-            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes ({first_sentence(error)}), "
-            f"expected {expected}: copy or download it again"
+            f"{path}: cannot be read as a .npy array: found {path.stat().st_size} bytes "
+            f"({first_sentence(error)}), expected {expected}: copy or download it again"
         ) from error
 
 
 def read_lines(path, what="a caption"):
-    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept. Raises InputError."""
+    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept.
+    Raises InputError."""
     why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
@@ -115,13 +143,14 @@ def read_lines(path, what="a caption"):
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
         raise InputError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert it, "
-            f"for instance: iconv -f latin1 -t utf-8 {path.name}"
+            f"{path}: line {line} is not UTF-8 (byte 0x{byte:02x}), expected UTF-8 text; convert "
+            f"it, for instance: iconv -f latin1 -t utf-8 {path.name}"
         ) from error
     if "\0" in text:
         raise InputError(
-            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, expected UTF-8 text; "
-            f"copy the file again, or convert it, for instance: iconv -f utf-16 -t utf-8 {path.name}"
+            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, "
+            "expected UTF-8 text; copy the file again, or convert it, for instance: iconv -f "
+            f"utf-16 -t utf-8 {path.name}"
         )
     lines = text.split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]

@@ -1,6 +1,8 @@
-"""Which image every caption of a split belongs to: the map in its files, or equally many captions in order.
+"""Which image every caption of a split belongs to: the map in its files,
+or equally many captions in order.
 
-Nothing is guessed: where a file has a row a caption, rows are compared, and what stays ambiguous is refused or named.
+Nothing is guessed: where a file has a row a caption, rows are compared, and what stays ambiguous is
+refused or named.
 """
 
 # N images, C captions, M rows of region features
@@ -20,16 +22,21 @@ from .layout import read_lines
 COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one
 LONGEST_RUN = 256  # equal rows in a row that are looked at
-MAX_DUPLICATE_SHARE = 0.05  # of places with equal neighbours, up to which a data set just holds some images twice
-COPY_SAMPLE_FACTOR = 4  # times the root of the number of images: so many, drawn at random, are compared with each other
-FEW_PAIRS = 2  # equal pairs among them that a data set may have; where every image is there twice, about 8 are expected
+# of places with equal neighbours, up to which a data set just holds some images twice
+MAX_DUPLICATE_SHARE = 0.05
+# times the root of the number of images: so many, drawn at random, are compared with each other
+COPY_SAMPLE_FACTOR = 4
+# equal pairs among them that a data set may have; where every image is there twice, about 8 are
+# expected
+FEW_PAIRS = 2
 
 
 class Pairing(NamedTuple):
     """What belongs together in a split as it is stored.
 
-    caption_images: (C,) int64, image of every caption, from 0; num_images: N; rows_per_image: how often each image is
-    repeated in the features; source: how this is known, for people; notes: what they must be told.
+    caption_images: (C,) int64, image of every caption, from 0; num_images: N; rows_per_image: how
+    often each image is repeated in the features; source: how this is known, for people; notes: what
+    they must be told.
     """
 
     caption_images: np.ndarray
@@ -42,7 +49,10 @@ class Pairing(NamedTuple):
         """Such as "5 captions an image" or "1 to 7 captions an image"."""
         counts = np.bincount(self.caption_images)
         low, high = counts.min(), counts.max()
-        return f"{low if low == high else f'{low} to {high}'} caption{'' if high == 1 else 's'} an image"
+        return (
+            f"{low if low == high else f'{low} to {high}'} "
+            f"caption{'' if high == 1 else 's'} an image"
+        )
 
 
 def map_path(folder, split):
@@ -51,42 +61,56 @@ def map_path(folder, split):
 
 
 def drop_blank_end(folder, split, texts, num_rows):
-    """The captions of a split, and a note or None: blank lines at the end that are no captions are dropped.
+    """The captions of a split, and a note or None: blank lines at the end that are no captions are
+    dropped.
 
-    texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where the number of
-    captions needs it. Raises InputError where blank lines separate captions, where several numbers of captions are
-    possible, and where a map of the captions cannot be read.
+    texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where
+    the number of captions needs it. Raises InputError where blank lines separate captions, where
+    several numbers of captions are possible, and where a map of the captions cannot be read.
     """
     path = map_path(folder, split)
     wanted = len(_read_numbers(path)) if os.path.lexists(path) else None
-    captions = without_blank_end(texts, lambda count: count % num_rows == 0 if wanted is None else count == wanted)
+    captions = without_blank_end(
+        texts, lambda count: count % num_rows == 0 if wanted is None else count == wanted
+    )
     blank = np.flatnonzero([not text for text in captions])
     num_dropped, num_true = len(texts) - len(captions), len(captions) - len(blank)
-    if wanted is None and num_true and not num_true % num_rows and _are_separators(blank, len(captions)):
+    if (
+        wanted is None
+        and num_true
+        and not num_true % num_rows
+        and _are_separators(blank, len(captions))
+    ):
         raise InputError(
-            f"{folder / split}_caps.txt: found {len(captions)} captions for {num_rows} rows of features, the last of "
-            f"every {blank[0] + 1} blank; expected {num_true} captions, or a text in every line: remove the blank "
-            "lines, or write captions there"
+            f"{folder / split}_caps.txt: found {len(captions)} captions for {num_rows} rows of "
+            f"features, the last of every {blank[0] + 1} blank; expected {num_true} captions, or "
+            "a text in every line: remove the blank lines, or write captions there"
         )
     num_blank_end = len(captions) - 1 - max(np.flatnonzero(captions), default=-1)
     if wanted is None and num_true and 1 < num_rows <= num_blank_end:
         raise InputError(
-            f"{folder / split}_caps.txt: found {num_blank_end} blank lines at the end, which may be captions or none, "
-            f"expected {num_rows} rows of features to tell how many captions there are: remove these lines, or write "
-            "captions there"
+            f"{folder / split}_caps.txt: found {num_blank_end} blank lines at the end, which may "
+            f"be captions or none, expected {num_rows} rows of features to tell how many captions "
+            "there are: remove these lines, or write captions there"
         )
     lines = f"{num_dropped} blank line{'s' * (num_dropped > 1)} at the end ignored"
     return captions, f"{folder / split}_caps.txt: {lines}" if num_dropped else None
 
 
 def _are_separators(blank, num_lines):
-    """Whether the blank lines are every k-th line of a file, and three at least. blank: their numbers, from 0."""
+    """Whether the blank lines are every k-th line of a file, and three at least.
+    blank: their numbers, from 0."""
     every, rest = divmod(num_lines, len(blank) or 1)
-    return len(blank) > 2 and not rest and np.array_equal(blank, np.arange(every - 1, num_lines, every))
+    return (
+        len(blank) > 2
+        and not rest
+        and np.array_equal(blank, np.arange(every - 1, num_lines, every))
+    )
 
 
 def without_blank_end(lines, fits):
-    """Lines without the blank ones at their end that are too many for fits(count); all of them where none fits."""
+    """Lines without the blank ones at their end that are too many for fits(count);
+    all of them where none fits."""
     count = len(lines)
     while count and not fits(count) and not lines[count - 1]:
         count -= 1
@@ -94,9 +118,11 @@ def without_blank_end(lines, fits):
 
 
 def ids_of_images(path, ids, pairing):
-    """An id of each stored image, from a line an image or a line a caption; another number of lines as they are.
+    """An id of each stored image, from a line an image or a line a caption;
+    another number of lines as they are.
 
-    path, ids: the file and its lines. Raises InputError where ids of images, a line a caption, contradict the pairing.
+    path, ids: the file and its lines. Raises InputError where ids of images, a line a caption,
+    contradict the pairing.
     """
     num_images, num_captions = pairing.num_images, len(pairing.caption_images)
     ids = without_blank_end(ids, lambda count: count in (num_images, num_captions))
@@ -104,13 +130,17 @@ def ids_of_images(path, ids, pairing):
         return ids
     found = [ids[caption] for caption in np.unique(pairing.caption_images, return_index=True)[1]]
     images = pairing.caption_images.tolist()
-    if len(set(ids)) == num_images and ids != [found[image] for image in images]:  # more are ids of captions
-        line, image = next((line, image) for line, image in enumerate(images) if ids[line] != found[image])
+    # more are ids of captions
+    if len(set(ids)) == num_images and ids != [found[image] for image in images]:
+        line, image = next(
+            (line, image) for line, image in enumerate(images) if ids[line] != found[image]
+        )
         raise InputError(
-            f"{path}: line {line + 1} is {one_line(ids[line])}, expected {one_line(found[image])} as of the other "
-            f"captions of image {image} (from 0): {pairing.count_text()}, {pairing.source}; the captions are in "
-            f"another order; write the row of each caption's image, from 0, into "
-            f"{path.name.replace('_ids.txt', '_caps_images.txt')}, one a line; or remove the ids, where they are wrong"
+            f"{path}: line {line + 1} is {one_line(ids[line])}, expected {one_line(found[image])} "
+            f"as of the other captions of image {image} (from 0): {pairing.count_text()}, "
+            f"{pairing.source}; the captions are in another order; write the row of each "
+            f"caption's image, from 0, into {path.name.replace('_ids.txt', '_caps_images.txt')}, "
+            "one a line; or remove the ids, where they are wrong"
         )
     return found
 
@@ -128,64 +158,91 @@ def check_ids(folder, split, pairing):
     if not repeated or len(ids) != pairing.num_images:
         return []
     return [
-        f"warning: {path}: {len(repeated)} ids stand for several images, such as {one_line(repeated[0])}; each of "
-        f"these rows counts as an image of its own ({pairing.count_text()}, {pairing.source})"
+        (
+            f"warning: {path}: {len(repeated)} ids stand for several images, such as "
+            f"{one_line(repeated[0])}; each of these rows counts as an image of its own "
+            f"({pairing.count_text()}, {pairing.source})"
+        )
     ]
 
 
 def find_pairing(folder, split, regions, num_captions):
-    """The `Pairing` of a split. regions: a `RegionFile` of M rows. Raises InputError where it is not certain."""
+    """The `Pairing` of a split. regions: a `RegionFile` of M rows.
+    Raises InputError where it is not certain."""
     path = map_path(folder, split)
     if os.path.lexists(path):
         caption_images = read_map(path, len(regions), num_captions)
-        repeats, rows = _unexpected_repeats(regions), f"{folder / split}_ims.npy: rows 0 and 1 (from 0)"
-        note = f"warning: {rows} are the same image, but {path.name} counts every row as an image of its own"
-        return Pairing(caption_images, len(regions), 1, path.name, [f"{note}; store every image once"] * (repeats > 1))
+        repeats, rows = (
+            _unexpected_repeats(regions),
+            f"{folder / split}_ims.npy: rows 0 and 1 (from 0)",
+        )
+        note = (
+            f"warning: {rows} are the same image, but {path.name} "
+            "counts every row as an image of its own"
+        )
+        return Pairing(
+            caption_images,
+            len(regions),
+            1,
+            path.name,
+            [f"{note}; store every image once"] * (repeats > 1),
+        )
     num_rows, missing = len(regions), f"no {path.name}"
     if num_captions < num_rows:
         raise InputError(
-            f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of {split}_ims.npy, "
-            f"expected a caption of every row at least: copy both again if they are not of one split, or store the "
-            "features of the images that have captions, each once"
+            f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of "
+            f"{split}_ims.npy, expected a caption of every row at least: copy both again if they "
+            "are not of one split, or store the features of the images that have captions, each "
+            "once"
         )
     if num_captions % num_rows:
         raise InputError(
-            f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of {split}_ims.npy, "
-            f"expected equally many captions of every row, such as {5 * num_rows}: copy both again if they are "
-            f"not of one split; if images have different numbers of captions, write the row of each caption's image, "
-            f"from 0, into {path.name}, one a line"
+            f"{folder / split}_caps.txt: found {num_captions} captions for the {num_rows} rows of "
+            f"{split}_ims.npy, expected equally many captions of every row, such as "
+            f"{5 * num_rows}: copy both again if they are not of one split; if images have "
+            "different numbers of captions, write the row of each caption's image, from 0, into "
+            f"{path.name}, one a line"
         )
     if num_captions > num_rows:
         _refuse_repeats(folder / f"{split}_ims.npy", regions, num_captions)
-        return Pairing(captions_in_order(num_rows, num_captions), num_rows, 1, f"in order, {missing}", [])
+        return Pairing(
+            captions_in_order(num_rows, num_captions), num_rows, 1, f"in order, {missing}", []
+        )
     rows_per_image, notes = find_repeats(folder / f"{split}_ims.npy", regions, path)
     num_images = num_rows // rows_per_image
     source = f"rows repeated {rows_per_image} times" if rows_per_image > 1 else "a row a caption"
     return Pairing(
-        captions_in_order(num_images, num_captions), num_images, rows_per_image, f"{source}, {missing}", notes
+        captions_in_order(num_images, num_captions),
+        num_images,
+        rows_per_image,
+        f"{source}, {missing}",
+        notes,
     )
 
 
 def read_map(path, num_images, num_captions):
-    """The image of every caption, (C,) int64, as a `{split}_caps_images.txt` says. Raises InputError."""
+    """The image of every caption, (C,) int64, as a `{split}_caps_images.txt` says.
+    Raises InputError."""
     numbers = _read_numbers(path)
     expected = f"the row of each caption's image, from 0, one a line, for {num_captions} captions"
     if len(numbers) != num_captions:
         raise InputError(
-            f"{path}: found {len(numbers)} lines, expected {expected}: write it again for these captions, or remove it "
-            "where all images have equally many captions in order"
+            f"{path}: found {len(numbers)} lines, expected {expected}: write it again for these "
+            "captions, or remove it where all images have equally many captions in order"
         )
     wrong = np.flatnonzero((numbers < 0) | (numbers >= num_images))
     if len(wrong):
         raise InputError(
-            f"{path}: line {wrong[0] + 1} is {numbers[wrong[0]]}, expected a row of 0 to {num_images - 1}, for the "
-            f"features have {num_images} rows: write the file again for these features"
+            f"{path}: line {wrong[0] + 1} is {numbers[wrong[0]]}, expected a row of 0 to "
+            f"{num_images - 1}, for the features have {num_images} rows: write the file again for "
+            "these features"
         )
     without = np.flatnonzero(np.bincount(numbers, minlength=num_images) == 0)
     if len(without):
         raise InputError(
-            f"{path}: {len(without)} images have no caption, the first is row {without[0]} (from 0), expected one at "
-            "least of every row: store every image once, and leave out images without captions"
+            f"{path}: {len(without)} images have no caption, the first is row {without[0]} (from "
+            "0), expected one at least of every row: store every image once, and leave out images "
+            "without captions"
         )
     return numbers
 
@@ -196,29 +253,33 @@ def _read_numbers(path):
     for number, line in enumerate(lines, 1):
         if not (line.isascii() and line.isdigit() and len(line) < 19):
             raise InputError(
-                f"{path}: line {number} is {line[:40]!r}, expected a whole number: the row of a caption's image, from 0"
+                f"{path}: line {number} is {line[:40]!r}, expected a whole number: the row of a "
+                "caption's image, from 0"
             )
     return np.array(lines, dtype=np.int64)
 
 
 def find_repeats(path, regions, map_file):
-    """How often each image is repeated in features with a row a caption, and notes: 1 where all rows are images.
+    """How often each image is repeated in features with a row a caption,
+    and notes: 1 where all rows are images.
 
-    Neighbouring rows are compared at COMPARED places of the file. path, map_file: named in messages. Raises InputError
-    where the images are not repeated equally often in a row, unless only a few places have equal neighbours.
+    Neighbouring rows are compared at COMPARED places of the file. path, map_file: named in
+    messages. Raises InputError where the images are not repeated equally often in a row, unless
+    only a few places have equal neighbours.
     """
     rows, num_rows = _Rows(regions), len(regions)
     runs = rows.find_runs()
     repeats, long = _repeats(runs), [run for run in runs if run[1] > 1]
     remedy = (
-        f"store every image once; if every row is an image, or captions are in another order, write the row of each "
-        f"caption's image, from 0, into {map_file.name}, one a line"
+        "store every image once; if every row is an image, or captions are in another order, "
+        f"write the row of each caption's image, from 0, into {map_file.name}, one a line"
     )
     for start, length in long:
         if length > LONGEST_RUN or length == num_rows != CAPTIONS_PER_IMAGE:
             raise InputError(
-                f"{path}: as many rows as captions, but rows {start} to {start + length - 1} (from 0) are all the "
-                f"same, expected different images; extract the features again, or {remedy}"
+                f"{path}: as many rows as captions, but rows {start} to {start + length - 1} "
+                "(from 0) are all the same, expected different images; extract the features "
+                f"again, or {remedy}"
             )
     _refuse_tiles(path, rows, repeats, remedy)
     if repeats == 1 and len(long) > MAX_DUPLICATE_SHARE * len(runs):
@@ -226,39 +287,51 @@ def find_repeats(path, regions, map_file):
     copies = rows.find_copies(repeats)
     if len(copies) > FEW_PAIRS:
         raise InputError(
-            f"{path}: as many rows as captions, but {_named(copies[0])} are the same, and so are {_named(copies[1])}, "
-            f"expected each image equally often in a row, or all rows different; {remedy}"
+            f"{path}: as many rows as captions, but {_named(copies[0])} are the same, and so are "
+            f"{_named(copies[1])}, expected each image equally often in a row, or all rows "
+            f"different; {remedy}"
         )
     if repeats > 1:
-        note = f"{path}: as many rows as captions, equal in groups of {repeats}: each image is read once"
+        note = (
+            f"{path}: as many rows as captions, equal in groups "
+            f"of {repeats}: each image is read once"
+        )
         return repeats, [note] * (repeats != CAPTIONS_PER_IMAGE)
     copies = [(start, start + length - 1) for start, length in long] + copies
     if copies:
         return 1, [
-            f"{path}: as many rows as captions, read as one caption an image although {_named(copies[0])} are the same "
-            f"image; {map_file.name} can say otherwise"
+            (
+                f"{path}: as many rows as captions, read as one caption an image although "
+                f"{_named(copies[0])} are the same image; {map_file.name} can say otherwise"
+            )
         ]
-    return 1, [f"{path}: as many rows as captions, all different: one caption an image"] * (num_rows > 1)
+    return 1, [f"{path}: as many rows as captions, all different: one caption an image"] * (
+        num_rows > 1
+    )
 
 
 def _refuse_mixture(path, runs, num_rows, remedy):
-    """Raises InputError with two equal rows of the first long run, and two neighbours that differ."""
+    """Raises InputError with two equal rows of the first long run,
+    and two neighbours that differ."""
     start, length = next(run for run in runs if run[1] > 1)
     end = next(other + size - 1 for other, size in runs if size != length)
     left, right = (end, end + 1) if end + 1 < num_rows else (end - 1, end)
     raise InputError(
-        f"{path}: as many rows as captions, but {_named((start, start + length - 1))} are the same and rows {left} and "
-        f"{right} differ, expected each image equally often in a row, or all rows different; {remedy}"
+        f"{path}: as many rows as captions, but {_named((start, start + length - 1))} are the "
+        f"same and rows {left} and {right} differ, expected each image equally often in a row, or "
+        f"all rows different; {remedy}"
     )
 
 
 def _repeats(runs):
-    """How often images are repeated, as runs of equal rows show: starts and lengths are multiples of it."""
+    """How often images are repeated, as runs of equal rows show: starts and lengths are multiples
+    of it."""
     return math.gcd(*(number for run in runs for number in run))
 
 
 def _unexpected_repeats(regions):
-    """How often images are repeated where every row should be another: 1 if the first one is not, found by two rows.
+    """How often images are repeated where every row should be another:
+    1 if the first one is not, found by two rows.
 
     Rows that are all the same count as 1: `check` speaks of them.
     """
@@ -272,18 +345,20 @@ def _named(rows):
 
 
 def _refuse_repeats(path, regions, num_captions):
-    """Raises InputError where images are repeated although there are several captions of every row."""
+    """Raises InputError where images are repeated although there are several captions of every
+    row."""
     repeats = _unexpected_repeats(regions)
     if repeats > 1:
         raise InputError(
             f"{path}: found every image {repeats} times in a row, and {num_captions} captions, "
-            f"{num_captions // len(regions)} of every row; expected every image once, or a row a caption: store every "
-            "image once"
+            f"{num_captions // len(regions)} of every row; expected every image once, or a row a "
+            "caption: store every image once"
         )
 
 
 def _refuse_tiles(path, rows, repeats, remedy):
-    """Raises InputError where the whole file is there several times, one copy after the other (np.tile)."""
+    """Raises InputError where the whole file is there several times,
+    one copy after the other (np.tile)."""
     num_rows = len(rows.regions)
     for copies in range(2, num_rows // repeats + 1):
         period, rest = divmod(num_rows, copies)
@@ -292,8 +367,9 @@ def _refuse_tiles(path, rows, repeats, remedy):
         farthest = num_rows - period - 1
         if all(rows.same(row, row + period) for row in (0, farthest // 3, farthest // 2, farthest)):
             raise InputError(
-                f"{path}: as many rows as captions, but rows 0 and {period} (from 0) are the same: {period} rows stand "
-                f"there {copies} times one after the other, expected each image repeated in a row: {remedy}"
+                f"{path}: as many rows as captions, but rows 0 and {period} (from 0) are the "
+                f"same: {period} rows stand there {copies} times one after the other, expected "
+                f"each image repeated in a row: {remedy}"
             )
 
 
@@ -302,7 +378,9 @@ class _Rows:
 
     def __init__(self, regions):
         self.regions, self.read = regions, {}
-        self.which = sorted({*np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64).tolist()})
+        self.which = sorted(
+            {*np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64).tolist()}
+        )
 
     def same(self, left, right):
         """Whether two rows are the same image."""
@@ -310,22 +388,28 @@ class _Rows:
 
     def _content(self, row):
         if row not in self.read:
-            self.read[row] = b"".join(self.regions.read(row, place, place + 1).tobytes() for place in self.which)
+            self.read[row] = b"".join(
+                self.regions.read(row, place, place + 1).tobytes() for place in self.which
+            )
         return self.read[row]
 
     def find_runs(self):
-        """Runs of equal rows around COMPARED places spread over the file: sorted (start, length), each once."""
+        """Runs of equal rows around COMPARED places spread over the file: sorted
+        (start, length), each once."""
         last = len(self.regions) - 1
         return sorted({self._run(int(place)) for place in np.linspace(0, last, COMPARED)})
 
     def find_copies(self, repeats):
-        """Pairs of equal rows among images drawn at random, wherever they stand: [(row, row)], the lower one first.
+        """Pairs of equal rows among images drawn at random, wherever they stand: [(row, row)],
+        the lower one first.
 
         repeats: how often each image is repeated in a row; the first row of each is looked at.
         """
         num_images = len(self.regions) // repeats
         drawn = np.random.default_rng(0).choice(
-            num_images, min(num_images, math.ceil(COPY_SAMPLE_FACTOR * math.sqrt(num_images))), replace=False
+            num_images,
+            min(num_images, math.ceil(COPY_SAMPLE_FACTOR * math.sqrt(num_images))),
+            replace=False,
         )
         found, copies = {}, []
         for row in (np.sort(drawn) * repeats).tolist():

@@ -1,8 +1,9 @@
-"""How far the test images happen to decide a table: bootstrap intervals of the recalls, and of their differences.
+"""How far the test images happen to decide a table: bootstrap intervals of the recalls,
+and of their differences.
 
-The images are drawn again with replacement, each with its captions, as queries. The gallery stays: a query's rank
-against the whole split is what the table counts, and does not change with the draw. Text to image, an image weighs as
-much as it has captions, as in the table.
+The images are drawn again with replacement, each with its captions, as queries. The gallery stays:
+a query's rank against the whole split is what the table counts, and does not change with the draw.
+Text to image, an image weighs as much as it has captions, as in the table.
 """
 
 # N images, S samples
@@ -14,9 +15,14 @@ import numpy as np
 from . import metrics
 
 COLUMNS = {
-    "i2t_r1": "I2T R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "T2I R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
+    "i2t_r1": "I2T R@1",
+    "i2t_r5": "R@5",
+    "i2t_r10": "R@10",
+    "t2i_r1": "T2I R@1",
+    "t2i_r5": "R@5",
+    "t2i_r10": "R@10",
     "rsum": "rsum",
-}  # fmt: skip
+}
 LEVEL = 95  # percent of the samples that lie in an interval
 SAMPLES_PER_BLOCK = 100  # samples; what they need of memory is 8 N bytes each
 
@@ -30,31 +36,44 @@ class Interval(NamedTuple):
 
 
 def hits(similarities, folds=1, caption_images=None):
-    """What each image adds to a table: (N, 6) percent, I2T R@1 R@5 R@10, then T2I as the mean of its captions.
+    """What each image adds to a table: (N, 6) percent, I2T R@1 R@5 R@10,
+    then T2I as the mean of its captions.
 
-    Where all images have equally many captions, the mean over the images is the table, with folds the mean table over
-    the folds; otherwise the mean with `image_weights`.
+    Where all images have equally many captions, the mean over the images is the table, with folds
+    the mean table over the folds; otherwise the mean with `image_weights`.
     """
-    blocks = metrics.fold_blocks(similarities, folds, caption_images) if folds > 1 else [(similarities, caption_images)]
-    return np.concatenate([_hits(metrics.ranks(*block), metrics.resolve_caption_images(*block)) for block in blocks])
+    blocks = (
+        metrics.fold_blocks(similarities, folds, caption_images)
+        if folds > 1
+        else [(similarities, caption_images)]
+    )
+    return np.concatenate(
+        [_hits(metrics.ranks(*block), metrics.resolve_caption_images(*block)) for block in blocks]
+    )
 
 
 def _hits(ranks, caption_images):
     counts = np.bincount(caption_images)
     found = [100.0 * (ranks.image_to_text < k) for k in (1, 5, 10)]
-    found += [100.0 * (np.bincount(caption_images, ranks.text_to_image < k) / counts) for k in (1, 5, 10)]
+    found += [
+        100.0 * (np.bincount(caption_images, ranks.text_to_image < k) / counts) for k in (1, 5, 10)
+    ]
     return np.stack(found, axis=1)
 
 
 def image_weights(similarities, folds=1, caption_images=None):
-    """How much an image weighs in text to image: (N,), its captions over the mean of its fold; None where all are 1."""
-    counts = np.bincount(metrics.resolve_caption_images(similarities, caption_images)).reshape(folds, -1)
+    """How much an image weighs in text to image: (N,), its captions over the mean of its fold;
+    None where all are 1."""
+    counts = np.bincount(metrics.resolve_caption_images(similarities, caption_images)).reshape(
+        folds, -1
+    )
     weights = (counts / counts.mean(1, keepdims=True)).reshape(-1)
     return None if (weights == 1).all() else weights
 
 
 def intervals(per_image, samples, seed=0, weights=None):
-    """The `Interval`s of the means over images of (N, 6) hits, or of their differences, by the names of COLUMNS.
+    """The `Interval`s of the means over images of (N, 6) hits, or of their differences,
+    by the names of COLUMNS.
 
     weights: of `image_weights`.
     """
@@ -62,7 +81,11 @@ def intervals(per_image, samples, seed=0, weights=None):
     chances = np.full(num_images, 1 / num_images)
     means = [
         _means(
-            generator.multinomial(num_images, chances, size=min(SAMPLES_PER_BLOCK, samples - start)), per_image, weights
+            generator.multinomial(
+                num_images, chances, size=min(SAMPLES_PER_BLOCK, samples - start)
+            ),
+            per_image,
+            weights,
         )
         for start in range(0, samples, SAMPLES_PER_BLOCK)
     ]
@@ -74,7 +97,8 @@ def intervals(per_image, samples, seed=0, weights=None):
 def _means(draws, per_image, weights):
     """The seven numbers of draws (S, N), how often each has which image: (S, 7)."""
     if weights is None:
-        return draws @ np.column_stack([per_image, per_image.sum(1)]) / len(per_image)  # rsum is a mean over images too
+        # rsum is a mean over images too
+        return draws @ np.column_stack([per_image, per_image.sum(1)]) / len(per_image)
     weights = np.where(np.arange(6) < 3, 1.0, weights[:, None])  # image to text, images count alike
     means = draws @ (per_image * weights) / (draws @ weights)
     return np.column_stack([means, means.sum(1)])
@@ -83,8 +107,8 @@ def _means(draws, per_image, weights):
 def compare(models, mean, folds_by_label, samples):
     """Intervals of every row of a table: {label: of `intervals`}.
 
-    models: similarities of each model; mean: those of the ensemble; two models: the rows of each and their paired
-    difference too, on the same samples.
+    models: similarities of each model; mean: those of the ensemble; two models: the rows of each
+    and their paired difference too, on the same samples.
     """
     found = {}
     for label, folds in folds_by_label.items():
@@ -94,7 +118,9 @@ def compare(models, mean, folds_by_label, samples):
             first, second = (hits(model, folds) for model in models)
             rows |= {f"{label}, model 1": first, f"{label}, model 2": second}
             rows[f"{label}, model 1 - model 2"] = first - second
-        found |= {name: intervals(per_image, samples, weights=weights) for name, per_image in rows.items()}
+        found |= {
+            name: intervals(per_image, samples, weights=weights) for name, per_image in rows.items()
+        }
     return found
 
 
@@ -106,5 +132,8 @@ def markdown(intervals_by_label, samples):
         + " |"
         for label, found in intervals_by_label.items()
     ]
-    head = f"| {LEVEL}% of {samples} bootstrap samples of the images | {' | '.join(COLUMNS.values())} |"
+    head = (
+        f"| {LEVEL}% of {samples} bootstrap samples of the images | "
+        f"{' | '.join(COLUMNS.values())} |"
+    )
     return "\n".join([head, "|---" * (len(COLUMNS) + 1) + "|", *rows])

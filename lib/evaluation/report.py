@@ -1,4 +1,5 @@
-"""Retrieval tables as people read them: Markdown, and metrics.json beside it (docs/method.md, section 7)."""
+"""Retrieval tables as people read them: Markdown, and metrics.json beside it
+(docs/method.md, section 7)."""
 
 import json
 import os
@@ -21,16 +22,19 @@ from .result_names import EXTRAS
 
 FOLDS = 5
 METRICS = "metrics.json"
-RESULTS, EMBEDDINGS = ("npts", "sims"), {"key", "images", "captions"}  # what files of similarities and embeddings hold
+# what files of similarities and embeddings hold
+RESULTS, EMBEDDINGS = ("npts", "sims"), {"key", "images", "captions"}
 PAGE = b"<title>HREM: "  # of a report, near its beginning
 HEADER = (
-    "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | rsum |\n"
+    "| images | I2T R@1 | R@5 | R@10 | median | mean | T2I R@1 | R@5 | R@10 | median | mean | "
+    "rsum |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def folds_by_label(num_images, split):
-    """The rows of a table: {label: folds}; `testall` (COCO) has five folds (1K) and the whole (5K)."""
+    """The rows of a table: {label: folds}; `testall` (COCO) has five folds
+    (1K) and the whole (5K)."""
     found = {_thousands(num_images): 1}
     if split == "testall" and num_images % FOLDS == 0:
         found = {f"{_thousands(num_images // FOLDS)} (mean of {FOLDS} folds)": FOLDS} | found
@@ -40,7 +44,9 @@ def folds_by_label(num_images, split):
 def tables(similarities, split):
     """Scores of a split by label; several folds: their mean."""
     return {
-        label: metrics.fold_scores(similarities, folds) if folds > 1 else metrics.scores(metrics.ranks(similarities))
+        label: metrics.fold_scores(similarities, folds)
+        if folds > 1
+        else metrics.scores(metrics.ranks(similarities))
         for label, folds in folds_by_label(similarities.shape[0], split).items()
     }
 
@@ -51,23 +57,30 @@ def _thousands(number):
 
 def markdown(scores_by_label):
     """The table that people paste: a row a label, recalls in percent, ranks from 1."""
-    return "\n".join([HEADER, *(_row(label, _numbers(scores)) for label, scores in scores_by_label.items())])
+    return "\n".join(
+        [HEADER, *(_row(label, _numbers(scores)) for label, scores in scores_by_label.items())]
+    )
 
 
 def label_seeds(by_seed, ensemble):
-    """Scores by label of several seeds: every seed's, then those of their ensemble; tables of one split, see `tables`.
+    """Scores by label of several seeds: every seed's, then those of their ensemble;
+    tables of one split, see `tables`.
 
     by_seed: {seed: table}; ensemble: the table of the mean of similarities.
     """
     return {
         f"{label}, {which}": table[label]
         for label in ensemble
-        for which, table in [*((f"seed {seed}", table) for seed, table in by_seed.items()), ("ensemble", ensemble)]
+        for which, table in [
+            *((f"seed {seed}", table) for seed, table in by_seed.items()),
+            ("ensemble", ensemble),
+        ]
     }
 
 
 def markdown_of_seeds(by_seed, ensemble):
-    """The table of `label_seeds`, with the mean and the sample standard deviation over seeds between the two."""
+    """The table of `label_seeds`, with the mean and the sample standard deviation over seeds
+    between the two."""
     rows = []
     for label, together in ensemble.items():
         numbers = np.array([_numbers(table[label]) for table in by_seed.values()])
@@ -90,13 +103,17 @@ def _row(label, numbers):
 def versions():
     """What the numbers depend on besides code, data and seed."""
     return dict(
-        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
-        numpy=np.__version__, machine=platform.machine(),
-    )  # fmt: skip
+        python=platform.python_version(),
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        numpy=np.__version__,
+        machine=platform.machine(),
+    )
 
 
 def _entries(path):
-    """What metrics.json holds, a dict by name of a table; none where there is no file. Raises InputError."""
+    """What metrics.json holds, a dict by name of a table; none where there is no file.
+    Raises InputError."""
     why = why_unreadable(path) if os.path.lexists(path) else None
     try:
         if why:
@@ -109,14 +126,16 @@ def _entries(path):
             raise ValueError(f"{strange!r} is no table of an evaluation")
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: not JSON of ours ({first_sentence(error)}), expected the metrics of earlier evaluations; move it "
-            "away"
+            f"{path}: not JSON of ours ({first_sentence(error)}), expected the metrics of earlier "
+            "evaluations; move it away"
         ) from error
     return entries
 
 
 def _is_entry(entry):
-    return isinstance(entry, dict) and all(isinstance(entry.get(name), dict) for name in ("scores", "versions"))
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), dict) for name in ("scores", "versions")
+    )
 
 
 def run_folder(path):
@@ -125,7 +144,8 @@ def run_folder(path):
 
 
 def is_ours(path):
-    """Whether a file that no manifest names was written by an earlier version of this project, by its contents."""
+    """Whether a file that no manifest names was written by an earlier version of this project,
+    by its contents."""
     if path.name == METRICS:
         return bool(_entries(path))
     if path.suffix == ".md":
@@ -139,7 +159,8 @@ def is_ours(path):
 
 
 def _holds_ours(path):
-    """Whether a .npy file is a record of similarities, or a .npz file holds kept embeddings, by their fields."""
+    """Whether a .npy file is a record of similarities, or a .npz file holds kept embeddings,
+    by their fields."""
     try:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False).dtype.names == RESULTS
@@ -150,29 +171,37 @@ def _holds_ours(path):
 
 
 def find_name(folder, result, facts):
-    """The `ResultName` under which an evaluation is saved: with a hash of its data where others have the name already.
+    """The `ResultName` under which an evaluation is saved:
+    with a hash of its data where others have the name already.
 
-    folder: a `RunFolder`; facts: of the evaluation, see `save`. Raises InputError where a file in the way is not ours.
+    folder: a `RunFolder`; facts: of the evaluation, see `save`. Raises InputError where a file in
+    the way is not ours.
     """
     entries = _entries(folder.path / METRICS)
-    tables = [result._replace(extras=extras).table() for extras in EXTRAS]  # all of them name one file of similarities
+    # all of them name one file of similarities
+    tables = [result._replace(extras=extras).table() for extras in EXTRAS]
     if any(_is_of_other(entries[table], facts) for table in tables if table in entries):
         result = result._replace(data=facts["data"]["fingerprint"][:8])
     return result
 
 
 def _is_of_other(entry, facts):
-    """Whether an entry of metrics.json is of another data set, split or other data than an evaluation, see `save`."""
+    """Whether an entry of metrics.json is of another data set,
+    split or other data than an evaluation, see `save`."""
     data = entry.get("data")  # none in entries of earlier versions
-    is_other_data = isinstance(data, dict) and data.get("fingerprint") != facts["data"]["fingerprint"]
+    is_other_data = (
+        isinstance(data, dict) and data.get("fingerprint") != facts["data"]["fingerprint"]
+    )
     return is_other_data or any(entry.get(name) != facts[name] for name in ("dataset", "split"))
 
 
 def save(folder, name, text, scores_by_label, facts):
-    """Write the table as `{name}.md` and its numbers, with the facts of how it was got, under `name` in metrics.json.
+    """Write the table as `{name}.md` and its numbers, with the facts of how it was got,
+    under `name` in metrics.json.
 
-    Other entries of metrics.json stay, those that another process adds at the same time too. facts: a dict. Raises
-    InputError where an existing metrics.json is damaged, or a file in the way is not ours.
+    Other entries of metrics.json stay, those that another process adds at the same time too. facts:
+    a dict. Raises InputError where an existing metrics.json is damaged, or a file in the way is not
+    ours.
     """
     folder = run_folder(folder)
     with folder.locked():
@@ -181,7 +210,11 @@ def save(folder, name, text, scores_by_label, facts):
         entries[name] = facts | dict(
             versions=versions(),
             scores={
-                label: dict(i2t=scores.image_to_text._asdict(), t2i=scores.text_to_image._asdict(), rsum=scores.rsum)
+                label: dict(
+                    i2t=scores.image_to_text._asdict(),
+                    t2i=scores.text_to_image._asdict(),
+                    rsum=scores.rsum,
+                )
                 for label, scores in scores_by_label.items()
             },
         )
@@ -194,8 +227,9 @@ def save(folder, name, text, scores_by_label, facts):
 def save_similarities(path, similarities, form=1):
     """Write `npts` (images) and `sims` (N, C) as a .npy file in a run folder.
 
-    form, as --save_results has it: 1: one record without pickle, np.load(path)["sims"]; "published": what existing
-    scripts read, a pickled dict, np.load(path, allow_pickle=True).item()["sims"].
+    form, as --save_results has it: 1: one record without pickle, np.load(path)["sims"];
+    "published": what existing scripts read, a pickled dict, np.load(path,
+    allow_pickle=True).item()["sims"].
     """
     npts, sims = similarities.shape[0], similarities[:, :]
     with run_folder(path.parent).atomic_write(path.name) as file:
@@ -210,16 +244,19 @@ def save_similarities(path, similarities, form=1):
 def _write_published(file, npts, sims):
     """What np.save makes of the published dict, as NumPy 1 writes it, which every version reads."""
     protocol = 3 if sims.nbytes < 2**32 else 4  # 3 holds no more
-    content = pickle.dumps(np.array(dict(npts=npts, sims=np.ascontiguousarray(sims)), dtype=object), protocol)
+    content = pickle.dumps(
+        np.array(dict(npts=npts, sims=np.ascontiguousarray(sims)), dtype=object), protocol
+    )
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     file.write(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
 
 
 def load_similarities(path, allow_pickle=False):
-    """Read a results file: `save_similarities`' record or, with `allow_pickle`, the published pickled dict.
+    """Read a results file: `save_similarities`' record or, with `allow_pickle`,
+    the published pickled dict.
 
-    A pickle can run any code: allow it only for a file from a source that you trust. Returns npts, an int, and sims,
-    (N, C) float32. Raises InputError.
+    A pickle can run any code: allow it only for a file from a source that you trust. Returns npts,
+    an int, and sims, (N, C) float32. Raises InputError.
     """
     why = why_unreadable(path)
     if why:
@@ -242,16 +279,18 @@ def load_similarities(path, allow_pickle=False):
             "copy it again"
             if allow_pickle
             else (
-                "copy it again or, if it is a pickled file of the published code from a source that you trust, read it "
-                "with load_similarities(path, allow_pickle=True)"
+                "copy it again or, if it is a pickled file of the published code from a source "
+                "that you trust, read it with load_similarities(path, allow_pickle=True)"
             )
         )
         raise InputError(
-            f"{path}: not a results file that can be read ({first_sentence(error)}); expected an array with npts and "
-            f"sims: {remedy}"
+            f"{path}: not a results file that can be read ({first_sentence(error)}); expected an "
+            f"array with npts and sims: {remedy}"
         ) from error
     if sims.ndim != 2:
-        raise InputError(f"{path}: found sims of shape {sims.shape}, expected images x captions; save them again")
+        raise InputError(
+            f"{path}: found sims of shape {sims.shape}, expected images x captions; save them again"
+        )
     return npts, sims
 
 
@@ -264,40 +303,53 @@ def summarise(similarities, facts):
 def find_facts(dataset, data, models, folder):
     """What a table is of and how it was got: a dict, for metrics.json.
 
-    data: the split; models: (path, `Checkpoint`) of each behind the similarities; folder: that the table is saved in.
+    data: the split; models: (path, `Checkpoint`) of each behind the similarities; folder: that the
+    table is saved in.
     """
     found = [trained for _, trained in models]
-    selected = {"test" if one.is_published else one.options["val_split"] for one in found if not one.is_last}
+    selected = {
+        "test" if one.is_published else one.options["val_split"] for one in found if not one.is_last
+    }
     best = [f"best epoch by rsum on {' and '.join(sorted(selected))}"] * bool(selected)
     last = ["last epoch, not selected"] * any(one.is_last for one in found)
     epochs = ", ".join(str(one.epoch) for one in found)
-    count = "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
+    count = (
+        "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
+    )
     title = one_line(
-        f"{dataset}, split {data.split}: {data.num_images} images, {data.num_captions} captions; {count}; "
-        f"{' and '.join(best + last)} (after {epochs} epochs)"
+        f"{dataset}, split {data.split}: {data.num_images} images, {data.num_captions} captions; "
+        f"{count}; {' and '.join(best + last)} (after {epochs} epochs)"
     )
     content = cache.digest(sorted(data.fingerprint().items()))
     return dict(
-        dataset=dataset, split=data.split, selected_on=sorted(selected), num_models=len(found), title=title,
-        seeds=[one.options.get("seed") for one in found], options=[_plain(one.options) for one in found],
+        dataset=dataset,
+        split=data.split,
+        selected_on=sorted(selected),
+        num_models=len(found),
+        title=title,
+        seeds=[one.options.get("seed") for one in found],
+        options=[_plain(one.options) for one in found],
         checkpoints=[os.path.relpath(path, folder) for path, _ in models],
         data=dict(folder=os.path.abspath(data.folder), fingerprint=content),
-    )  # fmt: skip
+    )
 
 
 def _plain(options):
     """Options as JSON can hold them."""
     return {
-        name: value if isinstance(value, (int, float, str, list)) else str(value) for name, value in options.items()
+        name: value if isinstance(value, (int, float, str, list)) else str(value)
+        for name, value in options.items()
     }
 
 
 def save_results(folder, result, table, similarities, form=0, write_page=None, runs=()):
-    """Save a table, (text, scores, facts), and what the options ask for beside it. Raises InputError.
+    """Save a table, (text, scores, facts), and what the options ask for beside it.
+    Raises InputError.
 
-    form: of the file of similarities, as --save_results has it, 0: none; write_page: writes the report to a path; runs:
-    each a `Run` whose checkpoint must not have changed. The lock: two evaluations of different things never take the
-    same name, and a training that ends meanwhile does not lose its table to that of an earlier epoch.
+    form: of the file of similarities, as --save_results has it, 0: none; write_page: writes the
+    report to a path; runs: each a `Run` whose checkpoint must not have changed. The lock: two
+    evaluations of different things never take the same name, and a training that ends meanwhile
+    does not lose its table to that of an earlier epoch.
     """
     text, scores, facts = table
     saved = run_folder(folder)
@@ -313,8 +365,8 @@ def save_results(folder, result, table, similarities, form=0, write_page=None, r
                 write_page(folder / named.report())
     except InputError as error:
         raise InputError(
-            f"{error}; the table is printed, but not all is saved in {folder}: where that cannot be changed, copy the "
-            "checkpoint into a folder of your own and evaluate it there"
+            f"{error}; the table is printed, but not all is saved in {folder}: where that cannot "
+            "be changed, copy the checkpoint into a folder of your own and evaluate it there"
         ) from error
     if "+" in named.table():
         why = " (other data under this name were evaluated here before)" if named.data else ""

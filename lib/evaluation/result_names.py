@@ -1,7 +1,9 @@
-"""Names of what an evaluation writes into a run folder, so that results of one thing never replace those of another.
+"""Names of what an evaluation writes into a run folder,
+so that results of one thing never replace those of another.
 
-The best model of a run, on its own data set's test split, has the short names: `test`, `results_DATASET.npy`,
-`report.html`. Whatever is different is said in the name: `test+dataset=coco.md`, `dev+checkpoint=last.pth.md`.
+The best model of a run, on its own data set's test split, has the short names: `test`,
+`results_DATASET.npy`, `report.html`. Whatever is different is said in the name:
+`test+dataset=coco.md`, `dev+checkpoint=last.pth.md`.
 """
 
 import os
@@ -16,11 +18,12 @@ SEEDS = "seeds"  # in place of the hash of an ensemble: all runs of one folder
 
 
 class ResultName(NamedTuple):
-    """What is evaluated. own_dataset: of the training; test_split: that results of this data set are reported on.
+    """What is evaluated. own_dataset: of the training;
+    test_split: that results of this data set are reported on.
 
-    checkpoint: name of the file of a single model; models: "" for a single model, `ensemble_id` or SEEDS otherwise;
-    extras: what stands beside the table, such as "bootstrap"; data: the beginning of a hash where other data have the
-    name already.
+    checkpoint: name of the file of a single model; models: "" for a single model, `ensemble_id` or
+    SEEDS otherwise; extras: what stands beside the table, such as "bootstrap"; data: the beginning
+    of a hash where other data have the name already.
     """
 
     dataset: str
@@ -38,7 +41,9 @@ class ResultName(NamedTuple):
             base = SEEDS if self._is_test else f"{SEEDS}_{escape(self.split)}"
         else:
             base = f"ensemble_{escape(self.split)}" if self.models else escape(self.split)
-        return base + self._suffix({"dataset": self._other_dataset, "models": self._hash, "with": self.extras})
+        return base + self._suffix(
+            {"dataset": self._other_dataset, "models": self._hash, "with": self.extras}
+        )
 
     def results(self):
         """The file of the similarities."""
@@ -78,10 +83,14 @@ class ResultName(NamedTuple):
 
 
 def ensemble_id(paths, folder):
-    """Eight digits that stand for the checkpoint files of an ensemble, in any order, as seen from its folder."""
+    """Eight digits that stand for the checkpoint files of an ensemble, in any order,
+    as seen from its folder."""
     return digest(sorted(os.path.relpath(path, folder) for path in paths))[:8]
 
 
 def escape(text):
-    """`text` as part of a file name: what is no letter, digit, space, _, - or . becomes its bytes, =2f."""
-    return re.sub(r"[^\w. -]", lambda found: "=" + found[0].encode("utf-8", "surrogatepass").hex("="), text)
+    """`text` as part of a file name: what is no letter, digit, space, _, - or .
+    becomes its bytes, =2f."""
+    return re.sub(
+        r"[^\w. -]", lambda found: "=" + found[0].encode("utf-8", "surrogatepass").hex("="), text
+    )

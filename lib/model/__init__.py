@@ -2,7 +2,8 @@
 
 
 def __getattr__(name):
-    """`from lib.model import load`, as the documentation has it; imported only then, for it stands further up."""
+    """`from lib.model import load`, as the documentation has it; imported only then,
+    for it stands further up."""
     if name == "load":
         from ..results.trained import load
 

@@ -1,6 +1,7 @@
 """Checkpoints: ours, and the published format read as it is (docs/method.md, section 8).
 
-Every file is read by `lib.system.unpickle`: nothing in it can run. What it holds is checked before anything is changed.
+Every file is read by `lib.system.unpickle`: nothing in it can run. What it holds is checked before
+anything is changed.
 """
 
 import re
@@ -42,11 +43,12 @@ OBJECTIVE_NAMES = {
 
 
 class Checkpoint(NamedTuple):
-    """What evaluation needs of either format: the model's state dict, its options as a dict, epoch and best rsum.
+    """What evaluation needs of either format: the model's state dict, its options as a dict,
+    epoch and best rsum.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces; reader: what that
-    BERT is known by, see `lib.data.fingerprint.check_reader`; is_last: a LAST file, whose epoch no validation has
-    selected.
+    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces;
+    reader: what that BERT is known by, see `lib.data.fingerprint.check_reader`; is_last: a LAST
+    file, whose epoch no validation has selected.
     """
 
     model: dict
@@ -79,7 +81,9 @@ def rename(state, names):
 
 def from_published(image_state, text_state):
     """The state dict of `lib.model.network.HREM` from the two of a published checkpoint."""
-    image = {"image_encoder." + name: value for name, value in rename(image_state, IMAGE_NAMES).items()}
+    image = {
+        "image_encoder." + name: value for name, value in rename(image_state, IMAGE_NAMES).items()
+    }
     text = {"text_encoder." + name: value for name, value in rename(text_state, TEXT_NAMES).items()}
     return image | text
 
@@ -92,14 +96,17 @@ def model_options(options):
 def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
-    counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict), vocabulary (a list of
-    words, or None), reader (see `Checkpoint`), and in LAST what else a run needs to go on: tensors and plain values.
-    Raises InputError where the disk is full.
+    counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
+    vocabulary (a list of words, or None), reader (see `Checkpoint`), and in LAST what else a run
+    needs to go on: tensors and plain values. Raises InputError where the disk is full.
     """
     content = dict(
-        format=FORMAT, model=model.state_dict(), objective=objective.state_dict(), optimizer=optimizer.state_dict(),
+        format=FORMAT,
+        model=model.state_dict(),
+        objective=objective.state_dict(),
+        optimizer=optimizer.state_dict(),
         **counted,
-    )  # fmt: skip
+    )
     with atomic_write(path) as file:
         try:
             torch.save(content, file)
@@ -118,18 +125,22 @@ def find(path, name=BEST, option="--model_path"):
     path = folder / name if folder.is_dir() else folder
     is_discarded = path.name in RunFolder(path.parent).read()["discarded"]
     why = "no such file" if is_discarded else why_unreadable(path)
-    inside = sorted(str(file.parent) for file in folder.glob(f"*/{name}")) if why == "no such file" else []
+    inside = (
+        sorted(str(file.parent) for file in folder.glob(f"*/{name}"))
+        if why == "no such file"
+        else []
+    )
     if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
         raise InputError(
-            f"{folder}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; expected one run: name "
-            "one of these"
+            f"{folder}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; "
+            "expected one run: name one of these"
         )
     if why:
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
-            f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: train first, or name one "
-            f"with {option}"
+            f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: "
+            f"train first, or name one with {option}"
         )
     return path
 
@@ -140,45 +151,60 @@ def seed_folder(folder, seed):
 
 
 def find_seeds(folder):
-    """Checkpoints of the runs `seed*/` in a folder by seed, {seed: path}; none where it is itself a run folder.
+    """Checkpoints of the runs `seed*/` in a folder by seed, {seed: path};
+    none where it is itself a run folder.
 
     Raises InputError where one of them has no checkpoint.
     """
     if (Path(folder) / BEST).exists():
         return {}
-    seeds = sorted(int(path.name[4:]) for path in Path(folder).glob("seed*/") if path.name[4:].isdecimal())
+    seeds = sorted(
+        int(path.name[4:]) for path in Path(folder).glob("seed*/") if path.name[4:].isdecimal()
+    )
     return {seed: find(seed_folder(folder, seed)) for seed in seeds}
 
 
 def load(path):
-    """Read a checkpoint of either format on the CPU. Returns `Checkpoint`. Raises InputError naming the file."""
+    """Read a checkpoint of either format on the CPU. Returns `Checkpoint`.
+    Raises InputError naming the file."""
     content = unpickle.read(path)
     try:
         is_published = content.get("format") != FORMAT
         given = vars(content["opt"]) if is_published else dict(content["options"])
-        options = state.plain_options(given | ADDED_OPTIONS if is_published else ADDED_OPTIONS | given)
+        options = state.plain_options(
+            given | ADDED_OPTIONS if is_published else ADDED_OPTIONS | given
+        )
         model = from_published(*content["model"]) if is_published else dict(content["model"])
         for name in state.MODEL_OPTIONS if is_published else (*state.MODEL_OPTIONS, "val_split"):
             options[name]  # a KeyError names what is missing
         state.check_options(options)
-        vocabulary = None if options["text_encoder"] == "bert" else state.read_vocabulary(content, options)
+        vocabulary = (
+            None if options["text_encoder"] == "bert" else state.read_vocabulary(content, options)
+        )
         counted = dict(epoch=int(content["epoch"]), best_rsum=float(content["best_rsum"]))
         epoch = expect(counted, "epoch", int, 0, state.MOST_STEPS)
         best_rsum = expect(counted, "best_rsum", float, -1, state.BEST_POSSIBLE)
         reader, is_last = dict(content.get("reader") or {}), "position" in content
-        found = Checkpoint(model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last)
+        found = Checkpoint(
+            model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last
+        )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
-            f"{path}: not a checkpoint of this model (found {_kind(content)}; {type(error).__name__}: "
-            f"{first_sentence(error)}); expected a file written by train.py or one in the published format"
+            f"{path}: not a checkpoint of this model (found {_kind(content)}; "
+            f"{type(error).__name__}: {first_sentence(error)}); expected a file written by "
+            "train.py or one in the published format"
         ) from error
     _check_sizes(path, found)
     return found
 
 
 def _check_sizes(path, found):
-    """The sizes that the options name are those of the weights: known before a model of any size is made."""
-    named = dict(embed_size=("image_encoder.projection.weight", 0), img_dim=("image_encoder.projection.weight", 1))
+    """The sizes that the options name are those of the weights:
+    known before a model of any size is made."""
+    named = dict(
+        embed_size=("image_encoder.projection.weight", 0),
+        img_dim=("image_encoder.projection.weight", 1),
+    )
     if found.vocabulary:
         named["word_dim"] = ("text_encoder.words.weight", 1)
     for option, (name, axis) in named.items():
@@ -187,27 +213,34 @@ def _check_sizes(path, found):
         shape, wanted = tuple(getattr(found.model.get(name), "shape", ())), found.options[option]
         if not shape:
             raise InputError(
-                f"{path}: not a whole checkpoint: {name} is nothing, expected a size of {option} {wanted}; fetch it "
-                "again, or train again (--bert_path names the BERT that it needs)"
+                f"{path}: not a whole checkpoint: {name} is nothing, expected a size of {option} "
+                f"{wanted}; fetch it again, or train again (--bert_path names the BERT that it "
+                "needs)"
             )
         if len(shape) != 2 or shape[axis] != wanted:
             raise InputError(
-                f"{path}: a checkpoint of another size: {name} has {shape[axis] if len(shape) == 2 else shape} "
-                f"{('rows', 'columns')[axis]}, expected {option} {wanted} as its options say; fetch it again, or train "
-                "again"
+                f"{path}: a checkpoint of another size: {name} has "
+                f"{shape[axis] if len(shape) == 2 else shape} {('rows', 'columns')[axis]}, "
+                f"expected {option} {wanted} as its options say; fetch it again, or train again"
             )
 
 
 def load_run(path):
-    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`, all of it checked.
+    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`,
+    all of it checked.
 
     What depends on the run's parts is checked by `restore`. Raises InputError.
     """
     content = unpickle.read(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "position" not in content:
+    if (
+        not isinstance(content, dict)
+        or content.get("format") != FORMAT
+        or "position" not in content
+    ):
         raise InputError(
-            f"{path}: found {_kind(content)}, expected a {LAST} written by train.py: only that holds all that a run "
-            "needs to go on; give --resume its path, or start anew with --resume none"
+            f"{path}: found {_kind(content)}, expected a {LAST} written by train.py: only that "
+            "holds all that a run needs to go on; give --resume its path, or start anew with "
+            "--resume none"
         )
     try:
         return content | {"options": state.read_run_options(content)}
@@ -216,22 +249,25 @@ def load_run(path):
 
 
 def check_progress(path, content, steps_per_epoch, num_epochs):
-    """What `load_run` read lies within the epochs of the run that goes on from it. Raises InputError."""
+    """What `load_run` read lies within the epochs of the run that goes on from it.
+    Raises InputError."""
     if content["epoch"] > num_epochs:
         raise InputError(
-            f"{path}: the run has trained {content['epoch']} epochs, found --num_epochs {num_epochs}; expected at "
-            f"least as many: give --num_epochs {content['epoch']} for the table of its best epoch"
+            f"{path}: the run has trained {content['epoch']} epochs, found --num_epochs "
+            f"{num_epochs}; expected at least as many: give --num_epochs {content['epoch']} for "
+            "the table of its best epoch"
         )
     if content["position"]["step_in_epoch"] > steps_per_epoch:
         error = ValueError(
-            f"step_in_epoch {content['position']['step_in_epoch']}, expected 0 to {steps_per_epoch}, the steps of an "
-            "epoch"
+            f"step_in_epoch {content['position']['step_in_epoch']}, expected 0 to "
+            f"{steps_per_epoch}, the steps of an epoch"
         )
         raise _refusal(path, error)
 
 
 def restore(path, content, model, objective, optimizer):
-    """Put what `load_run` read into the parts of a run, once all of it is known to fit. Raises InputError."""
+    """Put what `load_run` read into the parts of a run, once all of it is known to fit.
+    Raises InputError."""
     try:
         state.check_module(content["model"], model, "model")
         state.check_module(content["objective"], objective, "objective")
@@ -244,38 +280,41 @@ def restore(path, content, model, objective, optimizer):
 
 def _refusal(path, error):
     return InputError(
-        f"{path}: does not fit this run (found {first_sentence(error)}), expected a {LAST} of the same options, data "
-        "and BERT, as train.py wrote it: name that one, or start anew with --resume none"
+        f"{path}: does not fit this run (found {first_sentence(error)}), expected a {LAST} of the "
+        "same options, data and BERT, as train.py wrote it: name that one, or start anew with "
+        "--resume none"
     )
 
 
 def check_fits(model, checkpoint, path):
-    """The entries of a checkpoint are those of `model`. Raises InputError naming the first one that does not fit."""
+    """The entries of a checkpoint are those of `model`.
+    Raises InputError naming the first one that does not fit."""
     wanted = model.state_dict()
     for name, value in wanted.items():
         found = checkpoint.model.get(name)
         if wrong := state.why_unfit(found, value):
             raise InputError(
-                f"{path}: a checkpoint of another size: {name} {wrong}; give the --bert_path and the data set that it "
-                "was trained with"
+                f"{path}: a checkpoint of another size: {name} {wrong}; give the --bert_path and "
+                "the data set that it was trained with"
             )
     surplus = sorted(checkpoint.model.keys() - wanted.keys())
     if surplus:
         raise InputError(
-            f"{path}: a checkpoint of another size: it holds {surplus[0]}, which this model has not; give the "
-            "--bert_path that it was trained with"
+            f"{path}: a checkpoint of another size: it holds {surplus[0]}, which this model has "
+            "not; give the --bert_path that it was trained with"
         )
 
 
 def load_into(model, checkpoint, path):
-    """Put a checkpoint's weights into `model`. Raises InputError naming the first entry that does not fit."""
+    """Put a checkpoint's weights into `model`. Raises InputError naming the first entry that does
+    not fit."""
     check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint.model)
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
             raise InputError(
-                f"{path}: {name} holds NaN or Inf, expected finite weights; take another checkpoint of this run, or "
-                "fetch it again"
+                f"{path}: {name} holds NaN or Inf, expected finite weights; take another "
+                "checkpoint of this run, or fetch it again"
             )
 
 

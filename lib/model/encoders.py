@@ -1,4 +1,5 @@
-"""The image encoder and the text encoders, with one result type for all (docs/method.md, section 3)."""
+"""The image encoder and the text encoders, with one result type for all
+(docs/method.md, section 3)."""
 
 # N samples, R regions, D region feature size, L pieces, E embedding
 
@@ -18,8 +19,9 @@ from .pooling import l2_normalise
 class Encoded(NamedTuple):
     """What an encoder makes of N samples of at most n fragments.
 
-    embedding (N, E), what retrieval uses; unnormalised (N, E), the same before L2 normalisation; fragments (N, n, E)
-    before the transformer, padded positions included, without gradient; lengths (N,) on the CPU.
+    embedding (N, E), what retrieval uses; unnormalised (N, E), the same before L2 normalisation;
+    fragments (N, n, E) before the transformer, padded positions included, without gradient; lengths
+    (N,) on the CPU.
     """
 
     embedding: torch.Tensor
@@ -29,17 +31,22 @@ class Encoded(NamedTuple):
 
 
 class ImageEncoder(nn.Module):
-    """Region features to image embeddings: a linear map plus an MLP a region, then fragment relations."""
+    """Region features to image embeddings: a linear map plus an MLP a region,
+    then fragment relations."""
 
     def __init__(
-        self, region_dim, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation", normalise=True,
+        self, region_dim, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation",
+        normalise=True,
         mask_padding=False,
     ):  # fmt: skip
         super().__init__()
         self.normalise, self.mask_padding = normalise, mask_padding
         self.projection = nn.Linear(region_dim, dim)
         self.mlp = nn.Sequential(
-            nn.Linear(region_dim, dim // 2), BatchNorm(dim // 2), nn.ReLU(), nn.Linear(dim // 2, dim)
+            nn.Linear(region_dim, dim // 2),
+            BatchNorm(dim // 2),
+            nn.ReLU(),
+            nn.Linear(dim // 2, dim),
         )
         for linear in (self.projection, self.mlp[0], self.mlp[3]):
             nn.init.xavier_uniform_(linear.weight)
@@ -47,16 +54,18 @@ class ImageEncoder(nn.Module):
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
 
     def forward(self, regions, lengths):
-        """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU. Returns `Encoded`.
+        """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU.
+        Returns `Encoded`.
 
-        Batch norm counts padded rows too, as published, or with `mask_padding` true ones alone: then fragments of
-        padding are zero.
+        Batch norm counts padded rows too, as published, or with `mask_padding` true ones alone:
+        then fragments of padding are zero.
         """
         if self.mask_padding:
             packing = Packing(lengths, regions.size(1), regions.device)
             fragments = packing.unpack(self.project(packing.pack(regions)))  # (N, R, E)
         else:
-            fragments = self.project(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])  # (N, R, E)
+            # (N, R, E)
+            fragments = self.project(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
         return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
     def project(self, rows):
@@ -67,10 +76,20 @@ class ImageEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """Word pieces to caption embeddings: BERT, a linear map, then fragment relations.
 
-    bert: a transformers BertModel without its pooler; its hidden size is taken from its configuration.
+    bert: a transformers BertModel without its pooler; its hidden size is taken from its
+    configuration.
     """
 
-    def __init__(self, bert, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation", normalise=True):
+    def __init__(
+        self,
+        bert,
+        dim,
+        heads,
+        dropout=0.1,
+        residual_weight=0.8,
+        pooling="maxk+relation",
+        normalise=True,
+    ):
         super().__init__()
         self.normalise = normalise
         self.bert = bert
@@ -80,23 +99,34 @@ class TextEncoder(nn.Module):
     def forward(self, pieces, lengths, least_pieces=None):
         """pieces: (N, L) ids, 0 beyond each length; lengths: (N,) on the CPU. Returns `Encoded`.
 
-        Fragments of padding are computed up to `least_pieces` a caption, or to L if it is None; what lies beyond is
-        zero.
+        Fragments of padding are computed up to `least_pieces` a caption, or to L if it is None;
+        what lies beyond is zero.
         """
         longest = pieces.size(1)
         least = longest if least_pieces is None else min(least_pieces, longest)
         packing = Packing(lengths.clamp(min=least), longest, pieces.device)
-        fragments = packing.unpack(self.projection(encode_packed(self.bert, pieces, packing)))  # (N, L, E)
+        # (N, L, E)
+        fragments = packing.unpack(self.projection(encode_packed(self.bert, pieces, packing)))
         return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
 
 class RecurrentTextEncoder(nn.Module):
-    """Words to caption embeddings: a bidirectional GRU, its two directions averaged, then fragment relations.
+    """Words to caption embeddings: a bidirectional GRU, its two directions averaged,
+    then fragment relations.
 
     The text encoder of VSE++, SCAN and VSRN. words: the nn.Embedding of a vocabulary.
     """
 
-    def __init__(self, words, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation", normalise=True):
+    def __init__(
+        self,
+        words,
+        dim,
+        heads,
+        dropout=0.1,
+        residual_weight=0.8,
+        pooling="maxk+relation",
+        normalise=True,
+    ):
         super().__init__()
         self.normalise = normalise
         self.words = words
@@ -110,11 +140,14 @@ class RecurrentTextEncoder(nn.Module):
         """
         ids = pack_padded_sequence(pieces, lengths, batch_first=True)
         states = self.gru(PackedSequence(self.words(ids.data), ids.batch_sizes))[0]
-        states = pad_packed_sequence(states, batch_first=True, total_length=pieces.size(1))[0]  # (N, L, 2E)
+        # (N, L, 2E)
+        states = pad_packed_sequence(states, batch_first=True, total_length=pieces.size(1))[0]
         fragments = states.unflatten(2, (2, -1)).mean(2)  # (N, L, E)
         return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
 
 def _encoded(encoder, pooled, fragments, lengths):
     pooled = pooled.float()  # whatever precision the encoder ran in
-    return Encoded(l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths)
+    return Encoded(
+        l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths
+    )

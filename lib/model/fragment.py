@@ -1,7 +1,8 @@
-"""Fragment-level relations inside one sample: a transformer over its regions or words, with residual pooling.
+"""Fragment-level relations inside one sample: a transformer over its regions or words,
+with residual pooling.
 
-Equations: docs/method.md, section 3. One module serves the image and the text encoder, and the baselines that pool
-without a transformer.
+Equations: docs/method.md, section 3. One module serves the image and the text encoder, and the
+baselines that pool without a transformer.
 """
 
 # N samples, n fragments of the longest, M true fragments in all, E embedding
@@ -14,26 +15,34 @@ from torch import nn
 from .packing import Packing
 from .pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
 
-POOLINGS = tuple(name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo"))
+POOLINGS = tuple(
+    name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo")
+)
 
 
 def transformer_layer(dim, heads, dropout):
-    """The paper's transformer layer, of fragments and instances alike: post-norm, feed-forward width E, ReLU."""
-    return nn.TransformerEncoderLayer(dim, heads, dim_feedforward=dim, dropout=dropout, batch_first=True)
+    """The paper's transformer layer, of fragments and instances alike: post-norm,
+    feed-forward width E, ReLU."""
+    return nn.TransformerEncoderLayer(
+        dim, heads, dim_feedforward=dim, dropout=dropout, batch_first=True
+    )
 
 
 def after_attention(layer, nodes, attended):
-    """The rest of a transformer layer, once its nodes have attended: (..., E) both, and what comes back."""
+    """The rest of a transformer layer, once its nodes have attended: (..., E) both,
+    and what comes back."""
     nodes = layer.norm1(nodes + layer.dropout1(attended))
     widened = layer.dropout(layer.activation(layer.linear1(nodes)))
     return layer.norm2(nodes + layer.dropout2(layer.linear2(widened)))
 
 
 class FragmentRelation(nn.Module):
-    """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel (docs/method.md, section 3).
+    """Pools fragments into one vector: v = lambda v_res + (1 - lambda) v_rel
+    (docs/method.md, section 3).
 
-    v_res is the pooling of the fragments, as published the mean of the two largest values of each feature; v_rel is the
-    mean of the transformer's output. pooling: one of POOLINGS; without "+relation" there is no transformer, v = v_res.
+    v_res is the pooling of the fragments, as published the mean of the two largest values of each
+    feature; v_rel is the mean of the transformer's output. pooling: one of POOLINGS; without
+    "+relation" there is no transformer, v = v_res.
     """
 
     def __init__(self, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation"):
@@ -44,7 +53,8 @@ class FragmentRelation(nn.Module):
         self.pool = _pooling(name)
 
     def forward(self, fragments, lengths):
-        """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E), not normalised."""
+        """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E),
+        not normalised."""
         residual = self.pool(fragments, lengths)
         if self.layer is None:
             return residual
@@ -64,7 +74,8 @@ def _pooling(name):
 
 
 def _transform(layer, packed, packing, lengths):
-    """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone, (M, E)."""
+    """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone,
+    (M, E)."""
     attention = layer.self_attn
     is_real = real_mask(lengths, packing.padded_shape[1], packed.device)
     projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)

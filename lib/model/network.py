@@ -1,4 +1,5 @@
-"""Both encoders as one module: what is trained, saved and used at test time (docs/method.md, section 3)."""
+"""Both encoders as one module: what is trained, saved and used at test time
+(docs/method.md, section 3)."""
 
 # R regions, D region feature size, E embedding
 
@@ -14,10 +15,12 @@ PUBLISHED_BERT = "bert-base-uncased"
 
 
 class HREM(nn.Module):
-    """The image and the text encoder. At test time nothing else is used: similarity is the dot product.
+    """The image and the text encoder. At test time nothing else is used: similarity is the dot
+    product.
 
-    reader: what reads captions, a transformers BertModel without pooler, or the nn.Embedding of a vocabulary, which a
-    bidirectional GRU goes on from; region_dim: D; embed_size: E; heads: of both fragment transformers.
+    reader: what reads captions, a transformers BertModel without pooler, or the nn.Embedding of a
+    vocabulary, which a bidirectional GRU goes on from; region_dim: D; embed_size: E; heads: of both
+    fragment transformers.
     """
 
     def __init__(
@@ -25,13 +28,22 @@ class HREM(nn.Module):
         normalise_images=True, normalise_captions=True, pooling="maxk+relation", mask_padding=False,
     ):  # fmt: skip
         super().__init__()
-        shared = dict(dim=embed_size, heads=heads, dropout=dropout, residual_weight=residual_weight, pooling=pooling)
-        self.image_encoder = ImageEncoder(region_dim, normalise=normalise_images, mask_padding=mask_padding, **shared)
+        shared = dict(
+            dim=embed_size,
+            heads=heads,
+            dropout=dropout,
+            residual_weight=residual_weight,
+            pooling=pooling,
+        )
+        self.image_encoder = ImageEncoder(
+            region_dim, normalise=normalise_images, mask_padding=mask_padding, **shared
+        )
         read = RecurrentTextEncoder if isinstance(reader, nn.Embedding) else TextEncoder
         self.text_encoder = read(reader, normalise=normalise_captions, **shared)
 
     def forward(self, batch, least_pieces=None):
-        """Encode a `lib.data.dataset.Batch`; least_pieces: see `TextEncoder`. Returns `Encoded` images and captions."""
+        """Encode a `lib.data.dataset.Batch`; least_pieces: see `TextEncoder`.
+        Returns `Encoded` images and captions."""
         return (
             self.image_encoder(batch.regions, batch.region_lengths),
             self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
@@ -39,7 +51,8 @@ class HREM(nn.Module):
 
 
 def build_model(options, reader, region_dim):
-    """The model that a dict of options describes, ours or the published ones; reader: see `HREM`."""
+    """The model that a dict of options describes, ours or the published ones;
+    reader: see `HREM`."""
     return HREM(
         reader,
         region_dim=region_dim,
@@ -55,7 +68,8 @@ def build_model(options, reader, region_dim):
 
 
 def load_model(path, trained, bert_path, region_dim, device):
-    """The model of a `Checkpoint` read from `path`, in evaluation mode. Raises InputError where it does not fit."""
+    """The model of a `Checkpoint` read from `path`, in evaluation mode.
+    Raises InputError where it does not fit."""
     if trained.vocabulary:
         reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
     else:
@@ -63,12 +77,15 @@ def load_model(path, trained, bert_path, region_dim, device):
     model = build_model(trained.options, reader, region_dim)
     checkpoint.load_into(model, trained, path)
     if not trained.vocabulary:
-        fingerprint.check_reader(path, trained.reader, bert_path, {"settings": fingerprint.bert_settings(reader)})
+        fingerprint.check_reader(
+            path, trained.reader, bert_path, {"settings": fingerprint.bert_settings(reader)}
+        )
     return model.to(device).eval()
 
 
 def load_tokeniser(trained, bert_path):
-    """What cuts captions for the model of a `Checkpoint`: its own vocabulary, or the tokeniser of its BERT."""
+    """What cuts captions for the model of a `Checkpoint`: its own vocabulary,
+    or the tokeniser of its BERT."""
     return trained.vocabulary or bert.tokeniser(bert_path)
 
 
@@ -79,5 +96,8 @@ def print_casing_note(tokeniser):
 
 
 def find_bert_path(trained, bert_path=None):
-    """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with; published ones do not say."""
-    return bert_path or (PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT))
+    """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with;
+    published ones do not say."""
+    return bert_path or (
+        PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT)
+    )

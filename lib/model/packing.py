@@ -1,7 +1,7 @@
 """Sequences without their padding: a batch's true positions as one matrix, and attention over them.
 
-Everything in a transformer layer but attention works on one position at a time, so padding need not take part. Only
-attention sees the padded form, and there it is a hundredth of the arithmetic.
+Everything in a transformer layer but attention works on one position at a time, so padding need not
+take part. Only attention sees the padded form, and there it is a hundredth of the arithmetic.
 """
 
 # N samples, n positions of the longest, M packed positions, E width, H heads
@@ -12,9 +12,11 @@ from .pooling import real_mask
 
 
 class Packing:
-    """Between the padded form (N, n, E) and the packed form (M, E): the first `lengths` positions of each sample.
+    """Between the padded form (N, n, E) and the packed form (M, E):
+    the first `lengths` positions of each sample.
 
-    lengths: (N,) on the CPU; longest: n. The number of rows M is known to the host: nothing waits for the device.
+    lengths: (N,) on the CPU; longest: n. The number of rows M is known to the host: nothing waits
+    for the device.
     """
 
     def __init__(self, lengths, longest, device):
@@ -34,8 +36,14 @@ class Packing:
     def attention(self, projected, is_key, heads, dropout=0.0):
         """Multi-head attention inside each sample.
 
-        projected: (M, 3E), queries, keys and values side by side; is_key: (N, n) bool. Returns (M, E).
+        projected: (M, 3E), queries, keys and values side by side; is_key: (N, n) bool. Returns (M,
+        E).
         """
-        query, key, value = self.unpack(projected).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (N, H, n, E/H)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=is_key[:, None, None], dropout_p=dropout)
+        # (N, H, n, E/H)
+        query, key, value = (
+            self.unpack(projected).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=is_key[:, None, None], dropout_p=dropout
+        )
         return self.pack(mixed.transpose(1, 2).flatten(2))

@@ -1,6 +1,8 @@
-"""Pooling over the true fragments of padded samples, and L2 normalisation (docs/method.md, section 3).
+"""Pooling over the true fragments of padded samples, and L2 normalisation
+(docs/method.md, section 3).
 
-Lengths stay on the CPU wherever the fragments are: they say how to cut the work, and asking a GPU for them would wait.
+Lengths stay on the CPU wherever the fragments are: they say how to cut the work, and asking a GPU
+for them would wait.
 """
 
 # N samples, n fragments of the longest of them, E embedding
@@ -13,7 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 def real_mask(lengths, longest, device=None):
     """True where a position holds a real fragment.
 
-    lengths: (N,) true lengths, on the CPU; longest: padded length n. Returns is_real, (N, n) bool, on `device`.
+    lengths: (N,) true lengths, on the CPU; longest: padded length n. Returns is_real, (N, n) bool,
+    on `device`.
     """
     return torch.arange(longest, device=device) < lengths.to(device, non_blocking=True).unsqueeze(1)
 
@@ -21,8 +24,8 @@ def real_mask(lengths, longest, device=None):
 def length_groups(lengths, most_padding=64):
     """Cut a batch into runs of samples that need little padding among themselves.
 
-    lengths: (N,) on the CPU, best sorted; most_padding: positions of padding at which a run ends. Returns a list of
-    (slice of the samples, length of their longest).
+    lengths: (N,) on the CPU, best sorted; most_padding: positions of padding at which a run ends.
+    Returns a list of (slice of the samples, length of their longest).
     """
     groups, start, padding, longest = [], 0, 0, 0
     lengths = lengths.tolist()
@@ -38,16 +41,19 @@ def length_groups(lengths, most_padding=64):
 
 
 def masked_mean(fragments, lengths):
-    """Mean over the true fragments. fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E)."""
+    """Mean over the true fragments. fragments: (N, n, E); lengths: (N,), at least 1. Returns
+    (N, E)."""
     is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
     counted = lengths.to(fragments.device, non_blocking=True).unsqueeze(1)
     return fragments.masked_fill(~is_real, 0).sum(1) / counted
 
 
 def max_k_mean(fragments, lengths, k=2):
-    """Mean of the k largest values of each feature over the true fragments, of fewer where a sample is shorter.
+    """Mean of the k largest values of each feature over the true fragments,
+    of fewer where a sample is shorter.
 
-    fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of docs/method.md, section 3.
+    fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of
+    docs/method.md, section 3.
     """
     device = fragments.device
     is_real = real_mask(lengths, fragments.size(1), device).unsqueeze(-1)
@@ -55,15 +61,19 @@ def max_k_mean(fragments, lengths, k=2):
     largest = fragments.masked_fill(~is_real, -torch.inf).topk(k, dim=1).values  # (N, k, E)
     counted = lengths.clamp(max=k)
     is_counted = real_mask(counted, k, device).unsqueeze(-1)
-    return largest.masked_fill(~is_counted, 0).sum(1) / counted.to(device, non_blocking=True).unsqueeze(1)
+    return largest.masked_fill(~is_counted, 0).sum(1) / counted.to(
+        device, non_blocking=True
+    ).unsqueeze(1)
 
 
 class GeneralizedPooling(nn.Module):
-    """GPO: a weighted sum of each feature's values in descending order, the weights learnt (Chen et al., CVPR 2021).
+    """GPO: a weighted sum of each feature's values in descending order, the weights learnt
+    (Chen et al., CVPR 2021).
 
-    v[d] = sum over ranks k of theta_k times the k-th largest of h_1[d]..h_n[d]. theta is a softmax over the n ranks of
-    what a bidirectional GRU says of them from their sinusoidal encodings, so it depends on n and on nothing else: all
-    samples of a length share it. Mean, max and the mean of the k largest are special cases.
+    v[d] = sum over ranks k of theta_k times the k-th largest of h_1[d]..h_n[d]. theta is a softmax
+    over the n ranks of what a bidirectional GRU says of them from their sinusoidal encodings, so it
+    depends on n and on nothing else: all samples of a length share it. Mean, max and the mean of
+    the k largest are special cases.
     """
 
     def __init__(self, encoding_size=32, hidden_size=32):
@@ -80,11 +90,15 @@ class GeneralizedPooling(nn.Module):
         return (weights * ranked.masked_fill(~is_real, 0)).sum(1)
 
     def weights(self, lengths, longest):
-        """theta of every sample, (N, n), zero beyond its length: one run of the GRU over the lengths that differ."""
+        """theta of every sample, (N, n), zero beyond its length: one run of the GRU over the
+        lengths that differ."""
         device = self.score.weight.device
         distinct, which = lengths.unique(return_inverse=True)
-        distinct, which = distinct.flip(0), len(distinct) - 1 - which  # longest first, as packing wants them
-        encodings = rank_encodings(longest, self.encoding_size, device).expand(len(distinct), -1, -1)
+        # longest first, as packing wants them
+        distinct, which = distinct.flip(0), len(distinct) - 1 - which
+        encodings = rank_encodings(longest, self.encoding_size, device).expand(
+            len(distinct), -1, -1
+        )
         states = self.gru(pack_padded_sequence(encodings, distinct, batch_first=True))[0]
         states = pad_packed_sequence(states, batch_first=True, total_length=longest)[0]
         scores = self.score(states).squeeze(-1).float()
@@ -93,12 +107,14 @@ class GeneralizedPooling(nn.Module):
 
 
 def rank_encodings(count, size, device=None):
-    """Sinusoidal encodings of the ranks 1..count: sin and cos of rank / 10000^(2j / size). Returns (count, size)."""
+    """Sinusoidal encodings of the ranks 1..count: sin and cos of rank / 10000^(2j / size).
+    Returns (count, size)."""
     ranks = torch.arange(1, count + 1, device=device).unsqueeze(1)
     angles = ranks * 10000 ** (-torch.arange(0, size, 2, device=device) / size)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def l2_normalise(vectors):
-    """v / (||v|| + 1e-8) over the last dimension: the published form, with the constant outside the norm."""
+    """v / (||v|| + 1e-8) over the last dimension: the published form,
+    with the constant outside the norm."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-8)

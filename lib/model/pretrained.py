@@ -1,6 +1,8 @@
-"""Start a run from the weights of a trained model, ours or published, of any data set (--init_from).
+"""Start a run from the weights of a trained model, ours or published,
+of any data set (--init_from).
 
-Both encoders are taken. The instance graph, which published files do not hold, and the optimiser start anew.
+Both encoders are taken. The instance graph, which published files do not hold, and the optimiser
+start anew.
 """
 
 from pathlib import Path
@@ -12,7 +14,8 @@ from ..system.console import one_line
 from ..system.errors import InputError
 from . import checkpoint
 
-MUST_AGREE = ("text_encoder", "embed_size", "nhead", "pooling")  # under other values the weights mean nothing
+# under other values the weights mean nothing
+MUST_AGREE = ("text_encoder", "embed_size", "nhead", "pooling")
 MAY_DIFFER = ("residual_weight", "no_imgnorm", "no_txtnorm", "mask_padding")
 
 
@@ -24,27 +27,30 @@ def read(path, options):
     file = checkpoint.find(path, option="--init_from")
     if file.resolve().parent == Path(options["model_name"]).resolve():
         raise InputError(
-            f"--init_from {file}: found it in the folder of this run, which would replace it, expected another folder: "
-            "give another --logger_name"
+            f"--init_from {file}: found it in the folder of this run, which would replace it, "
+            "expected another folder: give another --logger_name"
         )
     trained = checkpoint.load(file)
     for name in MUST_AGREE + ("word_dim",) * (trained.vocabulary is not None):
         if options[name] != trained.options[name]:
             raise InputError(
-                f"--init_from {file}: found a model of --{name} {trained.options[name]}, expected --{name} "
-                f"{options[name]} as this run has it; give --{name} {trained.options[name]}"
+                f"--init_from {file}: found a model of --{name} {trained.options[name]}, expected "
+                f"--{name} {options[name]} as this run has it; give --{name} "
+                f"{trained.options[name]}"
             )
     return trained
 
 
 def extend(words, vocabulary):
-    """The `Vocabulary` of a `Checkpoint`, each word in its place, and after it those of `words` that are new."""
+    """The `Vocabulary` of a `Checkpoint`, each word in its place,
+    and after it those of `words` that are new."""
     added = [word for word in words.words if word not in vocabulary.ids]
     return Vocabulary(vocabulary.words + added, words.strip_accents, words.note)
 
 
 def load(path, trained, model, region_dim):
-    """Put the weights of a `Checkpoint`, read from `path`, into the model of a run. Raises InputError.
+    """Put the weights of a `Checkpoint`, read from `path`, into the model of a run.
+    Raises InputError.
 
     region_dim: D of the run's data. New words keep the embeddings that `model` has.
     """
@@ -52,17 +58,21 @@ def load(path, trained, model, region_dim):
     width = tuple(getattr(state.get("image_encoder.projection.weight"), "shape", ()))[1:]
     if width and width != (region_dim,):
         raise InputError(
-            f"--init_from {path}: found a model of regions of {width[0]} features, expected {region_dim} as the data "
-            "have; extract the features as those that it was trained on, or start without --init_from"
+            f"--init_from {path}: found a model of regions of {width[0]} features, expected "
+            f"{region_dim} as the data have; extract the features as those that it was trained "
+            "on, or start without --init_from"
         )
     if trained.vocabulary:
         name = "text_encoder.words.weight"
-        state[name] = _extended(state.get(name), model.text_encoder.words.weight, trained.vocabulary)
+        state[name] = _extended(
+            state.get(name), model.text_encoder.words.weight, trained.vocabulary
+        )
     checkpoint.load_into(model, trained._replace(model=state), path)
 
 
 def _extended(known, weight, vocabulary):
-    """The embeddings of the words that a checkpoint knows, and after them those of `weight`: (words of both, dim)."""
+    """The embeddings of the words that a checkpoint knows, and after them those of `weight`:
+    (words of both, dim)."""
     if not isinstance(known, torch.Tensor) or known.shape != (len(vocabulary), weight.size(1)):
         return known  # damaged, and refused with its shape
     return torch.cat([known, weight.detach()[len(known) :].to(known)])
@@ -75,7 +85,10 @@ def describe(path, trained, options, vocabulary):
         text += "published format"
     else:
         text += f"trained on {trained.options.get('dataset', 'another data set')}"
-    text += f", {trained.epoch} epochs): the weights of both encoders; the instance graph and the optimiser start anew"
+    text += (
+        f", {trained.epoch} epochs): the weights of both encoders; the instance graph and the "
+        "optimiser start anew"
+    )
     if vocabulary:
         known, new = len(trained.vocabulary.words), len(vocabulary) - len(trained.vocabulary)
         text += f"; {known} words keep their embedding, {new} new words start "
@@ -84,5 +97,7 @@ def describe(path, trained, options, vocabulary):
     other = [name for name in names if options[name] != trained.options[name]]
     if other:
         text += "; warning: other than there: "
-        text += ", ".join(f"--{name} {options[name]} (there {trained.options[name]})" for name in other)
+        text += ", ".join(
+            f"--{name} {options[name]} (there {trained.options[name]})" for name in other
+        )
     return one_line(text)

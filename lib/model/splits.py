@@ -1,4 +1,5 @@
-"""Open a split of a data set, its captions cut for a text encoder; the demo data are built on their first use."""
+"""Open a split of a data set, its captions cut for a text encoder;
+the demo data are built on their first use."""
 
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def open_folder(data_path, dataset):
 
 
 def load_split(data_path, dataset, split, bert_path, vocabulary=None):
-    """A split, its captions cut for the BERT at `bert_path`, or into the words of a `Vocabulary`."""
+    """A split, its captions cut for the BERT at `bert_path`,
+    or into the words of a `Vocabulary`."""
     folder = open_folder(data_path, dataset)
     longest = None if vocabulary else bert.configuration(bert_path).max_position_embeddings
     tokeniser = vocabulary or bert.tokeniser(bert_path)
@@ -35,16 +37,21 @@ def load_split(data_path, dataset, split, bert_path, vocabulary=None):
         numbers = ", ".join(map(str, found.blank_lines[:10]))
         more = len(found.blank_lines) - 10
         print_line(
-            f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are kept, they hold their "
-            f"place (lines {numbers}{f' and {more} more' if more > 0 else ''})"
+            f"warning: {folder / split}_caps.txt: {len(found.blank_lines)} blank captions are "
+            "kept, they hold their place (lines "
+            f"{numbers}{f' and {more} more' if more > 0 else ''})"
         )
     unknown = tokeniser.backend_tokenizer.token_to_id(tokeniser.backend_tokenizer.model.unk_token)
     share = np.mean(found.captions.pieces == unknown) if len(found.captions.pieces) else 0
     if share > UNKNOWN_WARNING_SHARE:
         print_line(
-            f"warning: {split}: {share:.0%} of what the captions are made of is not in the vocabulary; give the "
-            "--bert_path of another language or domain, or with --text_encoder bigru a smaller --min_word_count"
+            f"warning: {split}: {share:.0%} of what the captions are made of is not in the "
+            "vocabulary; give the --bert_path of another language or domain, or with "
+            "--text_encoder bigru a smaller --min_word_count"
         )
     if found.captions.num_shortened:
-        print_line(f"warning: {split}: {found.captions.num_shortened} captions cut to the {longest} positions of BERT")
+        print_line(
+            f"warning: {split}: {found.captions.num_shortened} "
+            f"captions cut to the {longest} positions of BERT"
+        )
     return found

@@ -1,6 +1,8 @@
-"""State that is read from disk, checked before anything is changed: options, counters, logs, tensors, moments.
+"""State that is read from disk, checked before anything is changed: options, counters,
+logs, tensors, moments.
 
-A check raises ValueError with what was found and what was expected; who calls it knows the file and the remedy.
+A check raises ValueError with what was found and what was expected; who calls it knows the file and
+the remedy.
 """
 
 import math
@@ -12,14 +14,20 @@ from ..system.run_folder import LOG_NAMES
 from .fragment import POOLINGS
 
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation", mask_padding=0, text_encoder="bert", word_dim=300, strip_accents=1,
-)  # fmt: skip
+    pooling="maxk+relation",
+    mask_padding=0,
+    text_encoder="bert",
+    word_dim=300,
+    strip_accents=1,
+)
 MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 OPTION_KINDS = dict(  # checked where they are there
-    dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, glove=str, logger_name=str,
-    model_name=str, seed=int, img_dim=int, word_dim=int, batch_size=int, num_epochs=int,
+    dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, glove=str,
+    logger_name=str, model_name=str, seed=int, img_dim=int, word_dim=int, batch_size=int,
+    num_epochs=int,
 )  # fmt: skip
-RUN_OPTIONS = ("dataset", "val_split", "seed", "num_epochs", "batch_size", "learning_rate")  # that LAST must have
+# that LAST must have
+RUN_OPTIONS = ("dataset", "val_split", "seed", "num_epochs", "batch_size", "learning_rate")
 TEXT_ENCODERS = ("bert", "bigru")
 LARGEST = 2**20  # of what is a size
 MOST_STEPS = 2**40  # no run counts further
@@ -39,14 +47,21 @@ def short_repr(value):
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, (str, int, float, type(None))):
         return f"{value!r:.60}"
-    if isinstance(value, (list, tuple)) and len(value) < 10 and not any(isinstance(x, (list, tuple)) for x in value):
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) < 10
+        and not any(isinstance(x, (list, tuple)) for x in value)
+    ):
         return f"[{', '.join(map(short_repr, value))}]"
     return f"a {type(value).__name__}"
 
 
 def expect(content, name, kind, low=None, high=None):
-    """content[name], of this kind; a number from `low` to `high`, so never NaN. An int does for a float."""
-    noun = {int: "a whole number", float: "a number", str: "text", dict: "a dict", list: "a list"}[kind]
+    """content[name], of this kind; a number from `low` to `high`, so never NaN.
+    An int does for a float."""
+    noun = {int: "a whole number", float: "a number", str: "text", dict: "a dict", list: "a list"}[
+        kind
+    ]
     if low is not None:
         noun += f" from {low} to {high}"
     if name not in content:
@@ -61,16 +76,25 @@ def expect(content, name, kind, low=None, high=None):
 
 
 def plain(value, name, depth=0):
-    """A value that JSON can hold: None, bool, number, text, or lists and dicts of these. Tuples become lists."""
+    """A value that JSON can hold: None, bool, number, text, or lists and dicts of these.
+    Tuples become lists."""
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, int) and abs(value) <= LARGEST_NUMBER or isinstance(value, float) and math.isfinite(value):
+    if (
+        isinstance(value, int)
+        and abs(value) <= LARGEST_NUMBER
+        or isinstance(value, float)
+        and math.isfinite(value)
+    ):
         return value
     if depth < MAX_DEPTH and isinstance(value, (list, tuple)):
         return [plain(item, name, depth + 1) for item in value]
     if depth < MAX_DEPTH and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: plain(item, name, depth + 1) for key, item in value.items()}
-    raise ValueError(f"{name} {short_repr(value)}, expected a plain value: a finite number, text, or a list of these")
+    raise ValueError(
+        f"{name} {short_repr(value)}, expected a plain value: a "
+        "finite number, text, or a list of these"
+    )
 
 
 def plain_options(options):
@@ -96,23 +120,30 @@ def check_options(options):
             value = expect(options, name, kind, *limits)
             if kind is str and ("\0" in value or len(value) > LONGEST_TEXT):
                 raise ValueError(
-                    f"{name} {value!r:.60}, expected at most {LONGEST_TEXT} characters and no NUL character"
+                    f"{name} {value!r:.60}, expected at most "
+                    f"{LONGEST_TEXT} characters and no NUL character"
                 )
     if options.get("longest_distance") is not None:
         expect(options, "longest_distance", float, 0, math.inf)
     dim, heads = options["embed_size"], options["nhead"]
-    if not (isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0):
+    if not (
+        isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0
+    ):
         raise ValueError(f"embed_size {dim!r} and nhead {heads!r}")
     for name in ("dropout", "residual_weight"):
         expect(options, name, float, 0, 1)
     switches = dict.fromkeys(("no_imgnorm", "no_txtnorm", "mask_padding", "strip_accents"), (0, 1))
     for name, choices in dict(pooling=POOLINGS, text_encoder=TEXT_ENCODERS, **switches).items():
         if options[name] not in choices:
-            raise ValueError(f"{name} {short_repr(options[name])}, expected one of {', '.join(map(str, choices))}")
+            raise ValueError(
+                f"{name} {short_repr(options[name])}, expected one of "
+                f"{', '.join(map(str, choices))}"
+            )
 
 
 def read_run_options(content):
-    """The options of what a run saved to go on from, plain values, once all of it is found in place."""
+    """The options of what a run saved to go on from, plain values,
+    once all of it is found in place."""
     for name in ("model", "objective", "optimizer", "position"):
         expect(content, name, dict)
     options = ADDED_OPTIONS | plain_options(content.get("options"))
@@ -125,10 +156,14 @@ def read_run_options(content):
     step = expect(content, "step", int, epoch, MOST_STEPS)
     expect(content, "best_rsum", float, -1, BEST_POSSIBLE)
     check_position(position)
-    if epoch + position["step_in_epoch"] > step or epoch == options["num_epochs"] and position["step_in_epoch"]:
+    if (
+        epoch + position["step_in_epoch"] > step
+        or epoch == options["num_epochs"]
+        and position["step_in_epoch"]
+    ):
         raise ValueError(
-            f"step_in_epoch {position['step_in_epoch']} of epoch {epoch} at step {step}, expected a place in the run's "
-            f"{options['num_epochs']} epochs"
+            f"step_in_epoch {position['step_in_epoch']} of epoch {epoch} at step {step}, expected "
+            f"a place in the run's {options['num_epochs']} epochs"
         )
     if content.get("vocabulary") is not None or options["text_encoder"] == "bigru":
         read_vocabulary(content, options)
@@ -136,13 +171,19 @@ def read_run_options(content):
 
 
 def is_plain_tensor(value):
-    """A tensor of real numbers, all of them there: none that is sparse, quantised or without memory."""
-    is_whole = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    """A tensor of real numbers, all of them there: none that is sparse,
+    quantised or without memory."""
+    is_whole = (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
     return is_whole and not value.is_quantized and not value.is_complex()
 
 
 def check_position(position):
-    """What `lib.training.run_state.RunState` saves of its place in an epoch, but for what depends on the data."""
+    """What `lib.training.run_state.RunState` saves of its place in an epoch,
+    but for what depends on the data."""
     expect(position, "step_in_epoch", int, 0, MOST_STEPS)
     expect(position, "skipped", int, 0, 2**31 - 1)
     sizes = expect(position, "log_sizes", dict)
@@ -160,7 +201,10 @@ def _check_step_log(state):
     expect(state, "seconds", float, 0, 1e12)
     for report in expect(state, "reports", list):
         if not isinstance(report, dict) or report.keys() != REPORT:
-            raise ValueError(f"step_log reports {short_repr(report)}, expected {', '.join(sorted(REPORT))} of a step")
+            raise ValueError(
+                f"step_log reports {short_repr(report)}, expected "
+                f"{', '.join(sorted(REPORT))} of a step"
+            )
         terms = expect(report, "terms", dict)
         if not all(isinstance(name, str) and name.isidentifier() for name in terms):
             raise ValueError(f"step_log terms {short_repr(list(terms))}, expected names of losses")
@@ -170,11 +214,14 @@ def _check_step_log(state):
                 raise ValueError(f"step_log {name} {short_repr(value)}, expected a scalar tensor")
         is_finite = report["is_finite"]
         if not is_plain_tensor(is_finite) or is_finite.ndim or is_finite.dtype != torch.bool:
-            raise ValueError(f"step_log is_finite {short_repr(is_finite)}, expected a scalar tensor of bool")
+            raise ValueError(
+                f"step_log is_finite {short_repr(is_finite)}, expected a scalar tensor of bool"
+            )
 
 
 def check_module(found, module, what):
-    """A state dict against the module that is to take it: the same names, shapes and types, finite values."""
+    """A state dict against the module that is to take it: the same names, shapes and types,
+    finite values."""
     wanted = module.state_dict()
     if not isinstance(found, dict):
         raise ValueError(f"{what} {short_repr(found)}, expected a dict of tensors by name")
@@ -187,28 +234,40 @@ def check_module(found, module, what):
 def check_optimizer(found, optimizer, steps_done):
     """A state dict of AdamW against the optimizer that is to take it.
 
-    Its fused form trusts the shapes of what it has loaded and would write beyond a moment that is too small.
+    Its fused form trusts the shapes of what it has loaded and would write beyond a moment that is
+    too small.
     """
     if not isinstance(found, dict):
         raise ValueError(f"optimizer {short_repr(found)}, expected a dict")
     _check_groups(expect(found, "param_groups", list), optimizer.state_dict()["param_groups"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     places, moments_of = set(), expect(found, "state", dict)
-    number_of_encoders = sum(len(group["params"]) for group in optimizer.param_groups if group["name"] != "relations")
-    for number in range(number_of_encoders if steps_done else 0):  # relations have none before the graph takes part
+    number_of_encoders = sum(
+        len(group["params"]) for group in optimizer.param_groups if group["name"] != "relations"
+    )
+    # relations have none before the graph takes part
+    for number in range(number_of_encoders if steps_done else 0):
         if number not in moments_of:
-            raise ValueError(f"optimizer state {number} is missing, expected the moments of step {steps_done}")
+            raise ValueError(
+                f"optimizer state {number} is missing, expected the moments of step {steps_done}"
+            )
     for number, moments in moments_of.items():
         if type(number) is not int or not 0 <= number < len(parameters):
-            raise ValueError(f"optimizer state of parameter {short_repr(number)}, expected 0 to {len(parameters) - 1}")
+            raise ValueError(
+                f"optimizer state of parameter {short_repr(number)}, expected 0 to "
+                f"{len(parameters) - 1}"
+            )
         if not isinstance(moments, dict) or moments.keys() != MOMENTS:
             raise ValueError(
-                f"optimizer state {number} is {short_repr(moments)}, expected {', '.join(sorted(MOMENTS))}"
+                f"optimizer state {number} is {short_repr(moments)}, expected "
+                f"{', '.join(sorted(MOMENTS))}"
             )
         step, like = moments["step"], parameters[number]
         _check_tensor(step, torch.zeros(()), f"optimizer state {number}: step")
         if not 0 <= step <= steps_done or step != step.floor():
-            raise ValueError(f"optimizer state {number}: step {float(step):g}, expected 0 to {steps_done}")
+            raise ValueError(
+                f"optimizer state {number}: step {float(step):g}, expected 0 to {steps_done}"
+            )
         places.add(step.untyped_storage().data_ptr())
         for name in ("exp_avg", "exp_avg_sq"):
             value, called = moments[name], f"optimizer state {number}: {name}"
@@ -219,25 +278,30 @@ def check_optimizer(found, optimizer, steps_done):
         if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
             raise ValueError(f"optimizer state {number}: exp_avg_sq is negative, expected squares")
     if len(places) < len(MOMENTS) * len(moments_of):
-        raise ValueError("optimizer state shares memory between moments, expected each to have its own")
+        raise ValueError(
+            "optimizer state shares memory between moments, expected each to have its own"
+        )
 
 
 def _check_groups(groups, wanted):
     if len(groups) != len(wanted) or not all(isinstance(group, dict) for group in groups):
-        raise ValueError(f"optimizer has {len(groups)} groups of parameters, expected {len(wanted)}")
+        raise ValueError(
+            f"optimizer has {len(groups)} groups of parameters, expected {len(wanted)}"
+        )
     for group, own in zip(groups, wanted):
         for name in own.keys() - {"lr"}:
             value = plain(group.get(name), name)
             if value != plain(own[name], name):
                 raise ValueError(
-                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected {short_repr(own[name])} as "
-                    "the options say"
+                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected "
+                    f"{short_repr(own[name])} as the options say"
                 )
         expect(group, "lr", float, 0, own["initial_lr"])
 
 
 def why_unfit(value, like):
-    """Why a value is no tensor of the shape of `like`, such as "is (3,), expected (4,)"; None where it is one."""
+    """Why a value is no tensor of the shape of `like`, such as "is (3,), expected (4,)";
+    None where it is one."""
     is_plain = is_plain_tensor(value)
     if is_plain and value.shape == like.shape:
         return None

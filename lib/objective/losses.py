@@ -1,10 +1,12 @@
-"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives), InfoNCE.
+"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives),
+InfoNCE.
 
 Equations: docs/method.md, section 5.
 
-S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image, and never a
-negative. Two departures from the published code are here, both in `negative_distribution`: the maximum is taken over
-admissible negatives only, and an anchor that has none is left out alone instead of silencing its whole direction.
+S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image,
+and never a negative. Two departures from the published code are here, both in
+`negative_distribution`: the maximum is taken over admissible negatives only, and an anchor that has
+none is left out alone instead of silencing its whole direction.
 """
 
 # B pairs, P (anchor, positive) pairs, E embedding
@@ -22,7 +24,8 @@ FIRST_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01  # of CLIP
 
 
 class Positives(NamedTuple):
-    """The positives of a batch: is_positive, (B, B) bool, and its P pairs (anchor, positive), row by row, (P,) each."""
+    """The positives of a batch: is_positive, (B, B) bool, and its P pairs (anchor, positive),
+    row by row, (P,) each."""
 
     is_positive: torch.Tensor
     anchor: torch.Tensor
@@ -30,83 +33,113 @@ class Positives(NamedTuple):
 
 
 def find_positives(image_ids, mask_repeat=True, device=None):
-    """Which pairs are positives: those of the same image, or only the diagonal. Their number is known to the host.
+    """Which pairs are positives: those of the same image, or only the diagonal.
+    Their number is known to the host.
 
     image_ids: (B,), on the CPU. Returns `Positives` on `device`.
     """
-    is_positive = image_ids.unsqueeze(1) == image_ids if mask_repeat else torch.eye(len(image_ids), dtype=torch.bool)
+    is_positive = (
+        image_ids.unsqueeze(1) == image_ids
+        if mask_repeat
+        else torch.eye(len(image_ids), dtype=torch.bool)
+    )
     return Positives(
-        *(part.to(device, non_blocking=True) for part in (is_positive, *is_positive.nonzero(as_tuple=True)))
+        *(
+            part.to(device, non_blocking=True)
+            for part in (is_positive, *is_positive.nonzero(as_tuple=True))
+        )
     )
 
 
 def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest):
-    """`vse`: hinge triplets over all negatives, or over the hardest in each row and column, summed over the batch.
+    """`vse`: hinge triplets over all negatives, or over the hardest in each row and column,
+    summed over the batch.
 
     image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Returns a scalar.
     """
     similarities = image_embeddings @ caption_embeddings.T
     paired = similarities.diagonal()
-    other_captions = (margin + similarities - paired.unsqueeze(1)).clamp(min=0).masked_fill(positives.is_positive, 0)
-    other_images = (margin + similarities - paired).clamp(min=0).masked_fill(positives.is_positive, 0)
+    other_captions = (
+        (margin + similarities - paired.unsqueeze(1))
+        .clamp(min=0)
+        .masked_fill(positives.is_positive, 0)
+    )
+    other_images = (
+        (margin + similarities - paired).clamp(min=0).masked_fill(positives.is_positive, 0)
+    )
     if hardest:
         return other_captions.amax(1).sum() + other_images.amax(0).sum()
     return other_captions.sum() + other_images.sum()
 
 
 def negative_distribution(similarities, is_positive, longest_distance):
-    """Distance-weighted distribution over each anchor's negatives (Wu et al., ICCV 2017, equation 4; section 5).
+    """Distance-weighted distribution over each anchor's negatives
+    (Wu et al., ICCV 2017, equation 4; section 5).
 
-    similarities: (B, B), a row an anchor; is_positive: (B, B) bool; longest_distance: negatives this far or farther
-    are not admissible (1.7 Flickr30K, 1.9 COCO). Returns (B, B); a row without admissible negatives is all zero.
+    similarities: (B, B), a row an anchor; is_positive: (B, B) bool; longest_distance: negatives
+    this far or farther are not admissible (1.7 Flickr30K, 1.9 COCO). Returns (B, B); a row without
+    admissible negatives is all zero.
     """
     distances = (2 - 2 * similarities).clamp(min=SMALLEST_DISTANCE**2).sqrt()
-    log_weights = (2 - SAMPLING_DIMENSION) * distances.log() - (SAMPLING_DIMENSION - 3) / 2 * torch.log(
-        1 - distances.square() / 4
-    )
+    log_weights = (2 - SAMPLING_DIMENSION) * distances.log() - (
+        SAMPLING_DIMENSION - 3
+    ) / 2 * torch.log(1 - distances.square() / 4)
     log_weights = log_weights.masked_fill(is_positive | ~log_weights.isfinite(), 0)
     is_admissible = ~is_positive & (distances < longest_distance)
-    # The shift by the largest admissible weight leaves the distribution as it is and keeps exp() from underflowing.
+    # The shift by the largest admissible weight leaves the distribution as it is and keeps exp()
+    # from underflowing.
     largest = log_weights.masked_fill(~is_admissible, -torch.inf).amax(1, keepdim=True)
     weights = (log_weights - largest).exp().masked_fill(~is_admissible, 0)
     return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def draw_negatives(distribution, generator=None):
-    """One draw from each row of `distribution`, (P, B), none of them all zero. Returns (P,) indices.
+    """One draw from each row of `distribution`, (P, B), none of them all zero. Returns
+    (P,) indices.
 
-    The exponential race that torch.multinomial runs, so the same generator state gives the same draws, without its
-    checks, which wait for the GPU.
+    The exponential race that torch.multinomial runs, so the same generator state gives the same
+    draws, without its checks, which wait for the GPU.
     """
     race = torch.empty_like(distribution).exponential_(generator=generator)
     return (distribution / race).argmax(1)
 
 
-def triplet_loss(image_embeddings, caption_embeddings, positives, margin, longest_distance, generator=None):
-    """`trip`: hinge triplets with one distance-weighted negative drawn for each (anchor, positive) pair, summed.
+def triplet_loss(
+    image_embeddings, caption_embeddings, positives, margin, longest_distance, generator=None
+):
+    """`trip`: hinge triplets with one distance-weighted negative drawn for each
+    (anchor, positive) pair, summed.
 
-    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Images are the anchors first, then captions.
-    Anchors without an admissible negative take no part. Returns a scalar.
+    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Images are the anchors
+    first, then captions. Anchors without an admissible negative take no part. Returns a scalar.
     """
     similarities = image_embeddings @ caption_embeddings.T
     directions = (similarities, similarities.T)
-    return sum(_sampled_hinge(rows, positives, margin, longest_distance, generator) for rows in directions)
+    return sum(
+        _sampled_hinge(rows, positives, margin, longest_distance, generator) for rows in directions
+    )
 
 
 def _sampled_hinge(similarities, positives, margin, longest_distance, generator):
-    distribution = negative_distribution(similarities.detach(), positives.is_positive, longest_distance)
+    distribution = negative_distribution(
+        similarities.detach(), positives.is_positive, longest_distance
+    )
     distribution = distribution[positives.anchor]  # (P, B)
     has_negative = distribution.sum(1) > 0
     negative = draw_negatives(distribution, generator)
-    wrong, right = similarities[positives.anchor, negative], similarities[positives.anchor, positives.positive]
+    wrong, right = (
+        similarities[positives.anchor, negative],
+        similarities[positives.anchor, positives.positive],
+    )
     return (margin + wrong - right).clamp(min=0).masked_fill(~has_negative, 0).sum()
 
 
 class InfoNCE(nn.Module):
-    """`infonce`: cross-entropy of each image's own caption in the batch and of each caption's own image.
+    """`infonce`: cross-entropy of each image's own caption in the batch and of each caption's own
+    image.
 
-    The form of CLIP (Radford et al., ICML 2021): the mean over the batch and both directions, with a learnt temperature
-    exp(-s). The other positives of an anchor are left out of its denominator.
+    The form of CLIP (Radford et al., ICML 2021): the mean over the batch and both directions, with
+    a learnt temperature exp(-s). The other positives of an anchor are left out of its denominator.
     """
 
     def __init__(self):
@@ -114,8 +147,10 @@ class InfoNCE(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
 
     def forward(self, image_embeddings, caption_embeddings, positives):
-        """image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Returns a scalar."""
-        with torch.no_grad():  # s itself, not a copy: at its limit it still has a gradient to come back by
+        """image_embeddings, caption_embeddings: (B, E); positives: `Positives`.
+        Returns a scalar."""
+        # s itself, not a copy: at its limit it still has a gradient to come back by
+        with torch.no_grad():
             self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
         own = torch.arange(len(image_embeddings), device=image_embeddings.device)
         is_other_positive = positives.is_positive & (own != own.unsqueeze(1))

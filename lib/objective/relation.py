@@ -1,7 +1,9 @@
-"""Instance-level relations of a batch: connection, relevance, and the regulariser (docs/method.md, section 4).
+"""Instance-level relations of a batch: connection, relevance, and the regulariser
+(docs/method.md, section 4).
 
-Every function works on all pairs of the batch at once. Fragments come detached: gradient reaches the relations
-through the embeddings (intra-modal) and through the two small MLPs (cross-modal) alone.
+Every function works on all pairs of the batch at once. Fragments come detached: gradient reaches
+the relations through the embeddings (intra-modal) and through the two small MLPs (cross-modal)
+alone.
 """
 
 # B pairs, R regions, L pieces, E embedding, K = topk
@@ -24,7 +26,8 @@ SMALLEST_NORM = 1e-12
 
 
 class Relation(NamedTuple):
-    """One (B, B) block of the instance graph; row i relates instance i to every instance of the other side."""
+    """One (B, B) block of the instance graph; row i relates instance i to every instance of the
+    other side."""
 
     is_connected: torch.Tensor
     relevance: torch.Tensor
@@ -45,10 +48,11 @@ def whole_graph(i2i, i2t, t2i, t2t):
 
 
 class BlockLimits(NamedTuple):
-    """How pairs are cut: captions at a time, their most padding, and most matches of pieces with regions.
+    """How pairs are cut: captions at a time, their most padding,
+    and most matches of pieces with regions.
 
-    A match takes 4 bytes; it is held once for a block, and twice more for captions of like length. At least one image
-    is taken at a time.
+    A match takes 4 bytes; it is held once for a block, and twice more for captions of like length.
+    At least one image is taken at a time.
     """
 
     captions: int
@@ -57,20 +61,24 @@ class BlockLimits(NamedTuple):
 
 
 BLOCKS = {
-    "cpu": BlockLimits(1024, 0, 2**23),  # 32 MB; captions of one length need neither copies nor masks
-    "cuda": BlockLimits(1024, 4096, 2**24),  # 64 MB: 128 pairs in one block, for launching kernels takes the time
+    # 32 MB; captions of one length need neither copies nor masks
+    "cpu": BlockLimits(1024, 0, 2**23),
+    # 64 MB: 128 pairs in one block, for launching kernels takes the time
+    "cuda": BlockLimits(1024, 4096, 2**24),
 }
 
 
 class Matches(NamedTuple):
-    """What the fragments say of every pair in one direction: mean (B, B) and the K largest matches (B, B, K)."""
+    """What the fragments say of every pair in one direction: mean
+    (B, B) and the K largest matches (B, B, K)."""
 
     mean: torch.Tensor
     largest: torch.Tensor
 
 
 def connection(closeness, threshold):
-    """Connected, row by row: at least as close as the floor(B * threshold)-th closest (never fewer than one).
+    """Connected, row by row: at least as close as the floor(B * threshold)-th closest
+    (never fewer than one).
 
     closeness: (B, B). Returns (B, B) bool.
     """
@@ -79,11 +87,12 @@ def connection(closeness, threshold):
 
 
 class _Distances(torch.autograd.Function):
-    """Euclidean distances of all pairs of rows: (n, E), (m, E) -> (n, m), with gradient 0 at distance 0.
+    """Euclidean distances of all pairs of rows: (n, E), (m, E) -> (n, m),
+    with gradient 0 at distance 0.
 
-    The values are torch.cdist's. Its backward on a GPU holds all n x m x E differences at once; this one takes two
-    matrix products. They run in float64: each gradient is a difference of two sums, and in float32 (or TF32) little
-    of it would be left for rows that are near each other.
+    The values are torch.cdist's. Its backward on a GPU holds all n x m x E differences at once;
+    this one takes two matrix products. They run in float64: each gradient is a difference of two
+    sums, and in float32 (or TF32) little of it would be left for rows that are near each other.
     """
 
     @staticmethod
@@ -105,7 +114,8 @@ class _Distances(torch.autograd.Function):
 
 
 def _weighted_differences(rows, others, weight):
-    """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`. weight: (n, m) float64."""
+    """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`.
+    weight: (n, m) float64."""
     return (weight.sum(1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
 
 
@@ -121,34 +131,52 @@ def distance_relevance(left, right, distance="l2"):
 def intra_modal(embeddings, threshold, distance="l2", use_relevance=True):
     """Relation of the instances of one modality. embeddings: (B, E). Returns `Relation`."""
     closeness = (embeddings @ embeddings.T).detach()
-    relevance = distance_relevance(embeddings, embeddings, distance) if use_relevance else torch.zeros_like(closeness)
+    relevance = (
+        distance_relevance(embeddings, embeddings, distance)
+        if use_relevance
+        else torch.zeros_like(closeness)
+    )
     return Relation(connection(closeness, threshold), relevance)
 
 
 def uniform_relation(embeddings, is_connected):
-    """A block that prefers nobody: relevance 0, and all of its pairs are connected or none. embeddings: (B, E)."""
+    """A block that prefers nobody: relevance 0, and all of its pairs are connected or none.
+    embeddings: (B, E)."""
     pairs = len(embeddings), len(embeddings)
-    return Relation(embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs))
+    return Relation(
+        embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs)
+    )
 
 
 @torch.no_grad()
 def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None):
-    """How the pieces of every caption match the regions of every image, in both directions (docs/method.md, section 4).
+    """How the pieces of every caption match the regions of every image, in both directions
+    (docs/method.md, section 4).
 
-    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take part, as published,
-    unless region_lengths, (B,) on the CPU, says how many are true. A caption shorter than K lends its first K padded
-    pieces to the K largest. Works on a block of captions and images at a time, of the size that BLOCKS allows.
-    Returns Matches captions x images, Matches images x captions.
+    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take
+    part, as published, unless region_lengths, (B,) on the CPU, says how many are true. A caption
+    shorter than K lends its first K padded pieces to the K largest. Works on a block of captions
+    and images at a time, of the size that BLOCKS allows. Returns Matches captions x images, Matches
+    images x captions.
     """
-    limits, regions = BLOCKS[words.device.type], F.normalize(regions.float(), dim=-1).transpose(0, 1)  # (R, B, E)
+    # (R, B, E)
+    limits, regions = (
+        BLOCKS[words.device.type],
+        F.normalize(regions.float(), dim=-1).transpose(0, 1),
+    )
     is_padding = None  # (R, B), where padded regions take no part and there are any
     if region_lengths is not None and int(region_lengths.min()) < len(regions):
         is_padding = ~real_mask(region_lengths, len(regions), regions.device).T
-        regions = regions.masked_fill(is_padding.unsqueeze(2), 0)  # what matches nothing adds nothing to a norm
+        # what matches nothing adds nothing to a norm
+        regions = regions.masked_fill(is_padding.unsqueeze(2), 0)
     found = []
     for first in range(0, len(words), limits.captions):
         some = slice(first, first + limits.captions)
-        found.append(_matches_with_all_images(words[some], caption_lengths[some], regions, is_padding, topk, limits))
+        found.append(
+            _matches_with_all_images(
+                words[some], caption_lengths[some], regions, is_padding, topk, limits
+            )
+        )
     t2i, i2t = (Matches(*map(torch.cat, zip(*parts))) for parts in zip(*found))
     return t2i, Matches(*(pairs.transpose(0, 1) for pairs in i2t))
 
@@ -156,14 +184,19 @@ def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None)
 def _matches_with_all_images(words, lengths, regions, is_padding, topk, limits):
     """Both directions' `Matches`, captions first, of n captions: words (n, L, E).
 
-    regions: (R, B, E), unit vectors; is_padding: (R, B) bool, the regions that take no part, or None.
+    regions: (R, B, E), unit vectors; is_padding: (R, B) bool, the regions that take no part, or
+    None.
     """
     num_regions, num_images = regions.shape[:2]
-    selected = lengths.clamp(min=min(topk, words.size(1)))  # (n,) pieces that are read of each caption
-    packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))  # (M, E)
+    # (n,) pieces that are read of each caption
+    selected = lengths.clamp(min=min(topk, words.size(1)))
+    # (M, E)
+    packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))
     groups = _caption_groups(lengths, selected, words.device, limits.padding)
     pairs = len(words), num_images
-    directions = [Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2)]
+    directions = [
+        Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2)
+    ]
     at_once = max(limits.matches // (len(packed) * num_regions), 1)
     for first in range(0, num_images, at_once):
         images = slice(first, min(first + at_once, num_images))
@@ -178,7 +211,8 @@ def _matches_with_all_images(words, lengths, regions, is_padding, topk, limits):
 
 
 class CaptionGroup(NamedTuple):
-    """A run of n captions of like length: where they lie in the batch and in its packed pieces, and their masks."""
+    """A run of n captions of like length: where they lie in the batch and in its packed pieces,
+    and their masks."""
 
     captions: slice
     rows: slice
@@ -193,9 +227,13 @@ def _caption_groups(lengths, selected, device, most_padding):
     ends = selected.cumsum(0).tolist()
     groups = []
     for run, longest in length_groups(selected, most_padding):
-        is_real, is_selected = (real_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected))
+        is_real, is_selected = (
+            real_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
+        )
         rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
-        packing = Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
+        packing = (
+            Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
+        )
         counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
         has_padding = int(lengths[run].min()) < longest
         groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_padding))
@@ -211,9 +249,12 @@ def _group_matches(match, group, topk, is_padding=None):
         match = match.unflatten(0, group.is_real.shape[:2])
     else:
         match = group.packing.unpack(match)  # (n, L, R, b), zero where nothing is selected
-    squares = match.square()  # norms by hand: norm() over a dimension that is not the last takes fifty times as long
-    over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each piece: (n, L, 1, b)
-    over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)  # of each region: (n, 1, R, b)
+    # norms by hand: norm() over a dimension that is not the last takes fifty times as long
+    squares = match.square()
+    # of each piece: (n, L, 1, b)
+    over_regions = squares.sum(2, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)
+    # of each region: (n, 1, R, b)
+    over_pieces = squares.sum(1, keepdim=True).sqrt_().clamp_(min=SMALLEST_NORM)
     eligible = torch.div(match, over_regions, out=squares)
     if group.has_padding:
         eligible.masked_fill_(~group.is_real[..., None], -torch.inf)
@@ -224,22 +265,27 @@ def _group_matches(match, group, topk, is_padding=None):
         match.masked_fill_(is_padding, -torch.inf)
     piece_match = match.amax(2)  # (n, L, b)
     mean = piece_match.masked_fill(~group.is_real, 0).sum(1) / group.lengths
-    piece_match = piece_match.masked_fill(~group.is_selected, -torch.inf).transpose(1, 2)  # (n, b, L)
+    # (n, b, L)
+    piece_match = piece_match.masked_fill(~group.is_selected, -torch.inf).transpose(1, 2)
     to_images = Matches(mean, _largest(piece_match, topk))
     if is_padding is None:
         return to_images, Matches(region_match.mean(2), _largest(region_match, topk))
     mean = region_match.masked_fill(is_padding.T, 0).sum(2) / (~is_padding).sum(0)
-    return to_images, Matches(mean, _largest(region_match.masked_fill(is_padding.T, -torch.inf), topk))
+    return to_images, Matches(
+        mean, _largest(region_match.masked_fill(is_padding.T, -torch.inf), topk)
+    )
 
 
 def _largest(matches, topk):
-    """The K largest values of the last dimension, descending, filled with zeros to length K; -inf counts not."""
+    """The K largest values of the last dimension, descending, filled with zeros to length K;
+    -inf counts not."""
     largest = matches.topk(min(topk, matches.size(2)), dim=2).values
     return F.pad(largest.masked_fill(largest.isinf(), 0), (0, topk - largest.size(2)))
 
 
 class CrossModalRelation(nn.Module):
-    """Relations between captions and images from their fragments: relevance = MLP(K largest matches) + mean match.
+    """Relations between captions and images from their fragments:
+    relevance = MLP(K largest matches) + mean match.
 
     Without use_relevance it is 0, and there are no MLPs.
     """
@@ -253,16 +299,24 @@ class CrossModalRelation(nn.Module):
             self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
     def forward(self, regions, words, caption_lengths, region_lengths=None):
-        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; of this process's shard of the batch.
+        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`;
+        of this process's shard of the batch.
 
-        A process matches its own captions with the images of all. Returns i2t and t2i `Relation`, (B, B).
+        A process matches its own captions with the images of all. Returns i2t and t2i `Relation`,
+        (B, B).
         """
         regions = distributed.gather(regions)
         region_lengths = None if region_lengths is None else distributed.gather(region_lengths)
         t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
-        mean, relevance = distributed.gather(i2t.mean.T).T, distributed.gather(_relevance(self.mlp_i2t, i2t).T).T
+        mean, relevance = (
+            distributed.gather(i2t.mean.T).T,
+            distributed.gather(_relevance(self.mlp_i2t, i2t).T).T,
+        )
         relation_i2t = Relation(connection(mean, self.threshold), relevance)
-        mean, relevance = distributed.gather(t2i.mean), distributed.gather(_relevance(self.mlp_t2i, t2i))
+        mean, relevance = (
+            distributed.gather(t2i.mean),
+            distributed.gather(_relevance(self.mlp_t2i, t2i)),
+        )
         return relation_i2t, Relation(connection(mean, self.threshold), relevance)
 
 
@@ -276,13 +330,14 @@ def _relevance(mlp, matches):
 class InstanceRelations(nn.Module):
     """The four relation blocks of a batch.
 
-    relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the others nothing is
-    connected. Without use_relevance it is 0 everywhere; without use_connection whole blocks are connected; with
-    mask_padding padded regions take no part.
+    relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the
+    others nothing is connected. Without use_relevance it is 0 everywhere; without use_connection
+    whole blocks are connected; with mask_padding padded regions take no part.
     """
 
     def __init__(
-        self, topk, threshold, relation="both", use_relevance=True, use_connection=True, distance="l2",
+        self, topk, threshold, relation="both", use_relevance=True, use_connection=True,
+        distance="l2",
         mask_padding=False,
     ):  # fmt: skip
         super().__init__()
@@ -294,7 +349,8 @@ class InstanceRelations(nn.Module):
             self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
 
     def forward(self, images, captions):
-        """images, captions: `Encoded`; their fragments and lengths are those of this process's shard of the batch.
+        """images, captions: `Encoded`; their fragments and lengths are those of this process's
+        shard of the batch.
 
         Returns `Relations`.
         """
@@ -307,12 +363,15 @@ class InstanceRelations(nn.Module):
             )
         if self.reads_fragments:
             region_lengths = images.lengths if self.mask_padding else None
-            i2t, t2i = self.cross_modal(images.fragments, captions.fragments, captions.lengths, region_lengths)
+            i2t, t2i = self.cross_modal(
+                images.fragments, captions.fragments, captions.lengths, region_lengths
+            )
         return Relations(i2i, i2t, t2i, t2t)
 
 
 def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
-    """KL divergence of the learnt cross-modal relevance from that of the embeddings, both directions (section 4).
+    """KL divergence of the learnt cross-modal relevance from that of the embeddings,
+    both directions (section 4).
 
     Gradient reaches the relevance only. image_embeddings, caption_embeddings: (B, E); distance: see
     `distance_relevance`. Returns a scalar.

@@ -34,9 +34,13 @@ What these embeddings retrieve (R@K in percent):
 
 
 FILES = (
-    "image_embeddings.npy", "caption_embeddings.npy", "image_ids.txt", "caption_images.txt", "captions.txt",
+    "image_embeddings.npy",
+    "caption_embeddings.npy",
+    "image_ids.txt",
+    "caption_images.txt",
+    "captions.txt",
     "README.md",
-)  # fmt: skip
+)
 
 
 def check(folder):
@@ -44,11 +48,14 @@ def check(folder):
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a folder that is not empty" if folder.is_dir() else "a file"
-        raise InputError(f"--export {folder}: found {found}, expected an empty or a new folder; name another")
+        raise InputError(
+            f"--export {folder}: found {found}, expected an empty or a new folder; name another"
+        )
 
 
 def write(folder, similarity, index, title, table):
-    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none; index: `search.SplitIndex`.
+    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none;
+    index: `search.SplitIndex`.
 
     folder: of `check`, new or empty. Raises InputError where the disk is full.
     """
@@ -75,11 +82,19 @@ def _write(folder, similarity, index, title, table):
     for name, values in lines.items():
         with atomic_write(folder / f"{name}.txt") as file:
             file.write("".join(f"{value}\n" for value in values).encode())
-    is_unit = all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions))
+    is_unit = all(
+        np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3) for rows in (images, captions)
+    )
     text = README.format(
-        title=title, table=table, num_images=len(images), num_captions=len(captions), dim=images.shape[1],
+        title=title,
+        table=table,
+        num_images=len(images),
+        num_captions=len(captions),
+        dim=images.shape[1],
         no_ids="" if index.has_ids else "; the data have no ids, these are the rows",
-        lengths="Rows have unit length." if is_unit else "Rows are not of unit length: the model does not normalise.",
-    )  # fmt: skip
+        lengths="Rows have unit length."
+        if is_unit
+        else "Rows are not of unit length: the model does not normalise.",
+    )
     with atomic_write(folder / "README.md") as file:
         file.write(text.encode())

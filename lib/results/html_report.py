@@ -1,4 +1,5 @@
-"""A report of one evaluation as a single HTML file that opens from disk: table, curves, ranks, similarities, gallery.
+"""A report of one evaluation as a single HTML file that opens from disk: table, curves,
+ranks, similarities, gallery.
 
 The page holds no script and loads nothing; its security policy forbids both.
 """
@@ -22,11 +23,13 @@ from . import search
 from .pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
 from .search import SplitIndex
 
-PUBLISHED = {  # docs/method.md, section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
+# docs/method.md, section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
+PUBLISHED = {
     "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},
     "coco": {"COCO 1K": (81.9, 96.9, 65.9, 91.4), "COCO 5K": (62.5, 87.4, 44.0, 73.9)},
 }
-SELECTED_ON = {"Flickr30K": "test", "COCO 1K": "testall", "COCO 5K": "testall"}  # the published epochs
+# the published epochs
+SELECTED_ON = {"Flickr30K": "test", "COCO 1K": "testall", "COCO 5K": "testall"}
 SAMPLE = 60  # images of the similarity matrix, each with its first caption
 BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
 TRAIN_LINE = re.compile(r"epoch \d+ step (\d{1,15}): loss (\S+) .*, rate ([^\s;]+)")
@@ -100,7 +103,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 class Evaluation(NamedTuple):
-    """What a report is about: the table and its facts, the similarities behind it, names and pictures of the split."""
+    """What a report is about: the table and its facts, the similarities behind it,
+    names and pictures of the split."""
 
     scores: dict
     facts: dict
@@ -126,29 +130,42 @@ def write(path, evaluation, topk=5, queries=6, seed=0):
     }
     links = "".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in sections)
     body = "".join(
-        f'<section aria-labelledby="{_anchor(name)}"><h2 id="{_anchor(name)}">{name}</h2>{content}</section>'
+        f'<section aria-labelledby="{_anchor(name)}"><h2 '
+        f'id="{_anchor(name)}">{name}</h2>{content}</section>'
         for name, content in sections.items()
     )
     about = "".join(
         f'<p class="soft">{escape(line)}</p>'
-        for line in (evaluation.facts["title"], _describe_run(Path(path).parent, evaluation.facts["options"][0]))
+        for line in (
+            evaluation.facts["title"],
+            _describe_run(Path(path).parent, evaluation.facts["options"][0]),
+        )
     )
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>HREM: {escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: {escape(title)}"
-        f'</h1>{about}<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
+        "<title>HREM: "
+        f"{escape(title)}</title><style>{STYLE}</style></head>\n<body><header><h1>HREM: "
+        f"{escape(title)}"
+        f"</h1>{about}<nav "
+        f'aria-label="Sections">{links}</nav></header>\n<main>{body}</main></body></html>\n'
     )
     with report.run_folder(Path(path).parent).atomic_write(Path(path).name) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
 
 
 def _describe_run(folder, options):
-    """Which run it is, in a line: its folder and what tells it from others, as far as its options say."""
+    """Which run it is, in a line: its folder and what tells it from others,
+    as far as its options say."""
     forms = {"text_encoder": "{}", "embed_size": "E {}", "seed": "seed {}"}
-    return ", ".join([str(folder), *(form.format(options[name]) for name, form in forms.items() if name in options)])
+    return ", ".join(
+        [
+            str(folder),
+            *(form.format(options[name]) for name, form in forms.items() if name in options),
+        ]
+    )
 
 
 def _anchor(name):
@@ -159,19 +176,28 @@ def _results(evaluation):
     dataset, facts = evaluation.facts["dataset"], evaluation.facts
     published = next((rows for start, rows in PUBLISHED.items() if dataset.startswith(start)), {})
     rows = "".join(
-        _row(label, scores, " and ".join(facts["selected_on"]) or "–") for label, scores in evaluation.scores.items()
+        _row(label, scores, " and ".join(facts["selected_on"]) or "–")
+        for label, scores in evaluation.scores.items()
     )
     for label, (i1, i5, t1, t5) in published.items():
         cells = [i1, i5, None, None, None, t1, t5, None, None, None, None]
         rows += _cells(f"{label}, published", SELECTED_ON[label], cells, "published")
     note = "" if published else "<p class='soft'>There is no published row for this data set.</p>"
     table = (
-        '<div class="wide"><table id="table"><caption>R@K in percent; ranks count from 1; rsum is the sum of the six '
-        'recalls.</caption><thead><tr><td></td><td></td><th colspan="5" scope="colgroup">image to text</th>'
-        '<th colspan="5" scope="colgroup">text to image</th><td></td></tr><tr>'
+        (
+            '<div class="wide"><table id="table"><caption>R@K in percent; ranks count from 1; '
+            "rsum is the sum of the six recalls.</caption><thead><tr><td></td><td></td><th "
+            'colspan="5" scope="colgroup">image to text</th><th colspan="5" scope="colgroup">text '
+            "to image</th><td></td></tr><tr>"
+        )
         + "".join(
             f'<th scope="col">{name}</th>'
-            for name in ("images", "selected on", *("R@1", "R@5", "R@10", "median", "mean") * 2, "rsum")
+            for name in (
+                "images",
+                "selected on",
+                *("R@1", "R@5", "R@10", "median", "mean") * 2,
+                "rsum",
+            )
         )
         + f"</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     )
@@ -179,12 +205,17 @@ def _results(evaluation):
 
 
 def _row(label, scores, selected):
-    return _cells(label, selected, [*scores.image_to_text, *scores.text_to_image, scores.rsum], "ours")
+    return _cells(
+        label, selected, [*scores.image_to_text, *scores.text_to_image, scores.rsum], "ours"
+    )
 
 
 def _cells(label, selected, values, kind):
     cells = "".join(f"<td>{'–' if value is None else f'{value:.1f}'}</td>" for value in values)
-    return f'<tr class="{kind}"><th scope="row">{escape(label)}</th><td>{escape(selected)}</td>{cells}</tr>'
+    return (
+        f'<tr class="{kind}"><th '
+        f'scope="row">{escape(label)}</th><td>{escape(selected)}</td>{cells}</tr>'
+    )
 
 
 def _intervals(found):
@@ -197,8 +228,10 @@ def _intervals(found):
         for label, intervals in found.items()
     )
     return (
-        '<h3>95% intervals</h3><div class="wide"><table id="intervals"><caption>Bootstrap over the images, as queries '
-        f'against the whole split.</caption><thead><tr><th scope="col">images</th>{head}</tr></thead>'
+        '<h3>95% intervals</h3><div class="wide"><table id="intervals"><caption>Bootstrap over '
+        "the images, as queries "
+        "against the whole split.</caption><thead><tr><th "
+        f'scope="col">images</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -213,7 +246,8 @@ class Curves(NamedTuple):
 
 
 def read_curves(folder):
-    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs. Returns `Curves`.
+    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs.
+    Returns `Curves`.
 
     Lines without finite numbers are left out. Raises InputError where a log is no file.
     """
@@ -223,9 +257,15 @@ def read_curves(folder):
             loss.append((int(found[1]), finite_number(found[2])))
             rate.append((int(found[1]), finite_number(found[3])))
     validations = read_validations(folder)
-    rsum, split = [(one.step, one.rsum) for one in validations], validations[-1].split if validations else ""
+    rsum, split = (
+        [(one.step, one.rsum) for one in validations],
+        validations[-1].split if validations else "",
+    )
+
     def shown(points):
-        return sorted((point for point in points if point[1] is not None), key=lambda point: point[0])
+        return sorted(
+            (point for point in points if point[1] is not None), key=lambda point: point[0]
+        )
 
     return Curves(shown(loss), shown(rate), shown(rsum), split)
 
@@ -247,38 +287,56 @@ def _training(folder):
 
 
 def histogram(ranks_from_0):
-    """How many ranks, counted from 1, fall between the BINS: {"1": n, "2": n, "3–5": n, ...}, no empty ones behind."""
+    """How many ranks, counted from 1, fall between the BINS: {"1": n, "2": n, "3–5": n, ...},
+    no empty ones behind."""
     ranks, counts = np.asarray(ranks_from_0) + 1, {}
     for start, after in zip(BINS, (*BINS[1:], np.inf)):
         if start > ranks.max():
             break
-        label = f"> {start - 1}" if after == np.inf else str(start) if after == start + 1 else f"{start}–{after - 1}"
+        label = (
+            f"> {start - 1}"
+            if after == np.inf
+            else str(start)
+            if after == start + 1
+            else f"{start}–{after - 1}"
+        )
         counts[label] = int(((ranks >= start) & (ranks < after)).sum())
     return counts
 
 
 def _ranks(ranks):
-    return '<div class="charts">' + "".join(
-        charts.bars(title, histogram(found), "rank", "queries")
-        for title, found in (
-            ("Image to text: the best rank of an image's captions", ranks.image_to_text),
-            ("Text to image: the rank of the caption's image", ranks.text_to_image),
+    return (
+        '<div class="charts">'
+        + "".join(
+            charts.bars(title, histogram(found), "rank", "queries")
+            for title, found in (
+                ("Image to text: the best rank of an image's captions", ranks.image_to_text),
+                ("Text to image: the rank of the caption's image", ranks.text_to_image),
+            )
         )
-    ) + "</div>"  # fmt: skip
+        + "</div>"
+    )
 
 
 def _similarities(similarity, seed):
     num_images = similarity.shape[0]
     first_captions = np.unique(resolve_caption_images(similarity), return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
-    values = np.concatenate([similarity[image : image + 1, :][:, first_captions[chosen]] for image in chosen])
+    values = np.concatenate(
+        [similarity[image : image + 1, :][:, first_captions[chosen]] for image in chosen]
+    )
     content = charts.data_uri("image/png", charts.png(charts.heat(values)))
     on, off = values[np.eye(len(chosen), dtype=bool)], values[~np.eye(len(chosen), dtype=bool)]
-    means = f"mean of the true pairs {on.mean():.2f}" + (f", of the others {off.mean():.2f}" if len(off) else "")
+    means = f"mean of the true pairs {on.mean():.2f}" + (
+        f", of the others {off.mean():.2f}" if len(off) else ""
+    )
     return (
-        f'<figure><img class="matrix" src="{content}" alt="Similarities of {len(chosen)} images with a caption of '
-        f'each: {means}"><figcaption>{len(chosen)} images (rows), the first caption of each (columns), true pairs on '
-        f'the diagonal; {means}.<br>{values.min():.2f}<span class="scale" role="presentation"></span>'
+        f'<figure><img class="matrix" src="{content}" alt="Similarities of {len(chosen)} images '
+        "with a caption of "
+        f'each: {means}"><figcaption>{len(chosen)} images (rows), the first caption of each '
+        "(columns), true pairs on "
+        f'the diagonal; {means}.<br>{values.min():.2f}<span class="scale" '
+        'role="presentation"></span>'
         f"{values.max():.2f}</figcaption></figure>"
     )
 
@@ -292,18 +350,29 @@ def _gallery(evaluation, ranks, topk, queries, seed):
             ("Images, drawn at random", _image_queries, draw.permutation(num_images)),
             ("Captions, drawn at random", _caption_queries, draw.permutation(num_captions)),
             ("The worst images", _image_queries, metrics.top_indices(ranks.image_to_text, queries)),
-            ("The worst captions", _caption_queries, metrics.top_indices(ranks.text_to_image, queries)),
+            (
+                "The worst captions",
+                _caption_queries,
+                metrics.top_indices(ranks.text_to_image, queries),
+            ),
         )
     ]
-    pictures, note = evaluation.pictures, "Hits, the true pairs, are marked; where none is shown, the best one follows."
+    pictures, note = (
+        evaluation.pictures,
+        "Hits, the true pairs, are marked; where none is shown, the best one follows.",
+    )
     if not pictures:
-        note += " Images stand as their first captions: give --images a folder of pictures named by id."
+        note += (
+            " Images stand as their first captions: give --images a folder of pictures named by id."
+        )
     elif pictures.num_missing:
         note += (
-            f" {pictures.num_missing} frames hold a first caption: their pictures are not shown (not found, above "
-            f"{MOST_BYTES / 1e6:g} MB, or beyond the first {MOST_PHOTOGRAPHS})."
+            f" {pictures.num_missing} frames hold a first caption: their pictures are not shown "
+            f"(not found, above {MOST_BYTES / 1e6:g} MB, or beyond the first {MOST_PHOTOGRAPHS})."
         )
-    return f'<p class="soft">{note}</p>' + "".join(f"<h3>{title}</h3>{content}" for title, content in parts)
+    return f'<p class="soft">{note}</p>' + "".join(
+        f"<h3>{title}</h3>{content}" for title, content in parts
+    )
 
 
 def _image_queries(evaluation, ranks, images, topk):
@@ -312,8 +381,9 @@ def _image_queries(evaluation, ranks, images, topk):
         rank = ranks.image_to_text[image] + 1
         found = search.best_captions(evaluation.similarity, image, len(index.captions))
         parts.append(
-            f'<div class="query">{evaluation.pictures.of(image)}<div><p class="soft">{escape(index.label(image))}; its '
-            f'best caption has rank {rank}</p><ol class="captions">'
+            f'<div class="query">{evaluation.pictures.of(image)}<div><p '
+            f'class="soft">{escape(index.label(image))}; its best caption has rank {rank}</p><ol '
+            'class="captions">'
             + "".join(
                 f'<li class="{kind}"><span class="score">{one.score:.3f}</span>'
                 f'<span class="words">{escape(index.captions[one.number])}</span>{mark}</li>'
@@ -334,8 +404,9 @@ def _caption_queries(evaluation, ranks, captions, topk):
             f'<div class="query text"><p class="words"><q>{escape(index.captions[caption])}</q> '
             f'<span class="soft">its image has rank {rank}</span></p><ol class="images">'
             + "".join(
-                f'<li class="{kind}">{evaluation.pictures.of(one.number)}<span class="score">{one.score:.3f}</span> '
-                f'{mark}<span class="name">{escape(index.label(one.number))}</span></li>'
+                f'<li class="{kind}">{evaluation.pictures.of(one.number)}<span '
+                f'class="score">{one.score:.3f}</span> {mark}<span '
+                f'class="name">{escape(index.label(one.number))}</span></li>'
                 for one, kind, mark in _shown(found, topk, rank)
             )
             + "</ol></div>"
@@ -344,12 +415,14 @@ def _caption_queries(evaluation, ranks, captions, topk):
 
 
 def _shown(found, topk, rank):
-    """The first `topk` of all results and, where no hit is among them, the best one, which has this rank from 1.
+    """The first `topk` of all results and, where no hit is among them, the best one,
+    which has this rank from 1.
 
     Returns a list of (`SearchResult`, class of its item, its mark).
     """
     shown = [
-        (one, "hit", '<span class="mark">✓ hit</span>') if one.is_hit else (one, "miss", "") for one in found[:topk]
+        (one, "hit", '<span class="mark">✓ hit</span>') if one.is_hit else (one, "miss", "")
+        for one in found[:topk]
     ]
     if not any(one.is_hit for one in found[:topk]):
         best_hit = next(one for one in found if one.is_hit)
@@ -365,7 +438,10 @@ def _describe_setup(facts):
     }
     return "".join(
         f"<details><summary>{name}</summary><dl>"
-        + "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in sorted(values.items()))
+        + "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>"
+            for key, value in sorted(values.items())
+        )
         + "</dl></details>"
         for name, values in lists.items()
     )

@@ -1,6 +1,8 @@
-"""Pictures of a split's images for the report: photographs of a folder, or the demo's scenes, drawn.
+"""Pictures of a split's images for the report: photographs of a folder,
+or the demo's scenes, drawn.
 
-Photographs are put into the page as they are, byte for byte, for there is no library here to make them smaller.
+Photographs are put into the page as they are, byte for byte, for there is no library here to make
+them smaller.
 """
 
 import os
@@ -13,44 +15,66 @@ from ..system.charts import data_uri
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
 ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"
 FILES = tuple("{id}" + ending for ending in ENDINGS)
-COCO_FILES = "{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg"  # where the id is a number
-BEGINNINGS = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif"}
+# where the id is a number
+COCO_FILES = "{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg"
+BEGINNINGS = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG": "image/png",
+    b"RIFF": "image/webp",
+    b"GIF8": "image/gif",
+}
 
 COLOURS = {
-    "red": "#d33f3f", "green": "#3c9a4e", "blue": "#3b6fd4", "yellow": "#f2c230", "purple": "#8a4fc0",
-    "orange": "#f08a2c", "black": "#2b2b2f", "white": "#fbfbf8",
+    "red": "#d33f3f", "green": "#3c9a4e", "blue": "#3b6fd4", "yellow": "#f2c230",
+    "purple": "#8a4fc0", "orange": "#f08a2c", "black": "#2b2b2f", "white": "#fbfbf8",
 }  # fmt: skip
 GROUNDS = {
-    "kitchen": "#e9dcc6", "garden": "#c6e3b4", "beach": "#f0deae", "street": "#bfc4cb", "meadow": "#add888",
-    "snow": "#e6eef6", "forest": "#8fb58a", "carpet": "#ddb8bd",
+    "kitchen": "#e9dcc6", "garden": "#c6e3b4", "beach": "#f0deae", "street": "#bfc4cb",
+    "meadow": "#add888", "snow": "#e6eef6", "forest": "#8fb58a", "carpet": "#ddb8bd",
 }  # fmt: skip
-EDGES = {"wood": "#7a4a21", "metal": "#5f6872", "plastic": "#0006", "glass": "#4f8fc0"}  # glass is see-through too
+# glass is see-through too
+EDGES = {"wood": "#7a4a21", "metal": "#5f6872", "plastic": "#0006", "glass": "#4f8fc0"}
 SHAPES = {  # outlines in a square of side 1 around 0; what follows a bar is drawn without filling
     "ball": "M-.5 0A.5 .5 0 1 1 .5 0A.5 .5 0 1 1-.5 0Z|M-.25-.2Q-.15-.35 .02-.36",
     "cube": "M-.5-.25L-.25-.5H.5V.25L.25 .5H-.5Z|M-.5-.25H.25V.5M.25-.25L.5-.5",
     "cup": "M-.4-.4H.2V.25Q.2 .45 0 .45H-.2Q-.4 .45-.4 .25Z|M.2-.2Q.5-.25 .48 .02T.18 .25",
     "chair": "M-.35-.5H-.2V0H.35V.5H.22V.15H-.2V.5H-.35Z|",
-    "dog": "M-.5-.15L-.35-.35-.3-.48-.18-.35-.08-.15H.32L.48-.4V.5H.34V.22H-.05V.5H-.2V.05L-.45 0Z|M-.3-.22H-.29",
-    "cat": "M-.42-.5L-.18-.3H.18L.42-.5V.08A.42 .4 0 0 1-.42 .08Z|M-.18-.05H-.16M.16-.05H.18M-.1 .18Q0 .28 .1 .18",
-    "car": "M-.5 .15V0L-.3-.07-.14-.3H.2L.34-.07 .5 0V.15H.38A.13 .13 0 1 1 .12 .15H-.12A.13 .13 0 1 1-.38 .15Z|",
+    "dog": (
+        "M-.5-.15L-.35-.35-.3-.48-.18-.35-.08-.15H.32L.48-.4V.5H.34V.22H-.05V.5H-.2V.05L-.45 "
+        "0Z|M-.3-.22H-.29"
+    ),
+    "cat": (
+        "M-.42-.5L-.18-.3H.18L.42-.5V.08A.42 .4 0 0 1-.42 "
+        ".08Z|M-.18-.05H-.16M.16-.05H.18M-.1 .18Q0 .28 .1 .18"
+    ),
+    "car": (
+        "M-.5 .15V0L-.3-.07-.14-.3H.2L.34-.07 .5 0V.15H.38A.13 .13 0 "
+        "1 1 .12 .15H-.12A.13 .13 0 1 1-.38 .15Z|"
+    ),
     "tree": "M0-.5L.42 .2H.08V.5H-.08V.2H-.42Z|",
     "lamp": "M-.2-.5H.2L.4 0H.05V.4H.25V.5H-.25V.4H-.05V0H-.4Z|",
     "book": "M-.5-.35Q-.2-.45 0-.3Q.2-.45 .5-.35V.38Q.2 .28 0 .42Q-.2 .28-.5 .38Z|M0-.3V.42",
     "bottle": "M-.1-.5H.1V-.25Q.25-.15 .25 0V.5H-.25V0Q-.25-.15-.1-.25Z|M-.25 .08H.25",
     "house": "M0-.5L.5-.05H.38V.5H-.38V-.05H-.5Z|M-.1 .5V.18H.1V.5",
     "boat": "M-.5 .15H-.03V-.5L.42 .08H.03V.15H.5L.3 .48H-.3Z|",
-    "bird": "M-.5-.08L-.33-.18Q-.22-.4 0-.25Q.2-.1 .5-.3Q.45 .3 .05 .32Q-.32 .28-.34-.02Z|M0 0Q.15 .15 .3 0",
-    "teapot": "M-.28-.2Q0-.42 .28-.2L.5-.25 .34 .12Q.3 .42 0 .42T-.34 .12Q-.56 .1-.5-.1T-.28-.2Z|M-.05-.3V-.45H.05V-.3",
+    "bird": (
+        "M-.5-.08L-.33-.18Q-.22-.4 0-.25Q.2-.1 .5-.3Q.45 .3 .05 "
+        ".32Q-.32 .28-.34-.02Z|M0 0Q.15 .15 .3 0"
+    ),
+    "teapot": (
+        "M-.28-.2Q0-.42 .28-.2L.5-.25 .34 .12Q.3 .42 0 .42T-.34 .12Q-.56 "
+        ".1-.5-.1T-.28-.2Z|M-.05-.3V-.45H.05V-.3"
+    ),
     "clock": "M-.5 0A.5 .5 0 1 1 .5 0A.5 .5 0 1 1-.5 0Z|M0-.34V0L.22 .12",
-}  # fmt: skip
+}
 
 
 class Pictures:
     """The picture of any image of a split as HTML.
 
-    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of the demo data, or
-    None. `num_missing` counts photographs that were not found, or are too large or too many; `found` says whether
-    there is one, of every id asked for.
+    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of
+    the demo data, or None. `num_missing` counts photographs that were not found, or are too large
+    or too many; `found` says whether there is one, of every id asked for.
     """
 
     def __init__(self, index, folder=None, scenes=None):
@@ -67,10 +91,15 @@ class Pictures:
         alt_text = f"{self.index.label(image)}: {self.index.first_caption(image)}"
         if self.folder:
             content = self._photograph(self.index.ids[image])
-            kind = next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
+            kind = next(
+                (kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None
+            )
             if kind:
                 self.num_photographs += 1
-                return f'<img class="picture" src="{data_uri(kind, content)}" alt="{escape(alt_text)}">'
+                return (
+                    f'<img class="picture" src="{data_uri(kind, content)}" '
+                    f'alt="{escape(alt_text)}">'
+                )
             self.num_missing += 1
         elif self.scenes:
             return draw(self.scenes[image], self.index.label(image))
@@ -78,26 +107,32 @@ class Pictures:
 
     def _photograph(self, identity):
         """The bytes of a photograph, none if there is none to show."""
-        paths = [self.folder / name for name in file_names(identity)] if Path(identity).name == identity else []
+        paths = (
+            [self.folder / name for name in file_names(identity)]
+            if Path(identity).name == identity
+            else []
+        )
         paths = [path for path in paths if path.is_file()]
         self.found[identity] = bool(paths)
         path = next((path for path in paths if path.stat().st_size <= MOST_BYTES), None)
         return path.read_bytes() if path and self.num_photographs < MOST_PHOTOGRAPHS else b""
 
     def missing_as_text(self):
-        """How many of the photographs asked for were found, and what was looked for; "" where none is missing."""
+        """How many of the photographs asked for were found, and what was looked for;
+        "" where none is missing."""
         missing = [identity for identity, is_found in self.found.items() if not is_found]
         if not missing:
             return ""
         names = file_names(missing[0])
         return (
-            f"pictures: {len(self.found) - len(missing)} of {len(self.found)} found in {self.folder}; looked for names "
-            f"such as {names[0]}, {names[-1]}"
+            f"pictures: {len(self.found) - len(missing)} of {len(self.found)} found in "
+            f"{self.folder}; looked for names such as {names[0]}, {names[-1]}"
         )
 
 
 def file_names(identity):
-    """The names that the photograph of an image of this id may have; an id may be a file name, with its ending."""
+    """The names that the photograph of an image of this id may have; an id may be a file name,
+    with its ending."""
     stem, ending = os.path.splitext(identity)
     if ending.lower() in ENDINGS:
         return list(dict.fromkeys([identity, *(name.format(id=stem) for name in FILES)]))
@@ -108,7 +143,8 @@ def file_names(identity):
 
 
 def demo_scenes(data, captions):
-    """The scenes of a split of the demo data, or None where the captions are not of these scenes."""
+    """The scenes of a split of the demo data, or None where the captions are not of these
+    scenes."""
     scenes = demo.scenes(data.split, size=data.num_images)
     kinds = {word: kind for kind, words in demo.KINDS.items() for word in words}
     for number, caption in enumerate(captions):
@@ -125,8 +161,11 @@ def draw(scene, name):
     alt_text = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
     things = sorted(scene.things, key=lambda thing: -demo.SIDES[thing.size])  # small ones in front
     return (
-        f'<svg class="picture" viewBox="0 0 100 100" role="img" aria-label="{escape(alt_text)}">'
-        f'<title>{escape(alt_text)}</title><rect width="100" height="100" fill="{GROUNDS[scene.background]}"/>'
+        (
+            '<svg class="picture" viewBox="0 0 100 100" role="img" '
+            f'aria-label="{escape(alt_text)}"><title>{escape(alt_text)}</title><rect width="100" '
+            f'height="100" fill="{GROUNDS[scene.background]}"/>'
+        )
         + "".join(_draw_thing(thing) for thing in things)
         + "</svg>"
     )
@@ -137,8 +176,9 @@ def _draw_thing(thing):
     x, y, side = 100 * thing.x, 100 * thing.y, 100 * demo.SIDES[thing.size]
     inner = EDGES[thing.material] if thing.colour != "black" else "#aaa"
     return (
-        f'<g transform="translate({x:.1f} {y:.1f}) scale({side:.1f})" stroke-width="{1.2 / side:.3f}" '
-        f'stroke-linejoin="round" stroke-linecap="round"><path d="{filled}" fill="{COLOURS[thing.colour]}" '
-        f'fill-opacity="{0.55 if thing.material == "glass" else 1}" stroke="{EDGES[thing.material]}"/>'
-        f'<path d="{open_}" fill="none" stroke="{inner}"/></g>'
+        f'<g transform="translate({x:.1f} {y:.1f}) scale({side:.1f})" '
+        f'stroke-width="{1.2 / side:.3f}" stroke-linejoin="round" stroke-linecap="round"><path '
+        f'd="{filled}" fill="{COLOURS[thing.colour]}" '
+        f'fill-opacity="{0.55 if thing.material == "glass" else 1}" '
+        f'stroke="{EDGES[thing.material]}"/><path d="{open_}" fill="none" stroke="{inner}"/></g>'
     )

@@ -1,7 +1,9 @@
-"""Search in a split: the best images of a caption, the best captions of an image; embeddings kept between searches.
+"""Search in a split: the best images of a caption, the best captions of an image;
+embeddings kept between searches.
 
-Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the model, features,
-region counts, captions. A file of another hash, or one that does not read back whole, is computed again and replaced.
+Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the
+model, features, region counts, captions. A file of another hash, or one that does not read back
+whole, is computed again and replaced.
 """
 
 # N images, C captions, E embedding
@@ -24,7 +26,8 @@ from ..system.errors import InputError
 
 
 class SearchResult(NamedTuple):
-    """One result: number of the image or caption, from 0, its similarity, and whether it is a true one."""
+    """One result: number of the image or caption, from 0, its similarity,
+    and whether it is a true one."""
 
     number: int
     score: float
@@ -47,12 +50,14 @@ class SplitIndex(NamedTuple):
         return self.captions[np.argmax(self.caption_images == image)]
 
     def label(self, image):
-        """What an image of this number is called: "id 188 (image 16)", or "image 16" where that is its id too."""
+        """What an image of this number is called: "id 188 (image 16)",
+        or "image 16" where that is its id too."""
         identity = self.ids[image]
         return f"image {image}" if identity == str(image) else f"id {identity} (image {image})"
 
     def find(self, which):
-        """The number of the image that "N" or "id:ID" means. Raises InputError where there is none."""
+        """The number of the image that "N" or "id:ID" means.
+        Raises InputError where there is none."""
         identity = which.removeprefix("id:")
         if identity == which:
             number = int(which)
@@ -60,22 +65,27 @@ class SplitIndex(NamedTuple):
             number = self.ids.index(identity) if identity in self.ids else -1
         if not 0 <= number < len(self.ids):
             raise InputError(
-                f"--query_image {which}: found no such image among {len(self.ids)}, expected 0 to {len(self.ids) - 1}, "
-                f"or id:ID, such as id:{self.ids[0]}"
+                f"--query_image {which}: found no such image among {len(self.ids)}, expected 0 to "
+                f"{len(self.ids) - 1}, or id:ID, such as id:{self.ids[0]}"
             )
         return number
 
 
 def build_index(data):
-    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`. Raises InputError where its ids do not fit."""
+    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`.
+    Raises InputError where its ids do not fit."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()
-    ids = ids_of_images(path, read_lines(path), data.pairing) if has_ids else _numbers(data.pairing.num_images)
+    ids = (
+        ids_of_images(path, read_lines(path), data.pairing)
+        if has_ids
+        else _numbers(data.pairing.num_images)
+    )
     if len(ids) != data.pairing.num_images:
         raise InputError(
-            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id an image, or one a "
-            "caption; copy the file again, or remove it"
+            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id "
+            "an image, or one a caption; copy the file again, or remove it"
         )
     ids = [ids[image] for image in data.stored_images]
     return SplitIndex(captions[: data.num_captions], ids, has_ids, data.caption_images)
@@ -89,31 +99,43 @@ def best_captions(similarity, image, count):
     """The captions most similar to an image of the split: a list of `SearchResult`."""
     scores, caption_images = similarity[image : image + 1, :][0], resolve_caption_images(similarity)
     return [
-        SearchResult(int(n), float(scores[n]), bool(caption_images[n] == image)) for n in top_indices(scores, count)
+        SearchResult(int(n), float(scores[n]), bool(caption_images[n] == image))
+        for n in top_indices(scores, count)
     ]
 
 
 def best_images(scores, count, true_image=None):
-    """The images of the largest of (N,) scores: a list of `SearchResult`; true_image: the caption's, if any."""
-    return [SearchResult(int(n), float(scores[n]), n == true_image) for n in top_indices(scores, count)]
+    """The images of the largest of (N,) scores: a list of `SearchResult`;
+    true_image: the caption's, if any."""
+    return [
+        SearchResult(int(n), float(scores[n]), n == true_image) for n in top_indices(scores, count)
+    ]
 
 
 def unknown_words(text, tokeniser):
-    """The words of a text that a model cannot tell apart, each once: <unk> of a vocabulary, pieces [UNK] of BERT."""
+    """The words of a text that a model cannot tell apart, each once: <unk> of a vocabulary,
+    pieces [UNK] of BERT."""
     model = tokeniser.backend_tokenizer.model
     words = dict.fromkeys(split_words(text, tokeniser))
-    return [word for word in words if model.unk_token in (piece.value for piece in model.tokenize(word))]
+    return [
+        word for word in words if model.unk_token in (piece.value for piece in model.tokenize(word))
+    ]
 
 
 def images_as_text(found, data, index):
     """Results of a caption as a table: rank, similarity, image, its id, its first caption.
 
-    Where images are repeated for their captions, their rows in the features stand beside their numbers.
+    Where images are repeated for their captions, their rows in the features stand beside their
+    numbers.
     """
     with_rows = data.rows_per_image > 1
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} |{f' {data.row_of(one.number)} |' * with_rows} "
-        f"{markdown_cell(index.ids[one.number])} | {markdown_cell(index.first_caption(one.number))} |"
+        (
+            f"| {rank} | {one.score:.4f} | {one.number} "
+            f"|{f' {data.row_of(one.number)} |' * with_rows} "
+            f"{markdown_cell(index.ids[one.number])} | "
+            f"{markdown_cell(index.first_caption(one.number))} |"
+        )
         for rank, one in enumerate(found, 1)
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
@@ -121,23 +143,31 @@ def images_as_text(found, data, index):
 
 
 def captions_as_text(found, index):
-    """Results of an image as a table: rank, similarity, caption, the id of its image, hit or not, the caption."""
+    """Results of an image as a table: rank, similarity, caption, the id of its image,
+    hit or not, the caption."""
     rows = [
-        f"| {rank} | {one.score:.4f} | {one.number} | {markdown_cell(index.ids[index.caption_images[one.number]])} | "
-        f"{'hit' if one.is_hit else ''} | {markdown_cell(index.captions[one.number])} |"
+        (
+            f"| {rank} | {one.score:.4f} | {one.number} | "
+            f"{markdown_cell(index.ids[index.caption_images[one.number]])} | "
+            f"{'hit' if one.is_hit else ''} | {markdown_cell(index.captions[one.number])} |"
+        )
         for rank, one in enumerate(found, 1)
     ]
-    return "\n".join(["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows]
+    )
 
 
 def cached_similarity(folder, name, model, model_options, data, device):
-    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this model and these data.
+    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this
+    model and these data.
 
-    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder that cannot be
-    written, or a file of somebody else there, costs time alone.
+    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder
+    that cannot be written, or a file of somebody else there, costs time alone.
     """
     hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
-    key = cache.digest(*hashes, data.regions.opened)  # of the file that was opened, whatever has its name by now
+    # of the file that was opened, whatever has its name by now
+    key = cache.digest(*hashes, data.regions.opened)
     kept = _read(folder.path / name, key, data)
     if kept is None:
         kept = encoding.similarities(model, data, device)

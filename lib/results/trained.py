@@ -26,9 +26,11 @@ from ..system.errors import InputError
 
 
 def load(path, device="auto", bert_path=None):
-    """A trained model from a run folder or a checkpoint file, ours or a published one. Returns `Trained`.
+    """A trained model from a run folder or a checkpoint file, ours or a published one.
+    Returns `Trained`.
 
-    device: auto, cpu, cuda or cuda:N; bert_path: if not where the model was trained with it. Raises InputError.
+    device: auto, cpu, cuda or cuda:N; bert_path: if not where the model was trained with it. Raises
+    InputError.
     """
     device, path = devices.choose_device(device), checkpoint.find(path)
     trained = checkpoint.load(path)
@@ -36,14 +38,18 @@ def load(path, device="auto", bert_path=None):
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
     tokeniser = load_tokeniser(trained, bert_path)
     print_casing_note(tokeniser)
-    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)})
+    fingerprint.check_reader(
+        path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)}
+    )
     return Trained(model, tokeniser, device)
 
 
 class Trained:
-    """A trained `HREM` with its tokeniser: captions and region features in, embeddings out, as float32 numpy arrays.
+    """A trained `HREM` with its tokeniser: captions and region features in, embeddings out,
+    as float32 numpy arrays.
 
-    Rows have unit length (unless trained with --no_imgnorm or --no_txtnorm), and a dot product is a similarity.
+    Rows have unit length (unless trained with --no_imgnorm or --no_txtnorm), and a dot product is a
+    similarity.
     """
 
     def __init__(self, model, tokeniser, device):
@@ -53,36 +59,56 @@ class Trained:
         """Embeddings (n, E) of n captions, a list of strings of any length. Raises InputError."""
         given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
         if not given or not all(isinstance(text, str) for text in given):
-            raise InputError(f"captions: found {texts!r:.60}, expected a list of at least one string")
-        broken = next((text for text in given if any(0xD800 <= ord(letter) < 0xE000 for letter in text)), None)
+            raise InputError(
+                f"captions: found {texts!r:.60}, expected a list of at least one string"
+            )
+        broken = next(
+            (text for text in given if any(0xD800 <= ord(letter) < 0xE000 for letter in text)), None
+        )
         if broken is not None:
-            raise InputError(f"captions: found {broken!a:.60}, expected text without half characters (lone surrogates)")
+            raise InputError(
+                f"captions: found {broken!a:.60}, expected text "
+                "without half characters (lone surrogates)"
+            )
         reader = getattr(self.model.text_encoder, "bert", None)
         longest = reader and reader.config.max_position_embeddings
         captions = _Captions(tokenise(given, self.tokeniser, longest))
         return encoding.encode_captions(self.model, captions, self.device).numpy()
 
     def encode_images(self, regions, num_regions=None):
-        """Embeddings (n, E) of n images: an array or tensor (n, R, D) of finite region features. Raises InputError.
+        """Embeddings (n, E) of n images: an array or tensor
+        (n, R, D) of finite region features. Raises InputError.
 
-        num_regions: (n,), how many regions of each image are true, the others being padding; without it all are.
+        num_regions: (n,), how many regions of each image are true, the others being padding;
+        without it all are.
         """
         wanted = self.model.image_encoder.projection.in_features
         shape = tuple(getattr(regions, "shape", ()))
         if len(shape) != 3 or shape[2] != wanted or 0 in shape:
             found = f"an array of shape {shape}" if shape else f"{type(regions).__name__}"
-            raise InputError(f"regions: found {found}, expected images x regions x {wanted} features, at least one")
-        counts = np.full(shape[0], shape[1]) if num_regions is None else np.asarray(num_regions)
-        if counts.shape != shape[:1] or counts.dtype.kind not in "iu" or counts.min() < 1 or counts.max() > shape[1]:
             raise InputError(
-                f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers from 1 to {shape[1]}, "
-                "how many regions of each image are true: those of {split}_num_regions.npy, or leave it out"
+                f"regions: found {found}, expected images x "
+                f"regions x {wanted} features, at least one"
+            )
+        counts = np.full(shape[0], shape[1]) if num_regions is None else np.asarray(num_regions)
+        if (
+            counts.shape != shape[:1]
+            or counts.dtype.kind not in "iu"
+            or counts.min() < 1
+            or counts.max() > shape[1]
+        ):
+            raise InputError(
+                f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers "
+                f"from 1 to {shape[1]}, how many regions of each image are true: those of "
+                "{split}_num_regions.npy, or leave it out"
             )
         if isinstance(regions, torch.Tensor):
             regions = regions.detach().cpu()
             regions = (regions.float() if regions.is_floating_point() else regions).numpy()
         if regions.dtype.kind not in "fiub":
-            raise InputError(f"regions: found values of type {regions.dtype}, expected real numbers")
+            raise InputError(
+                f"regions: found values of type {regions.dtype}, expected real numbers"
+            )
         return encoding.encode_images(self.model, _Images(regions, counts), self.device).numpy()
 
 
@@ -96,7 +122,8 @@ class _Captions(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """Regions (n, R, D), of which num_regions (n,) are true, as `encoding` reads them from a data set."""
+    """Regions (n, R, D), of which num_regions (n,) are true,
+    as `encoding` reads them from a data set."""
 
     regions: np.ndarray
     num_regions: np.ndarray
@@ -115,7 +142,7 @@ class _Images(NamedTuple):
         if not fits.all():
             image = start + int(fits.logical_not().nonzero()[0, 0])
             raise InputError(
-                f"regions: image {image} (from 0) holds NaN, Inf or values beyond {LARGEST_FEATURE:.0e}, expected "
-                "finite features"
+                f"regions: image {image} (from 0) holds NaN, Inf or values beyond "
+                f"{LARGEST_FEATURE:.0e}, expected finite features"
             )
         return block, lengths

@@ -1,1 +1,2 @@
-"""What every program needs: errors, files, options, devices, processes, output; nothing about images or captions."""
+"""What every program needs: errors, files, options, devices, processes, output;
+nothing about images or captions."""

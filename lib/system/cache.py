@@ -1,6 +1,7 @@
 """Arrays kept in a file to save time: believed only if the key and a checksum of the contents fit.
 
-A file that is missing, damaged or of something else reads as None; its user computes the arrays again and replaces it.
+A file that is missing, damaged or of something else reads as None; its user computes the arrays
+again and replaces it.
 """
 
 import hashlib
@@ -12,13 +13,14 @@ import numpy as np
 from .files import why_unreadable
 
 DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
-    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
-    SyntaxError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError,
+    NotImplementedError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
 def digest(*values):
-    """A hash of arrays, strings and plain values that are given in a fixed order: 64 hexadecimal digits."""
+    """A hash of arrays, strings and plain values that are given in a fixed order: 64 hexadecimal
+    digits."""
     found = hashlib.sha256()
     for value in values:
         if isinstance(value, np.ndarray):
@@ -31,13 +33,15 @@ def digest(*values):
 
 
 def write(file, key, **arrays):
-    """Write arrays into an open binary file, with the key of what they were made of and their checksum."""
+    """Write arrays into an open binary file, with the key of what they were made of and their
+    checksum."""
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(file, key=key, checksum=_checksum(key, arrays), **arrays)
 
 
 def read(path, key, names):
-    """The arrays of these names, a dict, or None unless `write` wrote them, and no others, with this key."""
+    """The arrays of these names, a dict, or None unless `write` wrote them, and no others,
+    with this key."""
     if why_unreadable(path):
         return None
     try:

@@ -1,14 +1,17 @@
-"""Text that can be printed safely: no raw control characters, no failure because of an encoding or a closed pipe."""
+"""Text that can be printed safely: no raw control characters,
+no failure because of an encoding or a closed pipe."""
 
 import os
 import sys
 
-BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}  # they reorder what a terminal shows
+# they reorder what a terminal shows
+BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 SEPARATORS = {0x2028, 0x2029}  # line breaks of Unicode
 
 
 def printable(text):
-    r"""`text` with control characters, bidirectional controls and lone surrogates as escapes such as \x1b.
+    r"""`text` with control characters, bidirectional controls and lone surrogates as escapes such
+    as \x1b.
 
     Line feeds and tabs stay. Use `one_line` for text that must not break a line.
     """
@@ -28,8 +31,9 @@ def markdown_cell(text):
 def write_line(text, stream=None):
     """Write `printable(text)` and a line feed to `stream` (default: standard output).
 
-    Characters that the stream's encoding lacks are escaped. Once a reader has closed the pipe, nothing more is shown;
-    nor where the stream was closed from the start. Raises OSError where the disk behind the stream is full.
+    Characters that the stream's encoding lacks are escaped. Once a reader has closed the pipe,
+    nothing more is shown; nor where the stream was closed from the start. Raises OSError where the
+    disk behind the stream is full.
     """
     stream = stream or sys.stdout
     if stream is None:
@@ -56,7 +60,8 @@ def _escape(letter):
 
 
 def _discard(stream):
-    """Send the rest of what is written to `stream` nowhere, so that nothing fails at exit either."""
+    """Send the rest of what is written to `stream` nowhere,
+    so that nothing fails at exit either."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)

@@ -1,4 +1,5 @@
-"""The device that a program computes on, kernels that give the same bits again, too little memory."""
+"""The device that a program computes on, kernels that give the same bits again,
+too little memory."""
 
 import contextlib
 import os
@@ -8,7 +9,8 @@ import torch
 
 from .errors import InputError, first_sentence
 
-OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")  # what torch says of a CPU's
+# what torch says of a CPU's
+OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory")
 CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
@@ -23,14 +25,15 @@ def choose_device(name="auto", gpu_id=0):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, cuda or "
-            f"cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
+            f"--device {name}: not usable here ({first_sentence(error)}); expected auto, cpu, "
+            f"cuda or cuda:N; CUDA GPUs found: {torch.cuda.device_count()}"
         ) from error
     return device
 
 
 def prepare_determinism():
-    """Let cuBLAS give the same bits again. cuBLAS reads this setting once, so call it before the first CUDA call.
+    """Let cuBLAS give the same bits again. cuBLAS reads this setting once,
+    so call it before the first CUDA call.
 
     A setting of the user stays. `set_determinism` refuses what is not deterministic.
     """
@@ -39,29 +42,37 @@ def prepare_determinism():
 
 
 def set_determinism(enabled, device):
-    """Allow only kernels that give the same bits again, or any. Raises InputError where cuBLAS cannot on `device`."""
+    """Allow only kernels that give the same bits again, or any.
+    Raises InputError where cuBLAS cannot on `device`."""
     found = os.environ.get(CUBLAS_WORKSPACE)
     if enabled and device.type == "cuda" and found not in DETERMINISTIC_WORKSPACES:
         expected = f"expected {CUBLAS_WORKSPACE}={' or '.join(DETERMINISTIC_WORKSPACES)}"
         if found is None:
             raise InputError(
-                f"--deterministic 1: CUDA was started in this process before the option was read (found no "
-                f"{CUBLAS_WORKSPACE}), {expected} in the environment from the start; start the run in a new process"
+                "--deterministic 1: CUDA was started in this process before the option was read "
+                f"(found no {CUBLAS_WORKSPACE}), {expected} in the environment from the start; "
+                "start the run in a new process"
             )
         raise InputError(
-            f"--deterministic 1: found {CUBLAS_WORKSPACE}={found!r} in the environment, {expected}: matrix products "
-            f"on a GPU differ from run to run otherwise; unset {CUBLAS_WORKSPACE}"
+            f"--deterministic 1: found {CUBLAS_WORKSPACE}={found!r} in the environment, "
+            f"{expected}: matrix products on a GPU differ from run to run otherwise; unset "
+            f"{CUBLAS_WORKSPACE}"
         )
     torch.use_deterministic_algorithms(enabled)
 
 
 @contextlib.contextmanager
 def memory_errors(what, remedy):
-    """Inside, too little memory of the machine or of its GPU becomes an InputError with this remedy."""
+    """Inside, too little memory of the machine or of its GPU becomes an InputError with this
+    remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        is_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or OUT_OF_MEMORY.search(str(error))
+        is_memory = isinstance(
+            error, (MemoryError, torch.OutOfMemoryError)
+        ) or OUT_OF_MEMORY.search(str(error))
         if not is_memory:
             raise
-        raise InputError(f"out of memory at {what} ({first_sentence(error)}), expected it to fit: {remedy}") from error
+        raise InputError(
+            f"out of memory at {what} ({first_sentence(error)}), expected it to fit: {remedy}"
+        ) from error

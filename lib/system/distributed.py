@@ -1,11 +1,14 @@
-"""Training with several processes, one a GPU, as torchrun starts them; without torchrun there is one.
+"""Training with several processes, one a GPU, as torchrun starts them;
+without torchrun there is one.
 
-Every process has a shard of the batch: encoders run on shards, the instance graph and the losses on the whole batch,
-in every process alike. Pairs are assigned in turn: pair i of the batch, longest caption first, is in process i modulo
+Every process has a shard of the batch: encoders run on shards, the instance graph and the losses on
+the whole batch, in every process alike. Pairs are assigned in turn: pair i of the batch, longest
+caption first, is in process i modulo
 N. So shards take about the same time, and `gather` restores the order of a single process.
 
-All processes reach every collective here. What one alone may meet (bad data, a signal, a full disk) is agreed upon
-before the next one; what is met elsewhere ends its process, and torchrun then ends the others.
+All processes reach every collective here. What one alone may meet (bad data, a signal, a full disk)
+is agreed upon before the next one; what is met elsewhere ends its process, and torchrun then ends
+the others.
 """
 
 # N processes, B pairs of the whole batch, b = B / N of a shard
@@ -28,7 +31,8 @@ class AllRanksError(InputError):
     """An InputError that is raised on all processes."""
 
 
-TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")  # and what PyTorch checks itself
+# and what PyTorch checks itself
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 
 _is_single_process = False
 
@@ -50,7 +54,8 @@ def shard():
 
 @contextlib.contextmanager
 def single_process():
-    """Inside, this process acts as the only one: what all compute together, it computes by itself."""
+    """Inside, this process acts as the only one: what all compute together,
+    it computes by itself."""
     global _is_single_process
     before, _is_single_process = _is_single_process, True
     try:
@@ -85,14 +90,16 @@ def local_gpu(chosen):
 
 def _bad_environment(found):
     return InputError(
-        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment, as by torchrun (found {found}), expected "
-        "all that torchrun sets: start the program with torchrun, or unset WORLD_SIZE for one process"
+        f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set in the environment, as by torchrun (found "
+        f"{found}), expected all that torchrun sets: start the program with torchrun, or unset "
+        "WORLD_SIZE for one process"
     )
 
 
 @contextlib.contextmanager
 def process_group():
-    """Around a program: joins the processes that torchrun started, if it did (environment WORLD_SIZE).
+    """Around a program: joins the processes that torchrun started, if it did
+    (environment WORLD_SIZE).
 
     Raises InputError where the environment is not as torchrun sets it.
     """
@@ -105,8 +112,8 @@ def process_group():
     has_gpu, needed = torch.cuda.is_available(), int(os.environ["LOCAL_WORLD_SIZE"])
     if has_gpu and needed > torch.cuda.device_count():
         raise InputError(
-            f"torchrun: found {torch.cuda.device_count()} GPUs for {needed} processes of this machine, expected one "
-            "each: give --nproc_per_node as many as there are GPUs"
+            f"torchrun: found {torch.cuda.device_count()} GPUs for {needed} processes of this "
+            "machine, expected one each: give --nproc_per_node as many as there are GPUs"
         )
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -114,8 +121,8 @@ def process_group():
         store, own_rank, count = next(dist.rendezvous("env://"))
     except ValueError as error:  # an address, a port or a rank that is missing, or is none
         raise _bad_environment(first_sentence(error)) from error
-    # torchrun's store outlives a restart and holds the addresses of the processes before; several nodes may count
-    # their restarts differently, so theirs stays as it is
+    # torchrun's store outlives a restart and holds the addresses of the processes before; several
+    # nodes may count their restarts differently, so theirs stays as it is
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
@@ -141,8 +148,9 @@ def all_reduce_max(number):
 def raise_on_all_ranks():
     """Around what may fail in one process alone: if it raises an InputError there, all of them end.
 
-    The first process raises it as an AllRanksError, the others leave quietly with its exit status. Where processes wait
-    for each other inside, that must begin with another `raise_on_all_ranks`: that one then hears of the error.
+    The first process raises it as an AllRanksError, the others leave quietly with its exit status.
+    Where processes wait for each other inside, that must begin with another `raise_on_all_ranks`:
+    that one then hears of the error.
     """
     if world_size() == 1:
         yield
@@ -176,7 +184,8 @@ def broadcast_from_main(function):
 
 
 def main_process_first(function):
-    """What `function()` returns; the first process of a machine calls it before the others, who find its files."""
+    """What `function()` returns; the first process of a machine calls it before the others,
+    who find its files."""
     found = None
     for is_mine in (_local_rank() == 0, _local_rank() != 0):
         with raise_on_all_ranks():
@@ -186,7 +195,8 @@ def main_process_first(function):
 
 
 def synchronised_iterator(iterator):
-    """The items of an iterator of the same length in all processes; an InputError in one is raised in all."""
+    """The items of an iterator of the same length in all processes;
+    an InputError in one is raised in all."""
     iterator, item = iter(iterator), None
     while True:
         with raise_on_all_ranks():
@@ -197,7 +207,8 @@ def synchronised_iterator(iterator):
 
 
 def map_sharded(function, items, name):
-    """[function(item) for item in items], a list; each process computes its shard, under a bar of this name."""
+    """[function(item) for item in items], a list; each process computes its shard,
+    under a bar of this name."""
     own = []
     with raise_on_all_ranks():
         for item in tqdm(items[shard()], name, leave=False, disable=progress_disabled()):
@@ -212,8 +223,9 @@ def map_sharded(function, items, name):
 class _Gather(Function):
     """Rows of all shards in the order of the whole batch.
 
-    Every process computes the same loss from what is gathered, so each knows the whole gradient: the sum over the
-    processes that belongs here is N times its own, and DistributedDataParallel's mean divides by N.
+    Every process computes the same loss from what is gathered, so each knows the whole gradient:
+    the sum over the processes that belongs here is N times its own, and DistributedDataParallel's
+    mean divides by N.
     """
 
     @staticmethod
@@ -228,7 +240,8 @@ class _Gather(Function):
 
 
 def gather(rows):
-    """Rows of the whole batch from those of the shards, with gradient: (b, ...) to (B, ...); one process: the same."""
+    """Rows of the whole batch from those of the shards, with gradient: (b, ...) to (B, ...);
+    one process: the same."""
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
@@ -254,7 +267,8 @@ def all_ranks_agree(is_true):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the rows of all processes, the CPU's too; with one process and in evaluation it is PyTorch's."""
+    """Batch norm over the rows of all processes, the CPU's too;
+    with one process and in evaluation it is PyTorch's."""
 
     def forward(self, rows):
         """rows: (M, E), any number of them in each process. Returns (M, E)."""
@@ -274,10 +288,12 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 def wrap_ddp(module):
-    """`module` with its gradients averaged, parameters without use among them; None where there is one process."""
+    """`module` with its gradients averaged, parameters without use among them;
+    None where there is one process."""
     if world_size() == 1:
         return None
-    module.unused = nn.Parameter(torch.zeros(1))  # without one, after the warm-up, a warning from every process
+    # without one, after the warm-up, a warning from every process
+    module.unused = nn.Parameter(torch.zeros(1))
     return DistributedDataParallel(module, find_unused_parameters=True)
 
 

@@ -1,4 +1,5 @@
-"""Files that are either whole or not there, locks that end with their process, and why a file cannot be read."""
+"""Files that are either whole or not there, locks that end with their process,
+and why a file cannot be read."""
 
 import contextlib
 import errno
@@ -12,26 +13,29 @@ from pathlib import Path
 from .console import one_line
 from .errors import InputError
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)  # what `atomic_write` names its files
+# what `atomic_write` names its files
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 LOCK_CONTENT = re.compile(rb"(process \d+ on [^\n]*\n)?")
 _held = {}  # locks of this process: {real path: [descriptor, how often it is held]}
 
 
 @contextlib.contextmanager
 def report_write_errors(path):
-    """Around whatever writes to `path`: a full disk or a file that may not be written becomes an InputError."""
+    """Around whatever writes to `path`: a full disk or a file that may not be written becomes an
+    InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{error.filename or path}: found {(error.strerror or str(error)).lower()}, expected to write there; what "
-            "was written before is whole: make room, change the permissions or name another place, then repeat the "
-            "command (train.py: with --resume auto)"
+            f"{error.filename or path}: found {(error.strerror or str(error)).lower()}, expected "
+            "to write there; what was written before is whole: make room, change the permissions "
+            "or name another place, then repeat the command (train.py: with --resume auto)"
         ) from error
 
 
 def why_unreadable(path):
-    """Why the file at `path` cannot be read, in a few words, or None. A pipe is not opened: it would wait."""
+    """Why the file at `path` cannot be read, in a few words, or None.
+    A pipe is not opened: it would wait."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
@@ -48,11 +52,12 @@ def why_unreadable(path):
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Open a new binary file beside `path` and rename it to `path` once it is written and flushed to disk.
+    """Open a new binary file beside `path` and rename it to `path` once it is written and flushed
+    to disk.
 
-    The new file has a random name and is created by this call alone, so no link is followed; a link at `path` is
-    replaced, not followed. What killed processes have left of such files is removed. Raises InputError where the disk
-    is full or `path` may not be written.
+    The new file has a random name and is created by this call alone, so no link is followed; a link
+    at `path` is replaced, not followed. What killed processes have left of such files is removed.
+    Raises InputError where the disk is full or `path` may not be written.
     """
     path, temporary = Path(path), None
     try:
@@ -63,7 +68,8 @@ def atomic_write(path):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                os.replace(temporary, path)  # still locked, so nobody takes it for a killed process's
+                # still locked, so nobody takes it for a killed process's
+                os.replace(temporary, path)
             temporary = None
             flush_folder(path.parent)
     finally:
@@ -72,7 +78,8 @@ def atomic_write(path):
 
 
 def _create_temporary(path):
-    """A new file beside `path`, locked for as long as it is open. Returns its path and a descriptor."""
+    """A new file beside `path`, locked for as long as it is open.
+    Returns its path and a descriptor."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -84,13 +91,15 @@ def _create_temporary(path):
 
 
 def find_temporaries(folder):
-    """What `atomic_write` has left in a folder, or is writing: {path: name of the file that was to be written}."""
+    """What `atomic_write` has left in a folder, or is writing: {path: name of the file that was to
+    be written}."""
     found = {path: TEMPORARY.fullmatch(path.name) for path in Path(folder).glob(".*.part")}
     return {path: match["name"] for path, match in found.items() if match and not path.is_symlink()}
 
 
 def remove_temporaries(folder, names):
-    """Remove what killed processes have left of files of these names; what a living process still writes stays."""
+    """Remove what killed processes have left of files of these names;
+    what a living process still writes stays."""
     for path, name in find_temporaries(folder).items():
         if name in names:
             with contextlib.suppress(OSError):  # in use, gone meanwhile, or not to be removed by us
@@ -108,10 +117,11 @@ def _remove_unused(path):
 
 @contextlib.contextmanager
 def lock(path, wait=False):
-    """Hold the lock file `path`, which is made if it is missing, and stays. It ends with this process, however it dies.
+    """Hold the lock file `path`, which is made if it is missing, and stays. It ends with this
+    process, however it dies.
 
-    A process may hold a lock several times. A forked child does not hold its parent's locks. wait: until the lock is
-    free; otherwise an InputError that names the process which holds it.
+    A process may hold a lock several times. A forked child does not hold its parent's locks. wait:
+    until the lock is free; otherwise an InputError that names the process which holds it.
     """
     path = Path(path)
     name = os.path.realpath(path)
@@ -123,12 +133,16 @@ def lock(path, wait=False):
     finally:
         _held[name][1] -= 1
         if not _held[name][1]:
-            os.close(_held.pop(name)[0])  # closing any descriptor of the file ends this process's lock on it
+            # closing any descriptor of the file ends this process's lock on it
+            os.close(_held.pop(name)[0])
 
 
 def _acquire(path, wait):
     if path.is_symlink():
-        raise InputError(f"{path}: found a link, expected its lock or nothing; move it away, or name another folder")
+        raise InputError(
+            f"{path}: found a link, expected its lock or nothing; "
+            "move it away, or name another folder"
+        )
     with report_write_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -136,18 +150,23 @@ def _acquire(path, wait):
         _check_lock_file(path, descriptor)
     except OSError as error:
         is_held = error.errno in (errno.EACCES, errno.EAGAIN)
-        holder = one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()) if is_held else ""
+        holder = (
+            one_line(os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip())
+            if is_held
+            else ""
+        )
         os.close(descriptor)
         if not is_held:
             raise InputError(
-                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file on a file system with "
-                "locks; remove what is there, or name a folder on another disk"
+                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file on a "
+                "file system with locks; remove what is there, or name a folder on another disk"
             ) from error
         raise InputError(
-            f"{path.parent}: in use by {holder or 'another process'}, expected no other process to write there; wait "
-            "for it, end it, or name another folder"
+            f"{path.parent}: in use by {holder or 'another process'}, expected no other process "
+            "to write there; wait for it, end it, or name another folder"
         ) from error
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, its file does not say for whom
+    # a full disk: the lock holds, its file does not say for whom
+    with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     return descriptor
@@ -159,8 +178,8 @@ def _check_lock_file(path, descriptor):
     if not is_file or not LOCK_CONTENT.fullmatch(os.pread(descriptor, 1000, 0)):
         os.close(descriptor)
         raise InputError(
-            f"{path}: found {'a file' if is_file else 'a pipe or device'} that this program did not write, expected "
-            "its lock or nothing; move it away, or name another folder"
+            f"{path}: found {'a file' if is_file else 'a pipe or device'} that this program did "
+            "not write, expected its lock or nothing; move it away, or name another folder"
         )
 
 

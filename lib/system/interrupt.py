@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM, as users and schedulers send them: remembered until the program has a good moment to stop."""
+"""SIGINT and SIGTERM, as users and schedulers send them: remembered until the program has a good
+moment to stop."""
 
 import contextlib
 import os
@@ -7,7 +8,8 @@ import threading
 
 
 class Interrupt:
-    """Inside `with`, the first signal only sets `status`, the exit status to leave with; a second SIGINT stops at once.
+    """Inside `with`, the first signal only sets `status`, the exit status to leave with;
+    a second SIGINT stops at once.
 
     status: 0, or 130 after SIGINT, 143 after SIGTERM.
     """
@@ -16,7 +18,10 @@ class Interrupt:
         self.status = 0
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *_):
@@ -28,14 +33,16 @@ class Interrupt:
             raise KeyboardInterrupt
         self.status = 128 + number
         with contextlib.suppress(OSError):  # nobody may be reading
-            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")  # print() may have been interrupted
+            # print() may have been interrupted
+            os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
 
 
 def ignore_group_signals(worker):
-    """In a worker process, whose number is `worker`: signals to the whole group are the main process's to answer.
+    """In a worker process, whose number is `worker`:
+    signals to the whole group are the main process's to answer.
 
-    A scheduler's SIGTERM must not end a worker that the main process still needs for its last step; the main process's
-    own SIGTERM, sent when it exits, must.
+    A scheduler's SIGTERM must not end a worker that the main process still needs for its last step;
+    the main process's own SIGTERM, sent when it exits, must.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -21,7 +21,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Every option on its line, with its default where it has one."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None or action.nargs == 0 else super()._get_help_string(action)
+        return (
+            action.help
+            if action.default is None or action.nargs == 0
+            else super()._get_help_string(action)
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +39,9 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
         names = args[: args.index("--")] if "--" in args else args
-        self._refuse_names(name for name in names if name.split("=")[0] not in self._option_string_actions)
+        self._refuse_names(
+            name for name in names if name.split("=")[0] not in self._option_string_actions
+        )
         return self._without_unknown(*self.parse_known_args(args, namespace))
 
     def parse_known_args(self, args=None, namespace=None):
@@ -52,28 +58,40 @@ class Parser(argparse.ArgumentParser):
         for name, value in vars(options).items():
             for text in value if isinstance(value, list) else [value]:
                 if "\0" in str(text):  # no file has such a name
-                    self.error(f"--{name}: found {str(text)!r:.60} with a NUL character, expected text without one")
+                    self.error(
+                        f"--{name}: found {str(text)!r:.60} with a NUL "
+                        "character, expected text without one"
+                    )
         return options
 
     def _refuse_empty(self, args):
-        """Refuse an empty text, such as a variable of the shell that is not set; numbers refuse it themselves."""
+        """Refuse an empty text, such as a variable of the shell that is not set;
+        numbers refuse it themselves."""
         option = ""  # whose values come
         for text in args:
             name, equals, value = text.partition("=")
-            option = name if name in self._option_string_actions or name.startswith("--") else option
+            option = (
+                name if name in self._option_string_actions or name.startswith("--") else option
+            )
             is_empty = not value if equals and option == name else not text
             action = self._option_string_actions.get(option)
             if is_empty and (action.type in (None, Path) if action else not option):
                 name = option or "argument"
-                self.error(f"{name}: found an empty text, expected a value; give one, or leave it out")
+                self.error(
+                    f"{name}: found an empty text, expected a value; give one, or leave it out"
+                )
 
     def _refuse_names(self, unknown):
-        """Tell the first of these arguments that looks like an option: before one that is missing, it may be meant."""
+        """Tell the first of these arguments that looks like an option:
+        before one that is missing, it may be meant."""
         names = [text.split("=")[0] for text in unknown if text.startswith("--")]
         if names:
             known = {name.strip("-"): name for name in self._option_string_actions}
             near = difflib.get_close_matches(names[0].strip("-"), known, n=1)
-            self.error(f"{names[0]}: unknown option" + (f"; did you mean {known[near[0]]}?" if near else ""))
+            self.error(
+                f"{names[0]}: unknown option"
+                + (f"; did you mean {known[near[0]]}?" if near else "")
+            )
 
     def _print_message(self, message, file=None):
         """What argparse prints, such as --help: a reader that has gone away is no error."""
@@ -85,14 +103,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(kind, low, high=float("inf"), low_allowed=True):
-    """An argparse type: an int or float from `low` to `high`; `low` itself only where `low_allowed`."""
+    """An argparse type: an int or float from `low` to `high`;
+    `low` itself only where `low_allowed`."""
 
     def parse(text):
         try:
             value = kind(text)
         except ValueError:  # of an int of thousands of digits too
             value = None
-        if value is None or not low <= value <= high or value == low and not low_allowed or value == float("inf"):
+        if (
+            value is None
+            or not low <= value <= high
+            or value == low
+            and not low_allowed
+            or value == float("inf")
+        ):
             noun = "a whole number" if kind is int else "a number"
             least = f"of at least {low}" if low_allowed else f"above {low}"
             most = "" if high == float("inf") else f" and at most {high}"

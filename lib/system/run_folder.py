@@ -1,8 +1,10 @@
-"""The files of a run folder that are ours: a manifest names them, and only those are ever replaced or deleted.
+"""The files of a run folder that are ours: a manifest names them,
+and only those are ever replaced or deleted.
 
-A name is written into the manifest before the file is made. A file that was there before is somebody else's: it is
-neither replaced nor deleted, and the command that would do so is refused. The manifest also records the run itself, see
-`lib.training.run_start`: one atomic write of it begins a run and discards the files of the run before.
+A name is written into the manifest before the file is made. A file that was there before is
+somebody else's: it is neither replaced nor deleted, and the command that would do so is refused.
+The manifest also records the run itself, see `lib.training.run_start`: one atomic write of it
+begins a run and discards the files of the run before.
 """
 
 import contextlib
@@ -18,24 +20,29 @@ from .files import atomic_write, lock, why_unreadable
 MANIFEST, MANIFEST_LOCK = "run_manifest.json", ".run_manifest.lock"
 FORMAT = "hrem-run-1"
 PART = r"[\w=+-][\w.=+ -]*"  # of a file's name: a data set or a split
-LONGEST_PART = 80  # bytes; two of them, and what stands around them, must be one name of at most 255 bytes
+# bytes; two of them, and what stands around them, must be one name of at most 255 bytes
+LONGEST_PART = 80
 TRACEBACK = "traceback.txt"
-LOG_NAMES = re.compile(r"(train|eval)\.txt|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+")  # what grows with a run
-OWN_NAMES = re.compile(  # what this project writes into run folders; a manifest with other names is not ours
+# what grows with a run
+LOG_NAMES = re.compile(r"(train|eval)\.txt|events\.out\.tfevents\.[^/\x00-\x1f\x7f]+")
+# what this project writes into run folders; a manifest with other names is not ours
+OWN_NAMES = re.compile(
     LOG_NAMES.pattern + r"|(Parameters|traceback)\.txt|metrics\.json|(last|model_[\w-]+)\.pth"
     r"|[\w.=+ -]+\.md|results_[\w.=+ -]+\.npy|embeddings_[\w.=+ -]+\.npz|report[\w.=+ -]*\.html"
 )
-RUN_FIELDS = dict(id=str, log=str, saved=bool, resumed_from=(str, type(None)), replaces=list)  # see `run_start`
+# see `run_start`
+RUN_FIELDS = dict(id=str, log=str, saved=bool, resumed_from=(str, type(None)), replaces=list)
 BEST, LAST = "model_best.pth", "last.pth"
 
 
 def check_name(what, name):
-    """Refuse a data set or split that cannot be part of a file's name. Raises InputError that begins with `what`."""
+    """Refuse a data set or split that cannot be part of a file's name.
+    Raises InputError that begins with `what`."""
     if not re.fullmatch(PART, name) or len(name.encode()) > LONGEST_PART:
         raise InputError(
-            f"{what} {name}: found a name that cannot be part of a file's name, expected at most {LONGEST_PART} bytes "
-            "of letters, digits, spaces and . _ - = +, not beginning with a dot or a space; rename the data folder or "
-            "its files, and give that name"
+            f"{what} {name}: found a name that cannot be part of a file's name, expected at most "
+            f"{LONGEST_PART} bytes of letters, digits, spaces and . _ - = +, not beginning with a "
+            "dot or a space; rename the data folder or its files, and give that name"
         )
 
 
@@ -50,8 +57,9 @@ def is_plain_file(path):
 class RunFolder:
     """A run folder and its manifest. Nothing is written before a file is claimed.
 
-    is_ours: tells of a file that the manifest does not name whether its contents prove that this project wrote it:
-    folders from before manifests hold such files. Raises InputError where the manifest is damaged or not ours.
+    is_ours: tells of a file that the manifest does not name whether its contents prove that this
+    project wrote it: folders from before manifests hold such files. Raises InputError where the
+    manifest is damaged or not ours.
     """
 
     def __init__(self, path, is_ours=lambda path: False):
@@ -60,9 +68,9 @@ class RunFolder:
     def read(self):
         """The manifest, a dict; one without files where there is none. Raises InputError.
 
-        files: names of our files; discarded: those of them that belong to a run that was replaced, and are to be
-        deleted; run: what is known of the run whose checkpoints are here, a dict of RUN_FIELDS, or None; log: which
-        logs are here, a random name, or None.
+        files: names of our files; discarded: those of them that belong to a run that was replaced,
+        and are to be deleted; run: what is known of the run whose checkpoints are here, a dict of
+        RUN_FIELDS, or None; log: which logs are here, a random name, or None.
         """
         path = self.path / MANIFEST
         if not os.path.lexists(path):
@@ -74,12 +82,14 @@ class RunFolder:
             return _validated(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}: cannot be used (found {first_sentence(error)}), expected the manifest that train.py or "
-                "eval.py wrote; move it away (one that may not be read: change its permissions), or name another folder"
+                f"{path}: cannot be used (found {first_sentence(error)}), expected the manifest "
+                "that train.py or eval.py wrote; move it away (one that may not be read: change "
+                "its permissions), or name another folder"
             ) from error
 
     def is_own(self, name):
-        """Whether the manifest says that a run or an evaluation wrote this file, and it is no link."""
+        """Whether the manifest says that a run or an evaluation wrote this file,
+        and it is no link."""
         return name in self.read()["files"] and not (self.path / name).is_symlink()
 
     def holds(self, name):
@@ -93,16 +103,22 @@ class RunFolder:
         """
         if not self.path.is_dir():
             return True
-        ignored = os.path.relpath(os.path.realpath(but), os.path.realpath(self.path)).split(os.sep)[0] if but else None
+        ignored = (
+            os.path.relpath(os.path.realpath(but), os.path.realpath(self.path)).split(os.sep)[0]
+            if but
+            else None
+        )
         return all(name.startswith(".") or name == ignored for name in os.listdir(self.path))
 
     def locked(self):
-        """A context in which no other process changes the manifest, nor a file that is written inside `locked`."""
+        """A context in which no other process changes the manifest,
+        nor a file that is written inside `locked`."""
         return lock(self.path / MANIFEST_LOCK, wait=True)
 
     @contextlib.contextmanager
     def update(self):
-        """Change the manifest, a dict that is written when the block ends; other processes wait meanwhile.
+        """Change the manifest, a dict that is written when the block ends;
+        other processes wait meanwhile.
 
         What is still there of the discarded files is deleted first.
         """
@@ -117,14 +133,16 @@ class RunFolder:
                     file.write((json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     def _unlink(self, content, names):
-        """Delete files of these names, and take them out of a manifest's content. What is no plain file stays."""
+        """Delete files of these names, and take them out of a manifest's content.
+        What is no plain file stays."""
         for name in names:
             if is_plain_file(self.path / name):
                 (self.path / name).unlink()
         content["files"] = [name for name in content["files"] if name not in names]
 
     def claim(self, *names):
-        """Enter names in the manifest, before their files are made. Raises InputError where a file is not ours."""
+        """Enter names in the manifest, before their files are made.
+        Raises InputError where a file is not ours."""
         assert all(OWN_NAMES.fullmatch(name) for name in names), names
         content = self.read()
         self.check_writable(names, self._plain(content["files"]))
@@ -141,26 +159,32 @@ class RunFolder:
         self.check_writable(names, self._plain(self.read()["files"]))
 
     def _plain(self, names):
-        """Those of the names that are plain files: a folder or pipe in place of a file of ours is somebody else's."""
+        """Those of the names that are plain files:
+        a folder or pipe in place of a file of ours is somebody else's."""
         return [name for name in names if is_plain_file(self.path / name)]
 
     def _refuse_foreign(self, name):
         path = self.path / name
-        if os.path.lexists(path) and not (is_plain_file(path) and not why_unreadable(path) and self._is_ours(path)):
+        if os.path.lexists(path) and not (
+            is_plain_file(path) and not why_unreadable(path) and self._is_ours(path)
+        ):
             kind = "folder" if path.is_dir() else "file"
             raise InputError(
-                f"{path}: found a {kind} that {MANIFEST} does not name, expected none: this program replaces only "
-                f"what it wrote; move the {kind} away, or name another folder"
+                f"{path}: found a {kind} that {MANIFEST} does not name, expected none: this "
+                f"program replaces only what it wrote; move the {kind} away, or name another "
+                "folder"
             )
 
     def check_writable(self, names, own):
-        """Refuse what stands in the way of files of these names; own: those that are ours. Raises InputError."""
+        """Refuse what stands in the way of files of these names; own: those that are ours.
+        Raises InputError."""
         for name in names:
             path = self.path / name
             if path.is_symlink():
                 raise InputError(
-                    f"{path}: found a link, expected a file or nothing: this program writes through no link; put the "
-                    "file itself there, move the link away, or name another folder"
+                    f"{path}: found a link, expected a file or nothing: this program writes "
+                    "through no link; put the file itself there, move the link away, or name "
+                    "another folder"
                 )
             if name not in own:
                 self._refuse_foreign(name)
@@ -174,7 +198,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def keep_traceback(self):
-        """Inside, an unexpected exception learns to save its traceback here, once a program ends with it."""
+        """Inside, an unexpected exception learns to save its traceback here,
+        once a program ends with it."""
         try:
             yield
         except Exception as error:  # any: it is handed on as it is
@@ -182,7 +207,8 @@ class RunFolder:
             raise
 
     def _save_traceback(self, text):
-        """Write traceback.txt; returns its path, or None where the folder is no run's or cannot be written."""
+        """Write traceback.txt; returns its path, or None where the folder is no run's or cannot be
+        written."""
         if not os.path.lexists(self.path / MANIFEST):
             return None
         try:
@@ -193,11 +219,16 @@ class RunFolder:
         return self.path / TRACEBACK
 
     def remove(self, *names):
-        """Delete those of the named files that are ours, and take the names out of the manifest afterwards."""
+        """Delete those of the named files that are ours,
+        and take the names out of the manifest afterwards."""
         if not set(names) & set(self.read()["files"]):
             return
         with self.update() as content:
-            own = [name for name in names if name in content["files"] and not (self.path / name).is_symlink()]
+            own = [
+                name
+                for name in names
+                if name in content["files"] and not (self.path / name).is_symlink()
+            ]
             self._unlink(content, own)
 
 
@@ -207,13 +238,17 @@ def _validated(found):
         raise ValueError("no manifest of this project")
     found = _with_defaults(found)
     for key in ("files", "discarded"):
-        if not isinstance(found[key], list) or not all(isinstance(name, str) for name in found[key]):
+        if not isinstance(found[key], list) or not all(
+            isinstance(name, str) for name in found[key]
+        ):
             raise ValueError(f"no list of names as {key}")
         strange = next((name for name in found[key] if not OWN_NAMES.fullmatch(name)), None)
         if strange is not None:
             raise ValueError(f"the name {strange!r}, which this project never writes")
     run = found["run"]
-    is_run = isinstance(run, dict) and all(isinstance(run.get(key), kind) for key, kind in RUN_FIELDS.items())
+    is_run = isinstance(run, dict) and all(
+        isinstance(run.get(key), kind) for key, kind in RUN_FIELDS.items()
+    )
     if run is not None and not is_run or not isinstance(found["log"], (str, type(None))):
         raise ValueError("a damaged record of the run")
     return found

@@ -1,7 +1,9 @@
-"""What a program does before its imports, which take seconds. Imported first, by what runs as `__main__` alone.
+"""What a program does before its imports, which take seconds. Imported first,
+by what runs as `__main__` alone.
 
-Ctrl-C ends the process without a traceback; `lib.system.errors.command_line` answers it from then on. A standard stream
-that was closed (`>&-`) becomes /dev/null: otherwise the next file opened would take its place, and get what is printed.
+Ctrl-C ends the process without a traceback; `lib.system.errors.command_line` answers it from then
+on. A standard stream that was closed (`>&-`) becomes /dev/null: otherwise the next file opened
+would take its place, and get what is printed.
 """
 
 import os
@@ -17,4 +19,8 @@ for number, name in enumerate(("stdin", "stdout", "stderr")):
         if descriptor != number:
             os.dup2(descriptor, number)
             os.close(descriptor)
-        setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", errors="backslashreplace"))
+        setattr(
+            sys,
+            name,
+            open(number, "r" if number == 0 else "w", encoding="utf-8", errors="backslashreplace"),
+        )

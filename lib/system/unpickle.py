@@ -1,8 +1,10 @@
-"""Files of torch.save, read so that nothing in them can run: tensors and plain values, whatever kind wrote them.
+"""Files of torch.save, read so that nothing in them can run: tensors and plain values,
+whatever kind wrote them.
 
-Beside what torch allows, three kinds are let in: argparse.Namespace, in which the published training script kept its
-options, and NumPy numbers and paths, which options hold now and then. NumPy and pathlib take no part in reading them:
-the functions below stand in for theirs and give a Python number or a string.
+Beside what torch allows, three kinds are let in: argparse.Namespace, in which the published
+training script kept its options, and NumPy numbers and paths, which options hold now and then.
+NumPy and pathlib take no part in reading them: the functions below stand in for theirs and give a
+Python number or a string.
 """
 
 import argparse
@@ -20,10 +22,12 @@ from .errors import InputError, first_sentence
 from .files import why_unreadable
 
 DAMAGED = (  # what torch.load was seen to raise for files of random or altered bytes
-    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error,
-    zipfile.BadZipFile, RecursionError, MemoryError,
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error, zipfile.BadZipFile, RecursionError, MemoryError,
 )  # fmt: skip
-NUMBERS = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,4}")  # types of NumPy that are plain values: numbers and text
+NUMBERS = re.compile(
+    r"b1|[iu][1248]|f[248]|U\d{1,4}"
+)  # types of NumPy that are plain values: numbers and text
 GLOBAL = re.compile(r"GLOBAL (\S+)")  # in what torch says of a name that it does not allow
 
 
@@ -32,7 +36,9 @@ class NumpyType:
 
     def __init__(self, name, *_):
         if not isinstance(name, str) or not NUMBERS.fullmatch(name):
-            raise pickle.UnpicklingError(f"found a NumPy value of type {str(name):.20}, expected a number")
+            raise pickle.UnpicklingError(
+                f"found a NumPy value of type {str(name):.20}, expected a number"
+            )
         self.name, self.order = name, "="
 
     def __setstate__(self, state):
@@ -46,7 +52,9 @@ def numpy_number(kind, data):
         raise pickle.UnpicklingError("found a damaged NumPy number")
     dtype = np.dtype(kind.name).newbyteorder(kind.order)
     if len(data) != dtype.itemsize or not data:
-        raise pickle.UnpicklingError(f"found a NumPy number of {len(data)} bytes, expected {dtype.itemsize}")
+        raise pickle.UnpicklingError(
+            f"found a NumPy number of {len(data)} bytes, expected {dtype.itemsize}"
+        )
     return np.frombuffer(data, dtype)[0].item()
 
 
@@ -81,19 +89,23 @@ def read(path):
             warnings.simplefilter("ignore")  # a program of TorchScript is warned about, and refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)  # what torch wraps in advice
+        # what torch wraps in advice
+        reason = str(error).partition("WeightsUnpickler error:")[2] or str(error)
         named = GLOBAL.search(reason)
         found = (
-            f"it needs {named[1]}, which is no tensor and no plain value and would run code when read"
+            (
+                f"it needs {named[1]}, which is no tensor and no "
+                "plain value and would run code when read"
+            )
             if named
             else f"the file is damaged or would run code when read ({first_sentence(reason)})"
         )
         raise InputError(
-            f"{path}: refused: {found}; expected tensors and plain values only: fetch it again from a source that you "
-            "trust"
+            f"{path}: refused: {found}; expected tensors and plain values only: fetch it again "
+            "from a source that you trust"
         ) from error
     except DAMAGED as error:
         raise InputError(
-            f"{path}: cannot be read as a checkpoint ({first_sentence(error)}); expected a complete file written by "
-            "torch.save: copy or download it again"
+            f"{path}: cannot be read as a checkpoint ({first_sentence(error)}); expected a "
+            "complete file written by torch.save: copy or download it again"
         ) from error

@@ -1,4 +1,5 @@
-"""Which files of a folder without a manifest earlier versions of this program wrote there, as their contents prove."""
+"""Which files of a folder without a manifest earlier versions of this program wrote there,
+as their contents prove."""
 
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def own_files(folder, last):
     found = {path.name for path in folder.glob("*") if is_plain_file(path) and _is_result(path)}
     if last:
         found |= {LAST} | _logs(folder, last)
-        names = _option_names(folder / PARAMETERS)  # without those that versions of then did not have
+        # without those that versions of then did not have
+        names = _option_names(folder / PARAMETERS)
         is_ours = names == sorted(last["options"].keys() - (ADDED_OPTIONS.keys() - set(names)))
         found |= {PARAMETERS} if is_ours else set()
         found |= {EVAL} if VALIDATION.match(_text(folder / EVAL)) else set()
@@ -47,14 +49,22 @@ def holds_logs(folder, last):
 def _logs(folder, last):
     """Logs that are at least as long as the run left them."""
     return {
-        name for name, size in last["position"]["log_sizes"].items()
-        if LOG_NAMES.fullmatch(name) and is_plain_file(folder / name) and (folder / name).stat().st_size >= size
-    }  # fmt: skip
+        name
+        for name, size in last["position"]["log_sizes"].items()
+        if LOG_NAMES.fullmatch(name)
+        and is_plain_file(folder / name)
+        and (folder / name).stat().st_size >= size
+    }
 
 
 def _is_result(path):
-    """Whether an evaluation of ours wrote a file: a table, metrics.json, similarities, kept embeddings or a page."""
-    return OWN_NAMES.fullmatch(path.name) is not None and path.suffix in RESULTS and report.is_ours(path)
+    """Whether an evaluation of ours wrote a file: a table, metrics.json, similarities,
+    kept embeddings or a page."""
+    return (
+        OWN_NAMES.fullmatch(path.name) is not None
+        and path.suffix in RESULTS
+        and report.is_ours(path)
+    )
 
 
 def _option_names(path):

@@ -1,7 +1,8 @@
-"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves (docs/method.md, section 9).
+"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves
+(docs/method.md, section 9).
 
-The text logs hold no times and no paths of the moment, so that two runs of one seed write the same bytes; times stand
-on the console and in TensorBoard. The only file that knows tensorboard_logger.
+The text logs hold no times and no paths of the moment, so that two runs of one seed write the same
+bytes; times stand on the console and in TensorBoard. The only file that knows tensorboard_logger.
 """
 
 import contextlib
@@ -32,10 +33,12 @@ TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
 
 
 class RunLog:
-    """The logs of one run in `folder`, which is made if it is missing. Only files of its manifest are changed.
+    """The logs of one run in `folder`, which is made if it is missing.
+    Only files of its manifest are changed.
 
-    sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came later is cut off.
-    Without them the logs of an earlier run are removed. Raises InputError where the disk is full.
+    sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came
+    later is cut off. Without them the logs of an earlier run are removed. Raises InputError where
+    the disk is full.
     """
 
     def __init__(self, folder, sizes=None):
@@ -50,17 +53,26 @@ class RunLog:
                     self._own.remove(path.name)
             for name, size in sorted((sizes or {}).items()):
                 if not os.path.lexists(self.folder / name):
-                    print_line(f"warning: {self.folder / name}: no such file, expected {size} bytes of the run's log")
+                    print_line(
+                        f"warning: {self.folder / name}: no such file, "
+                        f"expected {size} bytes of the run's log"
+                    )
             self.tensorboard = self._open_tensorboard() if TensorBoard else None
         if not TensorBoard:
-            print_line(f"TensorBoard curves are not written: tensorboard_logger does not import ({WHY_NO_TENSORBOARD})")
+            print_line(
+                "TensorBoard curves are not written: tensorboard_logger does not import "
+                f"({WHY_NO_TENSORBOARD})"
+            )
 
     def _open_tensorboard(self):
-        """A logger with a file of its own, claimed and created here: the logger would write into any of that name."""
+        """A logger with a file of its own, claimed and created here: the logger would write into
+        any of that name."""
         while True:
             second = int(time.time())  # names its file
             path = self.folder / f"events.out.tfevents.{second}.{socket.gethostname()}"
-            if not os.path.lexists(path) and not any(f".{second}." in file.name for file in self._files()):
+            if not os.path.lexists(path) and not any(
+                f".{second}." in file.name for file in self._files()
+            ):
                 break
             time.sleep(0.1)
         self._own.claim(path.name)
@@ -76,13 +88,16 @@ class RunLog:
         return [self.folder / name for name in names if is_plain_file(self.folder / name)]
 
     def sizes(self):
-        """Bytes written so far: a dict of file name -> size. Raises InputError where a file has gone meanwhile."""
+        """Bytes written so far: a dict of file name -> size.
+        Raises InputError where a file has gone meanwhile."""
         with report_write_errors(self.folder):
             return {path.name: path.stat().st_size for path in self._files()}
 
     def parameters(self, options):
         """Write the options, a dict, one a line."""
-        lines = [f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())]
+        lines = [
+            f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())
+        ]
         with self._own.atomic_write(PARAMETERS) as file:
             file.write("".join(lines).encode())
 
@@ -106,11 +121,14 @@ class RunLog:
         fields = {}
         for name, pixels in images.items():
             height, width, channels = pixels.shape
-            fields[name] = dict(height=height, width=width, colorspace=channels, encoded_image_string=png(pixels))
+            fields[name] = dict(
+                height=height, width=width, colorspace=channels, encoded_image_string=png(pixels)
+            )
         self._summary("image", fields, step)
 
     def histograms(self, samples, step):
-        """TensorBoard histograms: a dict of name -> array of numbers, of which the finite ones count."""
+        """TensorBoard histograms: a dict of name -> array of numbers,
+        of which the finite ones count."""
         fields = {}
         for name, values in samples.items():
             values = values[np.isfinite(values)].astype(np.float64)
@@ -128,10 +146,13 @@ class RunLog:
             yield
 
     def _summary(self, kind, fields, step):
-        """Write what the logger has no method for that works: its own draw images with a function SciPy has dropped."""
+        """Write what the logger has no method for that works:
+        its own draw images with a function SciPy has dropped."""
         if self.tensorboard:
             with self._writing_curves():
-                summary = summary_pb2.Summary(value=[{"tag": name, kind: found} for name, found in fields.items()])
+                summary = summary_pb2.Summary(
+                    value=[{"tag": name, kind: found} for name, found in fields.items()]
+                )
                 self.tensorboard._log_summary(kind, summary, None, step=step)
 
     def _line(self, file, text, times=""):
@@ -149,7 +170,10 @@ def _truncate(path, size):
     try:
         found = os.fstat(descriptor).st_size
         if found < size:
-            print_line(f"warning: {path}: found {found} bytes, expected {size}: lines of the log are missing")
+            print_line(
+                f"warning: {path}: found {found} bytes, expected "
+                f"{size}: lines of the log are missing"
+            )
         else:
             os.ftruncate(descriptor, size)
     finally:
@@ -158,30 +182,37 @@ def _truncate(path, size):
 
 @contextlib.contextmanager
 def _closed_on_error(logger):
-    """Close a logger's file where writing to it fails: what is left in its buffer would fail again, at exit."""
+    """Close a logger's file where writing to it fails:
+    what is left in its buffer would fail again, at exit."""
     try:
         yield
     except OSError:
-        with contextlib.suppress(OSError, AttributeError):  # AttributeError: it has opened no file yet
+        # AttributeError: it has opened no file yet
+        with contextlib.suppress(OSError, AttributeError):
             logger._writer.close()
         raise
 
 
 def check_sizes(folder, sizes):
-    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them: each ends a line. Raises InputError."""
+    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them:
+    each ends a line. Raises InputError."""
     for name in {TRAIN, EVAL} & sizes.keys():
         path, size = folder / name, sizes[name]
         if not size or not os.path.lexists(path):
             continue
         if why := why_unreadable(path):
-            raise InputError(f"{path}: {why}; expected the log of the run: move it away, or start with --resume none")
+            raise InputError(
+                f"{path}: {why}; expected the log of the run: move "
+                "it away, or start with --resume none"
+            )
         with open(path, "rb") as file:
             file.seek(size - 1)
             last = file.read(1)
         if last not in (b"", b"\n"):  # b"": the log is shorter, as after a power cut
             raise InputError(
-                f"{path}: found text that goes on after {size} bytes, where the saved run ends it, expected the end of "
-                "a line: one of log and last.pth was changed; start anew with --resume none, or another --logger_name"
+                f"{path}: found text that goes on after {size} bytes, where the saved run ends "
+                "it, expected the end of a line: one of log and last.pth was changed; start anew "
+                "with --resume none, or another --logger_name"
             )
 
 
@@ -203,7 +234,8 @@ class NullLog(RunLog):
 
 
 class StepReport(NamedTuple):
-    """What one optimisation step found: scalars on the model's device, to be read when there is time to wait."""
+    """What one optimisation step found: scalars on the model's device,
+    to be read when there is time to wait."""
 
     loss: torch.Tensor
     terms: dict
@@ -212,22 +244,31 @@ class StepReport(NamedTuple):
 
 
 class StepLog:
-    """Averages what the steps report and writes it every `log_step` steps: the only place that waits for the GPU."""
+    """Averages what the steps report and writes it every `log_step` steps:
+    the only place that waits for the GPU."""
 
     def __init__(self, log, log_step, state=None):
         self.log, self.log_step = log, log_step
         self.num_skipped, self.reports, self.waited, self.seconds = 0, [], 0.0, 0.0
         if state:
-            self.num_skipped, self.waited, self.seconds = state["num_skipped"], state["waited"], state["seconds"]
+            self.num_skipped, self.waited, self.seconds = (
+                state["num_skipped"],
+                state["waited"],
+                state["seconds"],
+            )
             self.reports = [StepReport(**report) for report in state["reports"]]
 
     def state(self):
-        """What has been taken and not yet written, as tensors and plain values; the argument `state` of another."""
+        """What has been taken and not yet written, as tensors and plain values;
+        the argument `state` of another."""
         reports = [report._asdict() for report in self.reports]
-        return dict(num_skipped=self.num_skipped, reports=reports, waited=self.waited, seconds=self.seconds)
+        return dict(
+            num_skipped=self.num_skipped, reports=reports, waited=self.waited, seconds=self.seconds
+        )
 
     def add(self, epoch, step_in_epoch, step, rate, report, waited, seconds):
-        """Take the `StepReport` of one step; rate: the learning rate; waited, seconds: of this step."""
+        """Take the `StepReport` of one step; rate: the learning rate; waited,
+        seconds: of this step."""
         self.reports.append(report)
         self.waited += waited
         self.seconds += seconds
@@ -240,7 +281,10 @@ class StepLog:
             return
         count = len(self.reports)
         is_finite = _stack(report.is_finite for report in self.reports)
-        means, faulty = {"Loss": _mean(_stack(report.loss for report in self.reports), is_finite)}, []
+        means, faulty = (
+            {"Loss": _mean(_stack(report.loss for report in self.reports), is_finite)},
+            [],
+        )
         for name in self.reports[-1].terms:
             has_term = torch.tensor([name in report.terms for report in self.reports])
             values = _stack(report.terms[name] for report in self.reports if name in report.terms)
@@ -249,14 +293,22 @@ class StepLog:
         norm = _mean(_stack(report.gradient_norm for report in self.reports), is_finite)
         skipped = count - int(is_finite.sum())
         self.num_skipped += skipped
-        terms = ", ".join(f"{name.removeprefix('Loss_')} {value:.4f}" for name, value in list(means.items())[1:])
-        text = f"epoch {epoch} step {step}: loss {means['Loss']:.4f} ({terms}), gradient {norm:.3f}, rate {rate:.3g}"
+        terms = ", ".join(
+            f"{name.removeprefix('Loss_')} {value:.4f}" for name, value in list(means.items())[1:]
+        )
+        text = (
+            f"epoch {epoch} step {step}: loss {means['Loss']:.4f} "
+            f"({terms}), gradient {norm:.3f}, rate {rate:.3g}"
+        )
         if skipped:
             text += (
                 f"; skipped {skipped} steps that were not finite ({self.num_skipped} so far) in "
                 f"{', '.join(faulty) or 'the gradient'}"
             )
-        self.log.train(text, f"  [{self.seconds / count:.3f} s a step, {self.waited / count:.3f} s of it for data]")
+        self.log.train(
+            text,
+            f"  [{self.seconds / count:.3f} s a step, {self.waited / count:.3f} s of it for data]",
+        )
         times = dict(batch_time=self.seconds / count, data_time=self.waited / count)
         where = dict(epoch=epoch, step=step_in_epoch, Iter=step, lr=rate)
         self.log.scalars(where | times | means, step)
@@ -264,9 +316,11 @@ class StepLog:
 
 
 def _stack(scalars):
-    """Scalars of the device as one tensor of the CPU: the one place where the log waits for them."""
+    """Scalars of the device as one tensor of the CPU:
+    the one place where the log waits for them."""
     scalars = list(scalars)
-    device = scalars[-1].device  # a run that goes on has read the first ones from a file, onto the CPU
+    # a run that goes on has read the first ones from a file, onto the CPU
+    device = scalars[-1].device
     return torch.stack([scalar.to(device, non_blocking=True) for scalar in scalars]).cpu()
 
 

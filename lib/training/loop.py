@@ -1,4 +1,5 @@
-"""The loop of a run over epochs: trains, validates, keeps the best model, stops (docs/method.md, section 6)."""
+"""The loop of a run over epochs: trains, validates, keeps the best model, stops
+(docs/method.md, section 6)."""
 
 from typing import NamedTuple
 
@@ -14,14 +15,16 @@ from . import engine, optim, reporting
 
 
 class Result(NamedTuple):
-    """What came of a run: scores of the best model on the test split by label, and seconds a step of training took."""
+    """What came of a run: scores of the best model on the test split by label,
+    and seconds a step of training took."""
 
     scores: dict
     seconds_a_step: float
 
 
 class Training:
-    """The loop of one run over steps and epochs: trains, validates, saves, and stops at a good moment."""
+    """The loop of one run over steps and epochs: trains, validates, saves,
+    and stops at a good moment."""
 
     def __init__(self, state):
         """state: the `RunState` of the run."""
@@ -29,12 +32,14 @@ class Training:
         self.replicas = distributed.wrap_ddp(engine.BatchLoss(state.model, state.objective))
 
     def run(self):
-        """All epochs that are left, then the table of the best model on the test split. Returns `Result`."""
+        """All epochs that are left, then the table of the best model on the test split.
+        Returns `Result`."""
         state = self.state
         with Interrupt() as self.interrupt:
             state.save()
             if state.options.init_from and state.step == 0 and state.best_rsum < 0:
-                self._validate()  # what the run starts from: the best model if training makes it worse
+                # what the run starts from: the best model if training makes it worse
+                self._validate()
                 state.save()
             while state.epoch < state.options.num_epochs:
                 self._train_epoch()
@@ -57,11 +62,16 @@ class Training:
             state.step, state.step_in_epoch = step, state.step_in_epoch + 1
             self.seconds += seconds
             state.step_log.add(epoch, state.step_in_epoch, step, rate, step_report, waited, seconds)
-            if options.val_step and step % options.val_step == 0 and state.step_in_epoch < len(state.loader):
+            if (
+                options.val_step
+                and step % options.val_step == 0
+                and state.step_in_epoch < len(state.loader)
+            ):
                 self._validate()
             if step % engine.MOST_SKIPPED == 0:
                 self._stop_if_diverged()
-            # read once: what comes after the saving waits for the next step; the processes agree on it
+            # read once: what comes after the saving waits for the next step; the processes agree on
+            # it
             status = distributed.all_reduce_max(self.interrupt.status)
             if status or options.save_step and step % options.save_step == 0:
                 state.save()
@@ -69,24 +79,31 @@ class Training:
 
         loaded = batches(state.loader, pin_memory=state.device.type == "cuda")
         bar = tqdm(
-            distributed.synchronised_iterator(loaded), f"epoch {epoch}",
-            total=len(state.loader), initial=state.step_in_epoch, leave=False, disable=distributed.progress_disabled(),
-        )  # fmt: skip
+            distributed.synchronised_iterator(loaded),
+            f"epoch {epoch}",
+            total=len(state.loader),
+            initial=state.step_in_epoch,
+            leave=False,
+            disable=distributed.progress_disabled(),
+        )
         engine.train_epoch(
             state.model, state.objective, state.optimizer, bar, step=state.step, seed=options.seed,
-            warmup=options.warmup, hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs,
-            grad_clip=options.grad_clip, precision=options.precision, device=state.device, on_step=on_step,
-            skipped=state.skipped, replicas=self.replicas,
+            warmup=options.warmup,
+            hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs,
+            grad_clip=options.grad_clip, precision=options.precision, device=state.device,
+            on_step=on_step, skipped=state.skipped, replicas=self.replicas,
         )  # fmt: skip
         state.step_log.write(epoch, state.step_in_epoch, state.step, rate)
         self._stop_if_diverged()
 
     def _stop_on_signal(self, status):
-        """Leave with this exit status, that of a signal that one of the processes got, unless it is 0; all is saved."""
+        """Leave with this exit status, that of a signal that one of the processes got,
+        unless it is 0; all is saved."""
         state = self.state
         if status:
             print_line(
-                f"stopped at step {state.step}, saved in {state.last_file}: the same command with --resume auto goes on"
+                f"stopped at step {state.step}, saved in {state.last_file}: the same command with "
+                "--resume auto goes on"
             )
             raise SystemExit(status)
 
@@ -99,10 +116,11 @@ class Training:
             state.skipped.zero_()
             state.save()
             reason = (
-                f"{state.last_file}: stopped at step {state.step}: the loss or its gradient was not finite in "
-                f"{engine.MOST_SKIPPED} steps in a row (train.txt names the terms), expected numbers; the file holds "
-                "the weights from before the first of them: check the data with python -m lib.data, then start anew "
-                "with a smaller --learning_rate or --precision fp32, or go on with --resume auto"
+                f"{state.last_file}: stopped at step {state.step}: the loss or its gradient was "
+                f"not finite in {engine.MOST_SKIPPED} steps in a row (train.txt names the terms), "
+                "expected numbers; the file holds the weights from before the first of them: "
+                "check the data with python -m lib.data, then start anew with a smaller "
+                "--learning_rate or --precision fp32, or go on with --resume auto"
             )
             with distributed.raise_on_all_ranks():
                 raise InputError(reason)
@@ -112,7 +130,9 @@ class Training:
         state = self.state
         with distributed.raise_on_all_ranks():
             similarities = encoding.similarities(state.model, state.data.validation, state.device)
-        scores = distributed.broadcast_from_main(lambda: metrics.scores(metrics.ranks(similarities)))
+        scores = distributed.broadcast_from_main(
+            lambda: metrics.scores(metrics.ranks(similarities))
+        )
         is_best = scores.rsum > state.best_rsum
         reporting.write_validation(state, scores, is_best)
         if state.log.tensorboard:

@@ -1,4 +1,5 @@
-"""What a run reports: first lines, validations, pictures, and the table at its end (docs/method.md, section 9)."""
+"""What a run reports: first lines, validations, pictures, and the table at its end
+(docs/method.md, section 9)."""
 
 from pathlib import Path
 
@@ -24,7 +25,11 @@ def find_tables(state):
     if state.data.test is None:
         return []
     name = result_name(state)
-    return [f"{name.table()}.md", report.METRICS, *[name.results()] * bool(state.options.save_results)]
+    return [
+        f"{name.table()}.md",
+        report.METRICS,
+        *[name.results()] * bool(state.options.save_results),
+    ]
 
 
 def result_name(state):
@@ -39,12 +44,19 @@ def log_setup(state, resumed_file, trained):
     trained: the `Checkpoint` whose weights the run starts from, or None.
     """
     options = state.options
-    graph = "no instance graph" if options.interaction == "none" else f"graph from step {options.warmup} on"
+    graph = (
+        "no instance graph"
+        if options.interaction == "none"
+        else f"graph from step {options.warmup} on"
+    )
     state.log.parameters(vars(options))
     tell = print_line if resumed_file else state.log.train
     for name, split in state.data._asdict().items():
         if split is None:
-            tell(f"{name}: no such split, so no test table is written; the best model is kept in {state.best_file}")
+            tell(
+                f"{name}: no such split, so no test table is written; the best model is kept in "
+                f"{state.best_file}"
+            )
             continue
         tell(
             f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
@@ -52,14 +64,15 @@ def log_setup(state, resumed_file, trained):
         )
     if state.vocabulary:
         tell(
-            f"vocabulary: {len(state.vocabulary.words)} words that the training captions hold at least "
-            f"{options.min_word_count} times"
+            f"vocabulary: {len(state.vocabulary.words)} words that the training captions hold at "
+            f"least {options.min_word_count} times"
         )
     if note := (state.vocabulary or bert.tokeniser(options.bert_path)).note:
         tell(note)
     tell(
         f"parameters: image encoder {count(state.model.image_encoder)}, text encoder "
-        f"{count(state.model.text_encoder)}, instance graph {count(state.objective)} (training only)"
+        f"{count(state.model.text_encoder)}, instance graph {count(state.objective)} (training "
+        "only)"
     )
     if trained:
         tell(pretrained.describe(options.init_from, trained, vars(options), state.vocabulary))
@@ -67,19 +80,21 @@ def log_setup(state, resumed_file, trained):
         tell(f"{size} processes, {options.batch_size // size} pairs of a batch in each")
     tell(f"method {options.method}, batches {state.loader.sampler.describe()}")
     tell(
-        f"device {state.device} ({device_name(state.device)}), seed {options.seed}; {len(state.loader)} steps an "
-        f"epoch, {options.num_epochs} epochs, {graph}; the best epoch by rsum on "
-        f"{options.val_split} is kept in {state.best_file}"
+        f"device {state.device} ({device_name(state.device)}), seed {options.seed}; "
+        f"{len(state.loader)} steps an epoch, {options.num_epochs} epochs, {graph}; the best "
+        f"epoch by rsum on {options.val_split} is kept in {state.best_file}"
     )
     steps = len(state.loader) * options.num_epochs
     if options.interaction != "none" and options.warmup >= steps:
         tell(
-            f"warning: --warmup {options.warmup} is not over within the {steps} steps of this run: the instance "
-            "graph takes no part in it, what is trained is the base model; give a smaller one"
+            f"warning: --warmup {options.warmup} is not over within the {steps} steps of this "
+            "run: the instance graph takes no part in it, what is trained is the base model; give "
+            "a smaller one"
         )
     if resumed_file:
         print_line(
-            f"going on from {resumed_file}: epoch {state.epoch}, step {state.step}, best rsum {state.best_rsum:.1f}"
+            f"going on from {resumed_file}: epoch {state.epoch}, step {state.step}, best rsum "
+            f"{state.best_rsum:.1f}"
         )
 
 
@@ -91,15 +106,20 @@ def write_validation(state, scores, is_best):
         f"rsum {scores.rsum:.1f}" + (" (best so far)" if is_best else "")
     )
     values = dict(zip(("r1", "r5", "r10", "medr", "meanr"), scores.image_to_text))
-    values |= dict(zip(("r1i", "r5i", "r10i", "medri", "meanri"), scores.text_to_image), rsum=scores.rsum)
+    values |= dict(
+        zip(("r1i", "r5i", "r10i", "medri", "meanri"), scores.text_to_image), rsum=scores.rsum
+    )
     state.log.scalars(values, state.step)
 
 
 def log_pictures(state, similarities):
-    """What TensorBoard shows beside scalars: similarities of pairs; once it takes part, the graph of one batch."""
+    """What TensorBoard shows beside scalars: similarities of pairs; once it takes part,
+    the graph of one batch."""
     options = state.options
     pairs = metrics.pair_similarities(similarities)
-    state.log.histograms({f"similarity/{name}": values for name, values in pairs._asdict().items()}, state.step)
+    state.log.histograms(
+        {f"similarity/{name}": values for name, values in pairs._asdict().items()}, state.step
+    )
     if state.step >= options.warmup and options.interaction != "none":
         num_pairs = min(options.batch_size, MOST_DRAWN)
         with distributed.single_process():
@@ -108,20 +128,30 @@ def log_pictures(state, similarities):
             )
         connection = 255 * found.is_connected.numpy().astype(np.uint8)[..., None]
         relevance = found.relevance.numpy()
-        state.log.images({"graph/connection": connection, "graph/relevance": charts.grey(relevance)}, state.step)
-        ends = {"graph/relevance_lowest": relevance.min(), "graph/relevance_highest": relevance.max()}
+        state.log.images(
+            {"graph/connection": connection, "graph/relevance": charts.grey(relevance)}, state.step
+        )
+        ends = {
+            "graph/relevance_lowest": relevance.min(),
+            "graph/relevance_highest": relevance.max(),
+        }
         state.log.scalars(ends, state.step)
 
 
 def write_table(state):
-    """Write the table of the best model on the test split. Returns its scores by label; none without a test split."""
+    """Write the table of the best model on the test split. Returns its scores by label;
+    none without a test split."""
     options = state.options
     validations = read_validations(options.logger_name)
     if validations:
         title = f"{options.dataset}, split {options.val_split}: {len(validations)} validations"
-        state.log.evaluation(f"\n{title}; * marks the best by rsum\n\n{markdown_of_validations(validations)}")
+        state.log.evaluation(
+            f"\n{title}; * marks the best by rsum\n\n{markdown_of_validations(validations)}"
+        )
     if state.data.test is None:
-        state.log.evaluation(f"\nno test split, so no test table; the best model is in {state.best_file}")
+        state.log.evaluation(
+            f"\nno test split, so no test table; the best model is in {state.best_file}"
+        )
         return {}
     best = checkpoint.load(state.best_file)
     model = load_model(state.best_file, best, options.bert_path, options.img_dim, state.device)

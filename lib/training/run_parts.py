@@ -26,7 +26,8 @@ from ..system.errors import InputError, first_sentence
 
 
 class Data(NamedTuple):
-    """The three splits of a run; test may be the same object as validation, or None: no test table is written."""
+    """The three splits of a run; test may be the same object as validation,
+    or None: no test table is written."""
 
     train: RetrievalDataset
     validation: RetrievalDataset
@@ -36,8 +37,9 @@ class Data(NamedTuple):
 def read_vocabulary(options, resumed_file=None, content=None, trained=None):
     """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
 
-    A run that goes on, from `content`, keeps its own: one edited caption would give most words another one's place. A
-    run that starts from a `Checkpoint`, `trained`, keeps its words and adds those that are new.
+    A run that goes on, from `content`, keeps its own: one edited caption would give most words
+    another one's place. A run that starts from a `Checkpoint`, `trained`, keeps its words and adds
+    those that are new.
     """
     if options.text_encoder == "bert":
         return None
@@ -46,16 +48,17 @@ def read_vocabulary(options, resumed_file=None, content=None, trained=None):
             return Vocabulary(content["vocabulary"], bool(options.strip_accents))
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a list of different "
-                "words: go on from another file, or start anew with --resume none"
+                f"{resumed_file}: its vocabulary is damaged ({first_sentence(error)}), expected a "
+                "list of different words: go on from another file, or start anew with --resume "
+                "none"
             ) from error
     path = open_folder(options.data_path, options.dataset) / "train_caps.txt"
     texts, strip_accents = read_lines(path), bool(options.strip_accents)
     words = frequent_words(texts, options.min_word_count, strip_accents)
     if not words:
         raise InputError(
-            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give a smaller "
-            "--min_word_count"
+            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give "
+            "a smaller --min_word_count"
         )
     note = describe_merged(merged_words(texts, words)) if strip_accents else ""
     found = Vocabulary(words, strip_accents, note)
@@ -63,14 +66,18 @@ def read_vocabulary(options, resumed_file=None, content=None, trained=None):
 
 
 def choose_conventions(options, begun):
-    """Fill in --test_split and --longest_distance where they are not given: as the run began, or as the data say.
+    """Fill in --test_split and --longest_distance where they are not given: as the run began,
+    or as the data say.
 
-    begun: the options of the run that goes on, or none. Raises InputError where there is no such data set.
+    begun: the options of the run that goes on, or none. Raises InputError where there is no such
+    data set.
     """
     found = conventions(open_folder(options.data_path, options.dataset), options.dataset)
     if begun:  # before there was this option, the name alone decided
         found = found._replace(longest_distance=graph_lib.longest_distance(options.dataset))
-    unknown = [name for name in ("test_split", "longest_distance") if getattr(options, name) is None]
+    unknown = [
+        name for name in ("test_split", "longest_distance") if getattr(options, name) is None
+    ]
     for name in unknown:
         setattr(options, name, begun.get(name, getattr(found, name)))
     if found.note and unknown and not begun:
@@ -90,7 +97,8 @@ def read_embeddings(options, vocabulary):
 
 
 def open_data(options, vocabulary=None):
-    """The splits of a run, all opened before anything is trained. Raises InputError. Returns `Data`."""
+    """The splits of a run, all opened before anything is trained. Raises InputError.
+    Returns `Data`."""
     splits = {
         split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
         for split in dict.fromkeys(("train", options.val_split, options.test_split))
@@ -101,16 +109,19 @@ def open_data(options, vocabulary=None):
     for split in splits.values():
         if split.region_dim != wanted:
             raise InputError(
-                f"{split.regions_path}: found regions of {split.region_dim} features, expected {wanted} as in "
-                "--img_dim or the train split; leave --img_dim out, or extract the splits alike"
+                f"{split.regions_path}: found regions of {split.region_dim} features, expected "
+                f"{wanted} as in --img_dim or the train split; leave --img_dim out, or extract "
+                "the splits alike"
             )
     return data
 
 
 def check_memory(options, reader, regions_shape, device):
-    """Refuse a model or a batch that this machine has no memory for, before it is made. Raises InputError.
+    """Refuse a model or a batch that this machine has no memory for, before it is made.
+    Raises InputError.
 
-    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it cannot hold.
+    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it
+    cannot hold.
     """
     with torch.device("meta"):  # shapes without values, and no random number drawn
         modules = build_model(vars(options), reader, options.img_dim), build_objective(options)
@@ -120,9 +131,10 @@ def check_memory(options, reader, regions_shape, device):
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > found:
         raise InputError(
-            f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, --topk {options.topk}, "
-            f"--batch_size {options.batch_size}: training needs more than {needed / 1e9:.0f} GB of memory, found "
-            f"{found / 1e9:.0f} GB, expected it to fit: give smaller ones"
+            f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, "
+            f"--topk {options.topk}, --batch_size {options.batch_size}: training needs more than "
+            f"{needed / 1e9:.0f} GB of memory, found {found / 1e9:.0f} GB, expected it to fit: "
+            "give smaller ones"
         )
 
 

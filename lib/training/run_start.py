@@ -1,12 +1,14 @@
-"""Beginning a run, in an empty folder or in place of another run, and going on with one (runs/README.md).
+"""Beginning a run, in an empty folder or in place of another run,
+and going on with one (runs/README.md).
 
-All checks come first and change nothing. Then one atomic write of the manifest decides: it names the files of the run
-before as discarded and the new run as begun. What follows (deleting, the first files of the new run) is repeated by any
-later command if it was cut short. With two folders, the manifest in that of the checkpoints decides for both.
+All checks come first and change nothing. Then one atomic write of the manifest decides: it names
+the files of the run before as discarded and the new run as begun. What follows (deleting, the first
+files of the new run) is repeated by any later command if it was cut short. With two folders, the
+manifest in that of the checkpoints decides for both.
 
-The record of a run in the manifest: its random `id`; `log`, which logs are its own, as their folder's manifest says;
-`saved`, whether last.pth was ever written; `resumed_from`, the file of --resume PATH; `replaces`, logs of other runs in
-the folder of logs that give way to it.
+The record of a run in the manifest: its random `id`; `log`, which logs are its own, as their
+folder's manifest says; `saved`, whether last.pth was ever written; `resumed_from`, the file of
+--resume PATH; `replaces`, logs of other runs in the folder of logs that give way to it.
 """
 
 import contextlib
@@ -25,8 +27,9 @@ from .logs import EVAL, PARAMETERS, TRAIN
 LOCK = ".lock"
 OTHER_LOG_REMEDY = "give another --logger_name, or replace what is there with --overwrite 1"
 MAY_CHANGE = {  # options that a run may go on with other values of
-    "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume", "save_step", "log_step",
-    "save_results", "gpu_id", "device", "num_epochs", "multi_gpu", "allow_changed_data",
+    "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume",
+    "save_step", "log_step", "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
+    "allow_changed_data",
 }  # fmt: skip
 
 
@@ -35,12 +38,15 @@ def find_best(resumed_file):
     path = Path(resumed_file).with_name(BEST)
     why = why_unreadable(path)
     if why not in (None, "no such file"):
-        raise InputError(f"{path}: {why}, expected the best model of the run, or none: move it away")
+        raise InputError(
+            f"{path}: {why}, expected the best model of the run, or none: move it away"
+        )
     return None if why else path
 
 
 def find_best_rsum(resumed_file, content, num_epochs, model):
-    """The best score so far of a run that goes on: without its model it counts for nothing. Raises InputError.
+    """The best score so far of a run that goes on: without its model it counts for nothing.
+    Raises InputError.
 
     content: what `resumed_file` holds; model: the run's, which the best one must be like.
     """
@@ -50,15 +56,19 @@ def find_best_rsum(resumed_file, content, num_epochs, model):
             found = checkpoint.load(best)
             checkpoint.check_fits(model, found, best)
         except InputError as error:
-            remedy = "put a whole copy in its place" + ", or move it away" * (content["epoch"] < num_epochs)
-            raise InputError(f"{best}: not the best model of this run (found {error}); {remedy}") from error
+            remedy = "put a whole copy in its place" + ", or move it away" * (
+                content["epoch"] < num_epochs
+            )
+            raise InputError(
+                f"{best}: not the best model of this run (found {error}); {remedy}"
+            ) from error
         _check_best(found, best, resumed_file, content)
         return content["best_rsum"]
     missing = Path(resumed_file).with_name(BEST)
     if content["epoch"] >= num_epochs:
         raise InputError(
-            f"{missing}: no such file, expected the best model of this finished run: put it back, or train on with a "
-            "larger --num_epochs"
+            f"{missing}: no such file, expected the best model of this finished run: put it back, "
+            "or train on with a larger --num_epochs"
         )
     if content["best_rsum"] >= 0:
         print_line(f"{missing}: no such file: the next model that is validated becomes the best")
@@ -66,20 +76,25 @@ def find_best_rsum(resumed_file, content, num_epochs, model):
 
 
 def _check_best(best, best_file, resumed_file, content):
-    """Refuse a best model, a `Checkpoint`, that is not of the run that `resumed_file` is of: its table would end it."""
+    """Refuse a best model, a `Checkpoint`, that is not of the run that `resumed_file` is of:
+    its table would end it."""
     last_rsum = content["best_rsum"]
-    is_later = not best.is_published and best.epoch > content["epoch"]  # the run was killed before it saved again
+    # the run was killed before it saved again
+    is_later = not best.is_published and best.epoch > content["epoch"]
     if last_rsum >= 0 and not is_later and best.best_rsum != last_rsum:
         raise InputError(
-            f"{best_file}: found a model of another run or an earlier one (best rsum {best.best_rsum:.1f}), expected "
-            f"that of {resumed_file} ({last_rsum:.1f}): put that back, or move this one away"
+            f"{best_file}: found a model of another run or an earlier one (best rsum "
+            f"{best.best_rsum:.1f}), expected that of {resumed_file} ({last_rsum:.1f}): put that "
+            "back, or move this one away"
         )
 
 
 class RunFolders:
-    """The folder of a run's checkpoints and that of its logs and tables, often one, and the locks on them.
+    """The folder of a run's checkpoints and that of its logs and tables, often one,
+    and the locks on them.
 
-    The locks end with the `with` block. Several processes of one run: the first one alone locks and starts.
+    The locks end with the `with` block. Several processes of one run: the first one alone locks and
+    starts.
     """
 
     def __init__(self, models, logs):
@@ -97,23 +112,33 @@ class RunFolders:
         self._locks.close()
 
     def lock_existing(self):
-        """Keep other processes out of those folders that hold a run. Raises InputError where one is at work there."""
+        """Keep other processes out of those folders that hold a run.
+        Raises InputError where one is at work there."""
         for folder in self.all:
             if os.path.lexists(folder.path / MANIFEST) or (folder.path / LAST).exists():
                 self._locks.enter_context(lock(folder.path / LOCK))
 
     def find_resumed(self, resume, overwrite):
-        """The file that a run goes on from, or None where it starts anew (--resume, --overwrite). Changes nothing.
+        """The file that a run goes on from, or None where it starts anew
+        (--resume, --overwrite). Changes nothing.
 
         Raises InputError where the run would replace what a folder holds, and was not asked to.
         """
         run = self.models.read()["run"]
-        is_begun = run is not None and not run["saved"]  # its best model is then a copy of another run's, or none
-        held = next((name for name in ((LAST,) if is_begun else (LAST, BEST)) if self.models.holds(name)), None)
+        # its best model is then a copy of another run's, or none
+        is_begun = run is not None and not run["saved"]
+        held = next(
+            (name for name in ((LAST,) if is_begun else (LAST, BEST)) if self.models.holds(name)),
+            None,
+        )
         if resume == "auto" and held == LAST:
             found = self.last_file
         elif resume == "auto":
-            found = checkpoint.find(run["resumed_from"], LAST, "--resume") if is_begun and run["resumed_from"] else None
+            found = (
+                checkpoint.find(run["resumed_from"], LAST, "--resume")
+                if is_begun and run["resumed_from"]
+                else None
+            )
         else:
             found = None if resume == "none" else checkpoint.find(resume, LAST, "--resume")
         is_own = self.is_own(found)
@@ -133,28 +158,33 @@ class RunFolders:
             remedies = ["go on with --resume auto"] * (held == LAST)
             remedies += ["replace it with --overwrite 1"] * (held in self._own(self.models))
             remedy = ", ".join([*remedies, "or " * bool(remedies) + another])
-            raise InputError(f"{self.models.path / held}: the folder holds a run, expected an empty one; {remedy}")
+            raise InputError(
+                f"{self.models.path / held}: the folder holds a "
+                f"run, expected an empty one; {remedy}"
+            )
         if run and run["saved"]:
             raise InputError(
-                f"{self.models.path}: found neither {LAST} nor {BEST}, expected the checkpoints that the run in this "
-                f"folder has saved ({MANIFEST} says so); put them back, replace the run with --overwrite 1, or "
-                f"{another}"
+                f"{self.models.path}: found neither {LAST} nor {BEST}, expected the checkpoints "
+                f"that the run in this folder has saved ({MANIFEST} says so); put them back, "
+                f"replace the run with --overwrite 1, or {another}"
             )
         if not run and not self._is_empty(self.models):
             raise InputError(
-                f"{self.models.path}: found files and no run of this program, expected an empty folder or a run's; "
-                f"{another}, or start a run beside these files with --overwrite 1, which replaces only what this "
-                "program wrote"
+                f"{self.models.path}: found files and no run of this program, expected an empty "
+                f"folder or a run's; {another}, or start a run beside these files with "
+                "--overwrite 1, which replaces only what this program wrote"
             )
 
     def _check_logs(self, is_own, run):
-        """Refuse logs that are not those of the run, or files that are no logs. Raises InputError."""
+        """Refuse logs that are not those of the run, or files that are no logs.
+        Raises InputError."""
         found = self.logs.read()
         if self.is_one:
             if is_own and run and found["log"] not in (None, run["log"]):
                 raise InputError(
-                    f"{self.logs.path}: found logs from before the run went on in another --logger_name, expected "
-                    f"those that {LAST} goes on from; name the folder of these, or replace the logs with --overwrite 1"
+                    f"{self.logs.path}: found logs from before the run went on in another "
+                    f"--logger_name, expected those that {LAST} goes on from; name the folder of "
+                    "these, or replace the logs with --overwrite 1"
                 )
             return
         if found["log"] and run and found["log"] in (run["log"], *run["replaces"]):
@@ -163,35 +193,44 @@ class RunFolders:
         if is_own and not run and not has_checkpoints and self._holds_logs_of_last():
             return  # from before there were manifests
         if found["log"] or has_checkpoints:
-            raise InputError(f"{self.logs.path}: found another run, expected an empty folder; {OTHER_LOG_REMEDY}")
+            raise InputError(
+                f"{self.logs.path}: found another run, expected an empty folder; {OTHER_LOG_REMEDY}"
+            )
         if not self._is_empty(self.logs):
             raise InputError(
-                f"{self.logs.path}: found files and no run of this program, expected an empty folder; "
-                f"{OTHER_LOG_REMEDY} (files that this program did not write stay)"
+                f"{self.logs.path}: found files and no run of this program, expected an empty "
+                f"folder; {OTHER_LOG_REMEDY} (files that this program did not write stay)"
             )
 
     def _is_empty(self, folder):
         """Whether a folder holds nothing beside the run's other one, which may lie in it."""
-        return folder.is_empty(but=next((other.path for other in self.all if other is not folder), None))
+        return folder.is_empty(
+            but=next((other.path for other in self.all if other is not folder), None)
+        )
 
     def _holds_logs_of_last(self):
         last = legacy_files.read_last_checkpoint(self.models.path)
         return last is not None and legacy_files.holds_logs(self.logs.path, last)
 
     def _own(self, folder):
-        """Names of our files in a folder: as its manifest says or, without one, as their contents prove."""
+        """Names of our files in a folder: as its manifest says or, without one,
+        as their contents prove."""
         content = folder.read()
         own = set(content["files"])
         if not content["run"] and not content["log"]:
-            last = legacy_files.read_last_checkpoint(folder.path) or legacy_files.read_last_checkpoint(self.models.path)
+            last = legacy_files.read_last_checkpoint(
+                folder.path
+            ) or legacy_files.read_last_checkpoint(self.models.path)
             own |= legacy_files.own_files(folder.path, last)
         return {name for name in own if is_plain_file(folder.path / name)}
 
     def start(self, resumed_file, tables, resume, overwrite):
-        """Go on with the run in these folders or begin one, all other checks passed. Raises InputError.
+        """Go on with the run in these folders or begin one, all other checks passed.
+        Raises InputError.
 
-        resumed_file: of `find_resumed`, which is asked again under the locks, with `resume` and `overwrite`; tables:
-        names of what the run will write beside its logs. Returns whether the logs that are there are the run's own.
+        resumed_file: of `find_resumed`, which is asked again under the locks, with `resume` and
+        `overwrite`; tables: names of what the run will write beside its logs. Returns whether the
+        logs that are there are the run's own.
         """
         own = self._prepare(tables, resumed_file, resume, overwrite)
         if self.is_own(resumed_file):
@@ -204,18 +243,23 @@ class RunFolders:
         return False
 
     def _begin(self, resumed_file, own):
-        """Begin a run in place of what is there; resumed_file: of another folder, or None; own: names by folder."""
+        """Begin a run in place of what is there; resumed_file: of another folder, or None;
+        own: names by folder."""
         for folder in self.all:
-            if resumed_file and any((folder.path / name).samefile(resumed_file) for name in own[folder]):
+            if resumed_file and any(
+                (folder.path / name).samefile(resumed_file) for name in own[folder]
+            ):
                 raise InputError(
-                    f"{resumed_file}: found in a folder whose files this run would replace, expected it elsewhere; "
-                    "give another --logger_name and --model_name"
+                    f"{resumed_file}: found in a folder whose files this run would replace, "
+                    "expected it elsewhere; give another --logger_name and --model_name"
                 )
         there = self.logs.read()["log"]
         run = dict(
-            id=secrets.token_hex(8), saved=False, resumed_from=resumed_file and str(Path(resumed_file).resolve()),
+            id=secrets.token_hex(8),
+            saved=False,
+            resumed_from=resumed_file and str(Path(resumed_file).resolve()),
             replaces=[there] if there and not self.is_one else [],
-        )  # fmt: skip
+        )
         run["log"] = run["id"]
         for folder in self.all:
             with folder.update() as content:
@@ -225,9 +269,11 @@ class RunFolders:
         self._finish()
 
     def _resume(self, own):
-        """Go on with the run that has its last.pth here. Returns whether the logs that are there are its own.
+        """Go on with the run that has its last.pth here.
+        Returns whether the logs that are there are its own.
 
-        own: names of our files by folder. Those from before there were manifests are entered into one.
+        own: names of our files by folder. Those from before there were manifests are entered into
+        one.
         """
         run, there = self.models.read()["run"], self.logs.read()["log"]
         is_before_manifests = run is None
@@ -238,21 +284,25 @@ class RunFolders:
         if not is_own_log:
             run |= dict(log=secrets.token_hex(8), replaces=[there] if there else [])
         run["saved"] = True
-        # the record of the run comes first, but for a run without one: until then its logs are found without it
+        # the record of the run comes first, but for a run without one: until then its logs are
+        # found without it
         for folder in reversed(self.all) if is_before_manifests else self.all:
             with folder.update() as content:
                 content["files"] = sorted({*content["files"], *own[folder]})
                 if folder is self.logs:
                     gives_way = bool(there or not self.is_one) and not is_own_log
                     kept = {LAST, BEST} if self.is_one else set()
-                    content["discarded"] = [name for name in content["files"] if name not in kept] * gives_way
+                    content["discarded"] = [
+                        name for name in content["files"] if name not in kept
+                    ] * gives_way
                     content["log"] = run["log"]
                 content["run"] = run if folder is self.models else None
         self._finish()
         return is_own_log
 
     def _prepare(self, tables, resumed_file, resume, overwrite):
-        """Lock both folders, which are made if they are missing, and check all that is to be written there.
+        """Lock both folders, which are made if they are missing,
+        and check all that is to be written there.
 
         Returns the names of our files by folder. Raises InputError; nothing was deleted then.
         """
@@ -262,8 +312,8 @@ class RunFolders:
             self._locks.enter_context(lock(folder.path / LOCK))
         if self.find_resumed(resume, overwrite) != resumed_file:
             raise InputError(
-                f"{self.models.path}: found a run that another process has begun meanwhile, expected none; go on with "
-                "--resume auto, or give another --logger_name"
+                f"{self.models.path}: found a run that another process has begun meanwhile, "
+                "expected none; go on with --resume auto, or give another --logger_name"
             )
         own = {folder: self._own(folder) for folder in self.all}
         self.models.check_writable((LAST, BEST), own[self.models])
@@ -286,12 +336,13 @@ class RunFolders:
 
 
 def check_resumed(path, options, saved):
-    """A run goes on with the options it began with, but for those of MAY_CHANGE. Raises InputError naming one."""
+    """A run goes on with the options it began with, but for those of MAY_CHANGE.
+    Raises InputError naming one."""
     saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(
-                f"{path}: the run was started with --{name} {saved[name]}, found --{name} {options[name]}; expected "
-                "its own options: give those of Parameters.txt, or start anew, in another --logger_name or with "
-                "--overwrite 1"
+                f"{path}: the run was started with --{name} {saved[name]}, found --{name} "
+                f"{options[name]}; expected its own options: give those of Parameters.txt, or "
+                "start anew, in another --logger_name or with --overwrite 1"
             )

@@ -10,14 +10,17 @@ from ..system.errors import InputError
 from ..system.files import why_unreadable
 from .logs import EVAL
 
-VALIDATION = re.compile(r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?")
+VALIDATION = re.compile(
+    r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?"
+)
 LARGEST_LOG, LONGEST_LINE = 5e8, 10_000  # bytes, characters: no run writes more
 LARGEST_VALUE = 1e15  # that a curve shows
 VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "rsum")
 
 
 class Validation(NamedTuple):
-    """A validation as eval.txt tells of it; recalls: R@1, R@5, R@10 of I2T, then of T2I; is_best: so far."""
+    """A validation as eval.txt tells of it; recalls: R@1, R@5, R@10 of I2T, then of T2I;
+    is_best: so far."""
 
     epoch: int
     step: int
@@ -30,16 +33,26 @@ class Validation(NamedTuple):
 def read_validations(folder):
     """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file.
 
-    A line that holds anything else than finite numbers is none. Raises InputError where the file is no file.
+    A line that holds anything else than finite numbers is none. Raises InputError where the file is
+    no file.
     """
     validations = []
     for line in log_lines(folder, EVAL):
         if found := VALIDATION.match(line):
-            numbers = [number(text) for text in (*re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5])]
+            numbers = [
+                number(text) for text in (*re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5])
+            ]
             if len(numbers) == 7 and None not in numbers:
                 *recalls, rsum = numbers
                 validations.append(
-                    Validation(int(found[1]), int(found[2]), one_line(found[3]), recalls, rsum, bool(found[6]))
+                    Validation(
+                        int(found[1]),
+                        int(found[2]),
+                        one_line(found[3]),
+                        recalls,
+                        rsum,
+                        bool(found[6]),
+                    )
                 )
     return validations
 
@@ -65,13 +78,17 @@ def log_lines(folder, name):
     if not why and path.stat().st_size > LARGEST_LOG:
         why = f"a file of {path.stat().st_size / 1e9:.1f} GB"
     if why:
-        raise InputError(f"{path}: {why}; expected the log of a run: move it away, and the report is made without it")
+        raise InputError(
+            f"{path}: {why}; expected the log of a run: move it "
+            "away, and the report is made without it"
+        )
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return [line for line in lines if len(line) <= LONGEST_LINE]
 
 
 def markdown_of_validations(validations):
-    """A row for each `Validation`, the best one marked with a *: aligned, for a terminal shows it too."""
+    """A row for each `Validation`, the best one marked with a *: aligned,
+    for a terminal shows it too."""
     best = max((number for number, one in enumerate(validations) if one.is_best), default=None)
     rows = [
         [
@@ -83,6 +100,9 @@ def markdown_of_validations(validations):
     ]
     lines = [VALIDATION_HEADER, *rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    aligned = [f"| {' | '.join(cell.rjust(width) for cell, width in zip(line, widths))} |" for line in lines]
+    aligned = [
+        f"| {' | '.join(cell.rjust(width) for cell, width in zip(line, widths))} |"
+        for line in lines
+    ]
     rule = f"|{'|'.join('-' * (width + 1) + ':' for width in widths)}|"
     return "\n".join([aligned[0], rule, *aligned[1:]])

@@ -1,4 +1,5 @@
-"""Caption files whose lines are no captions alone: what is said of them, and that the commands strip them."""
+"""Caption files whose lines are no captions alone: what is said of them,
+and that the commands strip them."""
 
 import csv
 import io
@@ -13,8 +14,9 @@ from lib.data import caption_forms, demo
 from lib.data.dataset import read_lines
 
 CAPTIONS = [
-    "a red ball, and a dog", "two dogs run", 'a "big" cube', "3 cats on 2 mats", "it's a cup", "a man's hat; 1990",
-    "a woman holds a sign that says 50% off", "näh, schön", "A cup, a cat and a hat.", "12 people",
+    "a red ball, and a dog", "two dogs run", 'a "big" cube', "3 cats on 2 mats", "it's a cup",
+    "a man's hat; 1990", "a woman holds a sign that says 50% off", "näh, schön",
+    "A cup, a cat and a hat.", "12 people",
 ] * 5  # fmt: skip
 
 
@@ -39,7 +41,9 @@ FORMS = {
     "a file name": lambda n, text: f"COCO_val2014_{n:012d}.jpg {text}",
     "a long number": lambda n, text: f"{391895 + n} {'a' + text}",
     "objects": lambda n, text: json.dumps(dict(image_id=n, caption=text)),
-    "raw objects": lambda n, text: json.dumps(dict(raw=text, tokens=text.split()), ensure_ascii=False),
+    "raw objects": lambda n, text: json.dumps(
+        dict(raw=text, tokens=text.split()), ensure_ascii=False
+    ),
     "strings": lambda n, text: json.dumps(text),
     "bytes of Python": lambda n, text: repr(text.encode()),
     "strings of Python": lambda n, text: repr(text),
@@ -57,7 +61,9 @@ FORMS = {
 def written(folder, form):
     path = folder / "a folder" / "test_caps.txt"
     path.parent.mkdir()
-    path.write_text("".join(f"{form(n, text)}\n" for n, text in enumerate(CAPTIONS)), encoding="utf-8")
+    path.write_text(
+        "".join(f"{form(n, text)}\n" for n, text in enumerate(CAPTIONS)), encoding="utf-8"
+    )
     return path
 
 
@@ -79,22 +85,32 @@ def test_the_command_leaves_the_captions(tmp_path, form):
 
 
 def test_numbers_and_unknown_objects_have_no_command(tmp_path):
-    for line, told in (("23 101, 7592", "numbers and nothing else"), ("[1]", "JSON"), ('{"x": 1}', "JSON")):
+    for line, told in (
+        ("23 101, 7592", "numbers and nothing else"),
+        ("[1]", "JSON"),
+        ('{"x": 1}', "JSON"),
+    ):
         text = caption_forms.warning(tmp_path / "test_caps.txt", [line] * 50)
         assert told in text and text.endswith("; write the captions as text, one a line")
 
 
 def test_captions_have_no_form(tmp_path):
     demo.build(tmp_path / "demo_precomp", sizes={"train": 200, "dev": 5, "test": 5})
-    for texts in (CAPTIONS, read_lines(tmp_path / "demo_precomp" / "train_caps.txt"), [], [""] * 5, ["a"]):
+    for texts in (
+        CAPTIONS,
+        read_lines(tmp_path / "demo_precomp" / "train_caps.txt"),
+        [],
+        [""] * 5,
+        ["a"],
+    ):
         assert caption_forms.find_form(texts) is None
     few = [*CAPTIONS[:40], *("1.jpg#0\tx" for _ in range(10))]
     assert caption_forms.find_form(few) is None
 
 
 @pytest.mark.parametrize("text", [
-    "2 dogs, 3 cats", "Two, three", "[unclear] a dog", "{a} dog", '"Stop" says a sign', "100 people", "a|b", "#1 fan",
-    "<b> is bold", "'tis a dog", "['a', 'dog']", "1. a dog", "b'a",
+    "2 dogs, 3 cats", "Two, three", "[unclear] a dog", "{a} dog", '"Stop" says a sign',
+    "100 people", "a|b", "#1 fan", "<b> is bold", "'tis a dog", "['a', 'dog']", "1. a dog", "b'a",
 ])  # fmt: skip
 def test_a_caption_of_an_odd_form_is_a_caption(text):
     assert caption_forms.find_form([text, *CAPTIONS]) is None

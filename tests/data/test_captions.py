@@ -22,7 +22,8 @@ PLAIN = [
     "dogs",
     "",
 ]
-SPECIAL = SpecialIds(start=2, end=3, mask=500, vocabulary_size=7)  # no mask is mistaken for a replaced piece
+# no mask is mistaken for a replaced piece
+SPECIAL = SpecialIds(start=2, end=3, mask=500, vocabulary_size=7)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,14 @@ def tokeniser():
 def altered(word_lengths, seed):
     """What becomes of words whose pieces are 1000, 1001, ..."""
     word_lengths = np.array(word_lengths, dtype=np.int64)
-    return augment(1000 + np.arange(word_lengths.sum()), word_lengths, SPECIAL, np.random.default_rng(seed))
+    return augment(
+        1000 + np.arange(word_lengths.sum()), word_lengths, SPECIAL, np.random.default_rng(seed)
+    )
 
 
 def fates(num_words, pieces_a_word=2):
-    """kept, masked, replaced or dropped: what becomes of each of so many words, altered one at a time."""
+    """kept, masked, replaced or dropped: what becomes of each of so many words,
+    altered one at a time."""
     generator, word = np.random.default_rng(0), 1000 + np.arange(pieces_a_word)
     found = []
     for _ in range(num_words):
@@ -47,7 +51,9 @@ def fates(num_words, pieces_a_word=2):
         else:
             assert len(pieces) == pieces_a_word
             is_whole = np.array_equal(pieces, word)
-            found.append("kept" if is_whole else "masked" if (pieces == SPECIAL.mask).all() else "replaced")
+            found.append(
+                "kept" if is_whole else "masked" if (pieces == SPECIAL.mask).all() else "replaced"
+            )
             if found[-1] == "replaced":
                 assert ((1 <= pieces) & (pieces < SPECIAL.vocabulary_size)).all()
     return found
@@ -93,7 +99,12 @@ def test_pieces_lie_word_by_word_in_flat_arrays(tokeniser):
     for number, word in enumerate(words):
         pieces = found.pieces[found.word_starts[number] : found.word_starts[number + 1]]
         assert pieces.tolist() == tokeniser(word, add_special_tokens=False)["input_ids"]
-    assert found.special == (tokeniser.cls_token_id, tokeniser.sep_token_id, tokeniser.mask_token_id, len(tokeniser))
+    assert found.special == (
+        tokeniser.cls_token_id,
+        tokeniser.sep_token_id,
+        tokeniser.mask_token_id,
+        len(tokeniser),
+    )
 
 
 @pytest.mark.parametrize("name", ["[MASK]", "[CLS]", "[SEP]", "[PAD]"])
@@ -107,7 +118,10 @@ def test_a_blank_caption_is_its_two_ends(tokeniser):
     found = tokenise(["a dog", "", "  ", "dogs"], tokeniser)
     for blank in (1, 2):
         for generator in (None, np.random.default_rng(0)):
-            assert found.ids(blank, generator).tolist() == [tokeniser.cls_token_id, tokeniser.sep_token_id]
+            assert found.ids(blank, generator).tolist() == [
+                tokeniser.cls_token_id,
+                tokeniser.sep_token_id,
+            ]
     assert found.lengths[1:3].tolist() == [2, 2]
     assert found.ids(3).tolist() == tokeniser("dogs")["input_ids"]
     assert len(tokenise([], tokeniser)) == 0 and tokenise([""], tokeniser).lengths.tolist() == [2]
@@ -123,7 +137,11 @@ def test_long_captions_lose_their_last_words_whole(tokeniser, longest):
             is_full = is_full or len(expected) + len(pieces) > longest - 2
             expected += [] if is_full else pieces
         num_shortened += is_full
-        assert found.ids(number).tolist() == [tokeniser.cls_token_id, *expected, tokeniser.sep_token_id]
+        assert found.ids(number).tolist() == [
+            tokeniser.cls_token_id,
+            *expected,
+            tokeniser.sep_token_id,
+        ]
     assert found.num_shortened == num_shortened and found.lengths.max() <= longest
     assert (num_shortened > 0) is (longest < 512)
 
@@ -178,8 +196,12 @@ DAMAGED = {
     "pieces beyond the vocabulary": remembered_with(pieces=lambda found: found + 10**6),
     "pieces below 0": remembered_with(pieces=lambda found: -found - 1),
     "pieces too few": remembered_with(pieces=lambda found: found[:-1]),
-    "starts that fall": remembered_with(word_starts=lambda found: np.concatenate(([0, 5], found[2:]))),
-    "starts that begin later": remembered_with(word_starts=lambda found: np.concatenate(([1], found[1:]))),
+    "starts that fall": remembered_with(
+        word_starts=lambda found: np.concatenate(([0, 5], found[2:]))
+    ),
+    "starts that begin later": remembered_with(
+        word_starts=lambda found: np.concatenate(([1], found[1:]))
+    ),
     "starts that end elsewhere": remembered_with(caption_starts=lambda found: found * 0),
     "no starts": remembered_with(word_starts=lambda found: found[:0]),
     "a caption too few": remembered_with(caption_starts=lambda found: np.delete(found, 1)),
@@ -191,7 +213,9 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED.values(), ids=DAMAGED)
-def test_remembered_captions_that_are_damaged_are_cut_again_and_replaced(tokeniser, monkeypatch, tmp_path, damage):
+def test_remembered_captions_that_are_damaged_are_cut_again_and_replaced(
+    tokeniser, monkeypatch, tmp_path, damage
+):
     monkeypatch.setattr(captions, "MIN_CAPTIONS_TO_CACHE", len(PLAIN))
     cuts, cut = [], tokenise
     monkeypatch.setattr(captions, "tokenise", lambda *arguments: cuts.append(1) or cut(*arguments))
@@ -201,7 +225,9 @@ def test_remembered_captions_that_are_damaged_are_cut_again_and_replaced(tokenis
         key = str(file["key"])
     damage(path, key)
     for number in (2, 2):  # the second time it is read again
-        for ours, wanted in zip(tokenise_cached(PLAIN, tokeniser, 7, tmp_path), expected, strict=True):
+        for ours, wanted in zip(
+            tokenise_cached(PLAIN, tokeniser, 7, tmp_path), expected, strict=True
+        ):
             assert np.array_equal(ours, wanted)
         assert len(cuts) == number
 
@@ -214,7 +240,9 @@ def test_remembered_captions_of_another_key_are_not_believed(tokeniser, monkeypa
     tokenise_cached(PLAIN, tokeniser, 7, tmp_path)
     (path,) = {*tmp_path.iterdir()} - {other}
     path.write_bytes(content)
-    for ours, wanted in zip(tokenise_cached(PLAIN, tokeniser, 7, tmp_path), tokenise(PLAIN, tokeniser, 7), strict=True):
+    for ours, wanted in zip(
+        tokenise_cached(PLAIN, tokeniser, 7, tmp_path), tokenise(PLAIN, tokeniser, 7), strict=True
+    ):
         assert np.array_equal(ours, wanted)
 
 
@@ -233,7 +261,9 @@ def test_words_of_one_caption_are_altered_whole_and_the_others_keep_their_order(
     is_kept = np.isin(starts[:-1], kept)
     check_share(is_kept.sum(), 20000, 0.8)
     words = [range(start, start + length) for start, length in zip(starts, lengths)]
-    assert kept.tolist() == [piece for word, whole in zip(words, is_kept) if whole for piece in word]
+    assert kept.tolist() == [
+        piece for word, whole in zip(words, is_kept) if whole for piece in word
+    ]
     sizes = 2.0 * 20000  # pieces; words differ in length, hence the wider bound
     assert abs((pieces == SPECIAL.mask).sum() / sizes - 0.1) < 0.01
     assert abs((pieces < SPECIAL.vocabulary_size).sum() / sizes - 0.02) < 0.005
@@ -248,7 +278,8 @@ def test_replacements_are_uniform_over_the_vocabulary_without_padding():
     pieces = altered([3] * 60000, seed=4)
     drawn = np.bincount(pieces[pieces < SPECIAL.vocabulary_size], minlength=SPECIAL.vocabulary_size)
     assert drawn[0] == 0 and len(drawn) == SPECIAL.vocabulary_size
-    assert ((drawn[1:] - drawn.sum() / 6) ** 2 / (drawn.sum() / 6)).sum() < 25.8  # 5 degrees of freedom, 1 in 10000
+    # 5 degrees of freedom, 1 in 10000
+    assert ((drawn[1:] - drawn.sum() / 6) ** 2 / (drawn.sum() / 6)).sum() < 25.8
 
 
 def test_the_pieces_of_a_replaced_word_are_drawn_one_by_one():
@@ -275,4 +306,6 @@ def test_altering_leaves_the_captions_as_they_were(tokeniser):
     before = [found.ids(number).tolist() for number in range(len(found))]
     changed = [found.ids(number, np.random.default_rng(7)).tolist() for number in range(len(found))]
     assert [found.ids(number).tolist() for number in range(len(found))] == before != changed
-    assert all(ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in changed)
+    assert all(
+        ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in changed
+    )

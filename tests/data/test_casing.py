@@ -1,4 +1,5 @@
-"""How a BERT's tokeniser treats capitals and accents: as its files say, or as its vocabulary shows, and said aloud."""
+"""How a BERT's tokeniser treats capitals and accents: as its files say,
+or as its vocabulary shows, and said aloud."""
 
 import json
 import shutil
@@ -18,7 +19,11 @@ SPECIAL = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
 CASED = "A a Dog dog The the Paris ##s".split()
 UNCASED = "a dog the paris ##s".split()
 TEXT = "The Dögs in Paris"
-KEPT, LOWER, PLAIN = ["The", "Dögs", "in", "Paris"], ["the", "dögs", "in", "paris"], ["the", "dogs", "in", "paris"]
+KEPT, LOWER, PLAIN = (
+    ["The", "Dögs", "in", "Paris"],
+    ["the", "dögs", "in", "paris"],
+    ["the", "dogs", "in", "paris"],
+)
 FIELDS = dict(
     vocab_size=100, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
     max_position_embeddings=20, type_vocab_size=2,
@@ -28,7 +33,9 @@ FIELDS = dict(
 def folder_of(folder, words, settings=None, config=None):
     """A BERT folder without weights: these words after the special ones."""
     folder.mkdir()
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in [*SPECIAL, *words]), encoding="utf-8")
+    (folder / "vocab.txt").write_text(
+        "".join(f"{word}\n" for word in [*SPECIAL, *words]), encoding="utf-8"
+    )
     config = {"model_type": "bert", "vocab_size": 1000} if config is None else config
     (folder / "config.json").write_text(json.dumps(config))
     if settings is not None:
@@ -47,27 +54,60 @@ def as_tokenizer_json(folder, change):
 
 @pytest.mark.parametrize("words, expected, told", [
     (UNCASED, PLAIN, []),
-    (CASED, KEPT, ["capitals are kept, accents kept", "no file says otherwise", "50.0% of the", "hold capitals"]),
+    (
+        CASED, KEPT,
+        [
+            "capitals are kept, accents kept", "no file says otherwise", "50.0% of the",
+            "hold capitals"
+        ]
+    ),
     ([*UNCASED, "schön"], LOWER, ["capitals are made lower case, accents kept", "16.7% accents"]),
     (["狗", "馬"], PLAIN, []),
-    ([*UNCASED, *map(str, range(300)), "Paris"], PLAIN, ["warning: ", "cannot be told", '{"do_lower_case": false}']),
-    ([*UNCASED, *map(str, range(300)), "schön"], PLAIN, ["warning: ", "cannot be told", "accents removed"]),
+    (
+        [*UNCASED, *map(str, range(300)), "Paris"], PLAIN,
+        ["warning: ", "cannot be told", '{"do_lower_case": false}']
+    ),
+    (
+        [*UNCASED, *map(str, range(300)), "schön"], PLAIN,
+        ["warning: ", "cannot be told", "accents removed"]
+    ),
     ([*UNCASED, "[X1]", "[unused7]", "<S>"], PLAIN, []),
-], ids=["uncased", "cased", "accents", "no case", "few capitals", "few accents", "names in brackets"])  # fmt: skip
+], ids=[
+    "uncased", "cased", "accents", "no case", "few capitals", "few accents", "names in brackets"
+])  # fmt: skip
 def test_a_vocabulary_shows_what_no_file_says(tmp_path, words, expected, told):
     found = bert.tokeniser(folder_of(tmp_path / "bert", words))
     assert split_words(TEXT, found) == expected
-    assert all(text in found.note for text in [str(tmp_path / "bert"), *told]) if told else found.note == ""
+    assert (
+        all(text in found.note for text in [str(tmp_path / "bert"), *told])
+        if told
+        else found.note == ""
+    )
 
 
 @pytest.mark.parametrize("words, settings, expected, told", [
-    (CASED, dict(do_lower_case=False), KEPT, ["capitals are kept, accents kept, as tokenizer_config.json says"]),
-    (CASED, dict(do_lower_case=False, strip_accents=True), ["The", "Dogs", "in", "Paris"], ["accents removed"]),
+    (
+        CASED, dict(do_lower_case=False), KEPT,
+        ["capitals are kept, accents kept, as tokenizer_config.json says"]
+    ),
+    (
+        CASED, dict(do_lower_case=False, strip_accents=True), ["The", "Dogs", "in", "Paris"],
+        ["accents removed"]
+    ),
     (UNCASED, dict(do_lower_case=True), PLAIN, []),
-    (UNCASED, dict(do_lower_case=True, strip_accents=False), LOWER, ["made lower case, accents kept"]),
+    (
+        UNCASED, dict(do_lower_case=True, strip_accents=False), LOWER,
+        ["made lower case, accents kept"]
+    ),
     (UNCASED, dict(strip_accents=False), LOWER, ["accents kept"]),
-    (CASED, dict(do_lower_case=True), PLAIN, ["warning: so 50% of the vocabulary's words can never be met"]),
-    (UNCASED, dict(do_lower_case=False), KEPT, ["warning: no word of the vocabulary holds a capital"]),
+    (
+        CASED, dict(do_lower_case=True), PLAIN,
+        ["warning: so 50% of the vocabulary's words can never be met"]
+    ),
+    (
+        UNCASED, dict(do_lower_case=False), KEPT,
+        ["warning: no word of the vocabulary holds a capital"]
+    ),
 ])  # fmt: skip
 def test_tokenizer_config_json_decides(tmp_path, words, settings, expected, told):
     found = bert.tokeniser(folder_of(tmp_path / "bert", words, settings))
@@ -102,12 +142,17 @@ def test_the_published_vocabulary_is_uncased_without_a_word(tmp_path):
 def test_numbers_of_words_beyond_the_embeddings_are_refused(tmp_path):
     words = [*UNCASED, UNCASED[0], UNCASED[0]]  # a repeated word has the number of its last line
     sizes = {"model_type": "bert", "vocab_size": len(SPECIAL) + len(UNCASED)}
-    with pytest.raises(InputError, match=f"has {sizes['vocab_size'] + 2} entries, expected at most"):
+    with pytest.raises(
+        InputError, match=f"has {sizes['vocab_size'] + 2} entries, expected at most"
+    ):
         bert.tokeniser(folder_of(tmp_path / "bert", words, config=sizes))
 
 
 @pytest.mark.parametrize("damage", [
-    dict(tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic", subword_tokenizer_type="wordpiece"),
+    dict(
+        tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="basic",
+        subword_tokenizer_type="wordpiece"
+    ),
     dict(normalizer=None), dict(pre_tokenizer=None),
 ], ids=["in Python", "no normaliser", "no pre-tokeniser"])  # fmt: skip
 def test_a_tokeniser_without_a_fast_backend_is_refused(tmp_path, damage):
@@ -115,10 +160,14 @@ def test_a_tokeniser_without_a_fast_backend_is_refused(tmp_path, damage):
     settings = damage
     if "tokenizer_class" not in damage:
         as_tokenizer_json(folder, lambda content: content.update(damage))
-        names = {f"{name.lower()}_token": f"[{name}]" for name in ("CLS", "SEP", "MASK", "PAD", "UNK")}
+        names = {
+            f"{name.lower()}_token": f"[{name}]" for name in ("CLS", "SEP", "MASK", "PAD", "UNK")
+        }
         settings = dict(tokenizer_class="PreTrainedTokenizerFast", **names)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="expected a fast BertTokenizer: give another --bert_path, or --text_enc"):
+    with pytest.raises(
+        InputError, match="expected a fast BertTokenizer: give another --bert_path, or --text_enc"
+    ):
         bert.tokeniser(folder)
 
 
@@ -130,21 +179,34 @@ def test_a_bert_is_known_by_its_fields(tmp_path, more):
     assert split_words(TEXT, bert.tokeniser(folder)) == KEPT
 
 
-@pytest.mark.parametrize("config", [
-    FIELDS | dict(architectures=["RobertaModel"]), FIELDS | dict(embedding_size=8), FIELDS | dict(architectures=7),
-    {name: value for name, value in FIELDS.items() if name != "type_vocab_size"}, FIELDS | dict(model_type="roberta"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        FIELDS | dict(architectures=["RobertaModel"]),
+        FIELDS | dict(embedding_size=8),
+        FIELDS | dict(architectures=7),
+        {name: value for name, value in FIELDS.items() if name != "type_vocab_size"},
+        FIELDS | dict(model_type="roberta"),
+    ],
+)
 def test_the_fields_of_another_model_are_refused(tmp_path, config):
     with pytest.raises(InputError, match="found a model of type .*expected 'bert'"):
         bert.configuration(folder_of(tmp_path / "bert", CASED, config=config))
 
 
-def test_programs_say_once_that_a_bert_is_cased_and_read_a_config_without_model_type(data, tmp_path, capsys):
+def test_programs_say_once_that_a_bert_is_cased_and_read_a_config_without_model_type(
+    data, tmp_path, capsys
+):
     folder = data / "demo_precomp" / "bert"
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({name: config[name] for name in FIELDS} | dict(pad_token_id=0)))
-    run, told = tmp_path / "run", f"{folder}: capitals are kept, accents kept, as tokenizer_config.json says"
+    (folder / "config.json").write_text(
+        json.dumps({name: config[name] for name in FIELDS} | dict(pad_token_id=0))
+    )
+    run, told = (
+        tmp_path / "run",
+        f"{folder}: capitals are kept, accents kept, as tokenizer_config.json says",
+    )
     train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(run)])
     assert (run / "train.txt").read_text().count(told) == 1
     capsys.readouterr()
@@ -155,7 +217,8 @@ def test_programs_say_once_that_a_bert_is_cased_and_read_a_config_without_model_
     upper, lower = model.encode_captions(["A DOG", "a dog"])
     assert not (upper == lower).all()
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    with pytest.raises(InputError, match="other tokeniser than the BERT that"):  # captions would be cut otherwise
+    # captions would be cut otherwise
+    with pytest.raises(InputError, match="other tokeniser than the BERT that"):
         load(run)
 
 

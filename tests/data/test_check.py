@@ -1,4 +1,5 @@
-"""The report on a data folder: what it tells of a good one, and a fix for everything that can be wrong."""
+"""The report on a data folder: what it tells of a good one,
+and a fix for everything that can be wrong."""
 
 import os
 import re
@@ -82,8 +83,10 @@ def test_a_good_folder_is_told_of_and_ok(whole, capsys):
         f"  values    0 to {array.max():.4g}, none negative, finite; all rows read",
         "  regions   36 an image (no train_num_regions.npy: none is padding)",
         "  pairs     5 captions an image (in order, no train_caps_images.txt)",
-        f"  captions  {min(words)} to {max(words)} words, mean {np.mean(words):.1f}; {len(set(captions))} different "
-        "texts; none blank",
+        (
+            f"  captions  {min(words)} to {max(words)} words, mean {np.mean(words):.1f}; "
+            f"{len(set(captions))} different texts; none blank"
+        ),
     ]
     assert text.count("  ids       8, all different\n") == 2
     assert "\ntrain and dev have in common: 0 images, 0 ids, " in text and text.endswith("\nOK\n")
@@ -103,7 +106,9 @@ def test_repeated_rows_are_compared(folder):
     regions("test", lambda array: array.repeat(5, axis=0))(folder)
     report = check.check(folder)
     assert not report.fixes
-    assert "test: 40 rows x 36" in str(report) and "  images    8, each 5 times; none with the" in str(report)
+    assert "test: 40 rows x 36" in str(
+        report
+    ) and "  images    8, each 5 times; none with the" in str(report)
     put("test", (slice(17, 18), 3, 4), 7.5)(folder)
     (fix,) = check.check(folder).fixes
     assert "5 times, but rows differ for 1 images (rows 15, from 0)" in fix
@@ -125,49 +130,93 @@ def test_float16_and_other_layouts_are_read(folder):
 
 
 DAMAGES = {  # what is done to a good folder -> what its only fix must say
-    "without captions": (lambda folder: (folder / "dev_caps.txt").unlink(), ["dev_caps.txt: no such file"]),
-    "without regions": (lambda folder: (folder / "dev_ims.npy").unlink(), ["dev_ims.npy: no such file"]),
-    "a damaged array": (lambda folder: os.truncate(folder / "dev_ims.npy", 500), ["dev_ims.npy: cannot be read"]),
-    "float64": (regions("test", lambda array: array.astype("f8")), ["test_ims.npy", "float64", "astype"]),
-    "an image too few": (regions("dev", lambda array: array[:7]), ["dev_caps.txt", "40 captions", "35"]),
-    "not UTF-8": (lines("dev_caps.txt", lambda found: [b"caf\xe9", *found[1:]]), ["dev_caps.txt: line 1 is not UTF-8"]),
+    "without captions": (
+        lambda folder: (folder / "dev_caps.txt").unlink(),
+        ["dev_caps.txt: no such file"],
+    ),
+    "without regions": (
+        lambda folder: (folder / "dev_ims.npy").unlink(),
+        ["dev_ims.npy: no such file"],
+    ),
+    "a damaged array": (
+        lambda folder: os.truncate(folder / "dev_ims.npy", 500),
+        ["dev_ims.npy: cannot be read"],
+    ),
+    "float64": (
+        regions("test", lambda array: array.astype("f8")),
+        ["test_ims.npy", "float64", "astype"],
+    ),
+    "an image too few": (
+        regions("dev", lambda array: array[:7]),
+        ["dev_caps.txt", "40 captions", "35"],
+    ),
+    "not UTF-8": (
+        lines("dev_caps.txt", lambda found: [b"caf\xe9", *found[1:]]),
+        ["dev_caps.txt: line 1 is not UTF-8"],
+    ),
     "blank captions": (
         lines("test_caps.txt", lambda found: [b" ", b"", b"\t", *found[3:]]),
         ["test_caps.txt: 3 blank captions (lines 1, 2, 3, from 1)"],
     ),
-    "NaN": (put("train", (29, 35, 127), np.nan), ["train_ims.npy: NaN or Inf in 1 rows (rows 29, from 0)"]),
+    "NaN": (
+        put("train", (29, 35, 127), np.nan),
+        ["train_ims.npy: NaN or Inf in 1 rows (rows 29, from 0)"],
+    ),
     "infinities": (
         put("train", ([0, 3], 1, 2), [np.inf, -np.inf]),
         ["train_ims.npy: NaN or Inf in 2 rows (rows 0, 3, from 0)"],
     ),
-    "huge values": (put("dev", (2, 0, 0), -2e4), ["dev_ims.npy: values beyond 10000 in 1 rows (rows 2, from 0)"]),
+    "huge values": (
+        put("dev", (2, 0, 0), -2e4),
+        ["dev_ims.npy: values beyond 10000 in 1 rows (rows 2, from 0)"],
+    ),
     "an image of zeros": (put("dev", 4, 0), ["dev_ims.npy: only zeros in 1 rows (rows 4, from 0)"]),
     "padding without counts": (
         put("test", (slice(2, 4), slice(30, 36)), 0),
-        ["test_ims.npy: the last regions are all zeros in 2 rows (rows 2, 3, from 0)", "test_num_regions.npy (int32"],
+        [
+            "test_ims.npy: the last regions are all zeros in 2 rows (rows 2, 3, from 0)",
+            "test_num_regions.npy (int32",
+        ],
     ),
     "counts that are too small": (
         counts("test", np.array([36] * 7 + [35])),
         ["test_ims.npy: regions that are not zero beyond the counts", "1 rows (rows 7, from 0)"],
     ),
     "counts that are too large": (
-        lambda folder: (put("test", (5, slice(30, 36)), 0)(folder), counts("test", np.full(8, 36))(folder)),
+        lambda folder: (
+            put("test", (5, slice(30, 36)), 0)(folder),
+            counts("test", np.full(8, 36))(folder),
+        ),
         ["test_ims.npy: the last regions are all zeros in 1 rows (rows 5, from 0)"],
     ),
-    "counts of zero": (counts("dev", np.arange(8)), ["dev_num_regions.npy: found 0 regions for row 0", "1 to 36"]),
-    "counts beyond": (counts("dev", np.full(8, 37)), ["dev_num_regions.npy: found 37 regions for row 0", "1 to 36"]),
+    "counts of zero": (
+        counts("dev", np.arange(8)),
+        ["dev_num_regions.npy: found 0 regions for row 0", "1 to 36"],
+    ),
+    "counts beyond": (
+        counts("dev", np.full(8, 37)),
+        ["dev_num_regions.npy: found 37 regions for row 0", "1 to 36"],
+    ),
     "counts of other rows": (
         counts("dev", np.full(9, 36)),
         ["dev_num_regions.npy: found int64 of shape (9,)", "8 rows"],
     ),
-    "counts with fractions": (counts("dev", np.full(8, 36.0)), ["dev_num_regions.npy: found float64 of shape (8,)"]),
+    "counts with fractions": (
+        counts("dev", np.full(8, 36.0)),
+        ["dev_num_regions.npy: found float64 of shape (8,)"],
+    ),
     "counts that are text": (
         lambda folder: (folder / "dev_num_regions.npy").write_text("36\n" * 8),
         ["dev_num_regions.npy: cannot be read as a .npy array"],
     ),
     "another feature size": (
         regions("test", lambda array: array[..., :64]),
-        ["demo_precomp: features of different sizes, 128 in train_ims.npy, 128 in dev_ims.npy, 64 in test_ims.npy"],
+        [
+            (
+                "demo_precomp: features of different sizes, 128 in train_ims.npy, 128 in "
+                "dev_ims.npy, 64 in test_ims.npy"
+            )
+        ],
     ),
     "an image of another split": (
         lambda folder: put("test", 3, images(folder, "train")[17])(folder),
@@ -177,7 +226,10 @@ DAMAGES = {  # what is done to a good folder -> what its only fix must say
         lines("dev_ids.txt", lambda found: [b"0", *found[1:]]),
         ["train_ids.txt: 1 ids (ids 0) are in dev_ids.txt too"],
     ),
-    "an id too few": (lines("dev_ids.txt", lambda found: found[:-1]), ["dev_ids.txt: found 7 ids for 8 images"]),
+    "an id too few": (
+        lines("dev_ids.txt", lambda found: found[:-1]),
+        ["dev_ids.txt: found 7 ids for 8 images"],
+    ),
     "repeated ids": (
         lines("dev_ids.txt", lambda found: [*found[:7], found[2]]),
         ["dev_ids.txt: 1 ids (ids 32) stand for several images"],
@@ -202,9 +254,13 @@ def test_mends_are_numbered(folder, capsys):
     put("dev", (1, 2, 3), np.nan)(folder)
     lines("test_caps.txt", lambda found: [b"", *found[1:]])(folder)
     assert run(folder) == 1
-    assert re.findall(r"^(?:to mend: )?\d+", capsys.readouterr().out.split("\n\n")[1], re.MULTILINE) == [
-        "to mend: 2", "1", "2",
-    ]  # fmt: skip
+    assert re.findall(
+        r"^(?:to mend: )?\d+", capsys.readouterr().out.split("\n\n")[1], re.MULTILINE
+    ) == [
+        "to mend: 2",
+        "1",
+        "2",
+    ]
 
 
 def test_negative_values_and_copies_are_told_of_and_no_fault(folder):
@@ -212,7 +268,9 @@ def test_negative_values_and_copies_are_told_of_and_no_fault(folder):
     put("test", 6, images(folder)[2])(folder)
     report = check.check(folder)
     assert not report.fixes
-    assert "  values    -3 to" in str(report) and "negative in 2 rows (bottom-up-attention has none)" in str(report)
+    assert "  values    -3 to" in str(
+        report
+    ) and "negative in 2 rows (bottom-up-attention has none)" in str(report)
     assert "  images    8, a row each; 1 with the features of another" in str(report)
 
 
@@ -231,14 +289,20 @@ def test_test_is_a_part_of_testall(folder):
 def test_an_unfinished_conversion_is_a_mend(folder):
     (folder / ".conversion").mkdir()
     [fix] = check.check(folder).fixes
-    assert fix.startswith(f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command")
+    assert fix.startswith(
+        f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command"
+    )
 
 
 def test_a_sample_reads_that_many_images(folder, monkeypatch, capsys):
     regions("test", lambda array: array.repeat(5, axis=0))(folder)
     put("train", (1, 2, 3), np.nan)(folder)
     found, read_rows = [], check.read_rows
-    monkeypatch.setattr(check, "read_rows", lambda path, which: found.append(which.tolist()) or read_rows(path, which))
+    monkeypatch.setattr(
+        check,
+        "read_rows",
+        lambda path, which: found.append(which.tolist()) or read_rows(path, which),
+    )
     assert run("check", folder, "--sample", 3) == 0
     assert found == [[0, 14, 29], [0, 3, 7], [*range(5), *range(15, 20), *range(35, 40)]]
     text = capsys.readouterr().out
@@ -273,18 +337,27 @@ def test_a_large_file_is_read_in_blocks(tmp_path):
     assert before is None or max(highest) - before < 60e6  # of 147 MB
 
 
-@pytest.mark.parametrize("argv, expected", [
-    (["check", "nowhere_precomp"], ["nowhere_precomp: no such folder", "data/f30k_precomp"]),
-    (["nowhere_precomp"], ["nowhere_precomp: no such folder"]),
-    (["check", "."], ["found no split, expected files such as train_ims.npy"]),
-    ([], ["python -m lib.data", "check | convert", "--help"]),
-    (["check"], ["python -m lib.data check", "folder"]),
-    (["check", ".", "--sample", "0"], ["--sample", "found '0'", "at least 1"]),
-    (["check", ".", "."], ["unrecognized arguments: ."]),
-    (["check", ".", "--smaple", "3"], ["check: --smaple: unknown option; did you mean --sample?"]),
-    (["convert", "--jsn", "x"], ["convert: --jsn: unknown option; did you mean --json?"]),
-    (["convert", "--tsv", "x", "--json", "x"], ["convert: the following arguments are required: --out;"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["check", "nowhere_precomp"], ["nowhere_precomp: no such folder", "data/f30k_precomp"]),
+        (["nowhere_precomp"], ["nowhere_precomp: no such folder"]),
+        (["check", "."], ["found no split, expected files such as train_ims.npy"]),
+        ([], ["python -m lib.data", "check | convert", "--help"]),
+        (["check"], ["python -m lib.data check", "folder"]),
+        (["check", ".", "--sample", "0"], ["--sample", "found '0'", "at least 1"]),
+        (["check", ".", "."], ["unrecognized arguments: ."]),
+        (
+            ["check", ".", "--smaple", "3"],
+            ["check: --smaple: unknown option; did you mean --sample?"],
+        ),
+        (["convert", "--jsn", "x"], ["convert: --jsn: unknown option; did you mean --json?"]),
+        (
+            ["convert", "--tsv", "x", "--json", "x"],
+            ["convert: the following arguments are required: --out;"],
+        ),
+    ],
+)
 def test_usage_ends_with_status_2_and_one_line(tmp_path, monkeypatch, capsys, argv, expected):
     monkeypatch.chdir(tmp_path)
     assert run(*argv) == 2

@@ -14,7 +14,11 @@ ROOT = Path(__file__).parents[2]
 def test_the_older_name_runs_the_same_command(arguments):
     found = [
         subprocess.run(
-            [sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PROCESS_TIMEOUT
+            [sys.executable, "-m", name, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PROCESS_TIMEOUT,
         )
         for name in ("lib.data", "lib.dataset")
     ]

@@ -1,4 +1,5 @@
-"""What of a data set is reported, and how far its negatives are drawn: by its name, its files and the options."""
+"""What of a data set is reported, and how far its negatives are drawn: by its name,
+its files and the options."""
 
 import json
 import re
@@ -17,7 +18,9 @@ from lib.data.dataset import conventions
 from lib.evaluation import extended, metrics, report
 from lib.training import run_parts
 
-OPTIONS = "--num_epochs 1 --batch_size 10 --embed_size 16 --nhead 2 --workers 0 --warmup 0 --log_step 1"
+OPTIONS = (
+    "--num_epochs 1 --batch_size 10 --embed_size 16 --nhead 2 --workers 0 --warmup 0 --log_step 1"
+)
 WITH, WITHOUT = ("train", "dev", "test", "testall"), ("train", "dev", "test")
 
 
@@ -30,7 +33,8 @@ def demo_folder(tmp_path_factory):
 
 @pytest.fixture
 def made(demo_folder, tmp_path):
-    """Make a data set of some splits; testall has 15 images, of which test are the first 5. Gives options for it."""
+    """Make a data set of some splits; testall has 15 images, of which test are the first 5.
+    Gives options for it."""
 
     def make(name, splits):
         folder = tmp_path / "data" / f"{name}_precomp"
@@ -42,7 +46,14 @@ def made(demo_folder, tmp_path):
             count = 5 if split == "test" else len(array)
             np.save(folder / f"{split}_ims.npy", array[:count])
             (folder / f"{split}_caps.txt").write_text("".join(lines[: 5 * count]))
-        return ["--data_path", str(folder.parent), "--dataset", name, "--bert_path", str(demo_folder / "bert")]
+        return [
+            "--data_path",
+            str(folder.parent),
+            "--dataset",
+            name,
+            "--bert_path",
+            str(demo_folder / "bert"),
+        ]
 
     return make
 
@@ -69,7 +80,13 @@ CHOICES = [  # name, splits -> split that is reported on, longest distance, what
     ("coco_butd", WITH, "testall", 1.9, None),
     ("coco", WITHOUT, "test", 1.9, "holds no testall"),
     ("COCO", WITHOUT, "test", 1.9, "holds no testall"),
-    ("mscoco", WITH, "testall", 1.9, "holds testall, as COCO does, though its name does not begin with coco"),
+    (
+        "mscoco",
+        WITH,
+        "testall",
+        1.9,
+        "holds testall, as COCO does, though its name does not begin with coco",
+    ),
     ("mine", ("train", "dev", "testall"), "testall", 1.9, "holds testall"),
     ("mine", ("train", "dev"), "none", 1.7, None),
     ("coco", ("train", "dev"), "none", 1.9, None),
@@ -84,7 +101,8 @@ def test_name_and_files_decide(tmp_path, name, splits, split, distance, note):
     assert found[:2] == (split, distance)
     assert note in found.note if note else found.note is None
     (tmp_path / "testall_ims.npy").unlink(missing_ok=True)
-    (tmp_path / "testall_caps.txt").touch()  # a split of which a file is missing is there, and refused when opened
+    # a split of which a file is missing is there, and refused when opened
+    (tmp_path / "testall_caps.txt").touch()
     assert conventions(tmp_path, name).test_split == "testall"
 
 
@@ -93,14 +111,19 @@ def test_both_programs_report_coco_on_testall(made, tmp_path, name, capsys):
     options = made(name, WITH)
     scores, recorded = fit(options, tmp_path / "run")
     labels = ["3 (mean of 5 folds)", "15"]
-    assert list(scores) == labels and (recorded["test_split"], recorded["longest_distance"]) == ("testall", 1.9)
+    assert list(scores) == labels and (recorded["test_split"], recorded["longest_distance"]) == (
+        "testall",
+        1.9,
+    )
     assert distance_of(options) == 1.9
     printed = capsys.readouterr().out
     assert f"{name}, split testall: 15 images, 75 captions" in printed and "holds" not in printed
     for argv in ([], options):
         evaluation.main([str(tmp_path / "run"), *argv])
         printed = capsys.readouterr().out
-        assert f"{name}, split testall: 15 images, 75 captions" in printed and "holds" not in printed
+        assert (
+            f"{name}, split testall: 15 images, 75 captions" in printed and "holds" not in printed
+        )
         assert re.findall(r"^\| (\d.*?) \|", printed, re.MULTILINE) == labels
     evaluation.main([str(tmp_path / "run"), "--split", "test"])
     printed = capsys.readouterr().out
@@ -114,19 +137,28 @@ def test_the_folds_and_the_whole_of_testall(made, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "tables", lambda *given: seen.append(given[0]) or tables(*given))
     scores, _ = fit(options, tmp_path / "run")
     whole = seen[0][:, :]
-    folds = [metrics.scores(metrics.ranks(whole[3 * n : 3 * n + 3, 15 * n : 15 * n + 15])) for n in range(5)]
+    folds = [
+        metrics.scores(metrics.ranks(whole[3 * n : 3 * n + 3, 15 * n : 15 * n + 15]))
+        for n in range(5)
+    ]
     np.testing.assert_allclose(np.mean(folds, axis=0), np.array(scores["3 (mean of 5 folds)"]))
     assert scores["15"] == metrics.scores(metrics.ranks(whole))
 
 
 def test_extended_compares_the_whole_of_testall(made, tmp_path, monkeypatch, capsys):
-    """The package's recalls over all images are those of the row of all images, not of the folds."""
+    """The package's recalls over all images are those of the row of all images,
+    not of the folds."""
 
     def measure(package, similarity):
         found = metrics.scores(metrics.ranks(similarity[:, :]))
         ours = dict(i2t=found.image_to_text, t2i=found.text_to_image)
-        recalls = {f"coco_5k_r{cut}": {way: ours[way][n] for way in ours} for n, cut in enumerate((1, 5, 10))}
-        return recalls | {name: dict(i2t=1.0, t2i=2.0) for names in extended.COLUMNS.values() for name in names}
+        recalls = {
+            f"coco_5k_r{cut}": {way: ours[way][n] for way in ours}
+            for n, cut in enumerate((1, 5, 10))
+        }
+        return recalls | {
+            name: dict(i2t=1.0, t2i=2.0) for names in extended.COLUMNS.values() for name in names
+        }
 
     monkeypatch.setattr(extended, "annotations", lambda index: None)
     monkeypatch.setattr(extended, "measure", measure)
@@ -140,23 +172,42 @@ def test_extended_compares_the_whole_of_testall(made, tmp_path, monkeypatch, cap
 def test_testall_under_another_name_is_told_of(made, tmp_path, capsys):
     options = made("mscoco", WITH)
     scores, recorded = fit(options, tmp_path / "run")
-    assert len(scores) == 2 and (recorded["test_split"], recorded["longest_distance"]) == ("testall", 1.9)
+    assert len(scores) == 2 and (recorded["test_split"], recorded["longest_distance"]) == (
+        "testall",
+        1.9,
+    )
     printed = capsys.readouterr().out
-    assert printed.count("mscoco_precomp: holds testall, as COCO does, though its name does not begin with coco") == 1
-    assert "--test_split test --longest_distance 1.7" in printed and "split testall: 15 images" in printed
+    assert (
+        printed.count(
+            "mscoco_precomp: holds testall, as COCO does, though its name does not begin with coco"
+        )
+        == 1
+    )
+    assert (
+        "--test_split test --longest_distance 1.7" in printed
+        and "split testall: 15 images" in printed
+    )
 
 
 def test_a_run_is_evaluated_as_it_was_reported(made, tmp_path, capsys):
     options = made("mscoco", WITH)
-    scores, recorded = fit(options, tmp_path / "run", "--test_split", "test", "--longest_distance", "1.7")
-    assert list(scores) == ["5"] and (recorded["test_split"], recorded["longest_distance"]) == ("test", 1.7)
+    scores, recorded = fit(
+        options, tmp_path / "run", "--test_split", "test", "--longest_distance", "1.7"
+    )
+    assert list(scores) == ["5"] and (recorded["test_split"], recorded["longest_distance"]) == (
+        "test",
+        1.7,
+    )
     assert "holds testall" not in capsys.readouterr().out
     assert distance_of([*options, "--longest_distance", "1.5"]) == 1.5
     assert "holds testall" in capsys.readouterr().out  # for the test split was not given
     for more in ([], options):
         evaluation.main([str(tmp_path / "run"), *more])
         printed = capsys.readouterr().out
-        assert "mscoco, split test: 5 images, 25 captions" in printed and "holds testall" not in printed
+        assert (
+            "mscoco, split test: 5 images, 25 captions" in printed
+            and "holds testall" not in printed
+        )
     other = made("coco", WITH)  # what was recorded is of the run's own data
     evaluation.main([str(tmp_path / "run"), *other])
     assert "coco, split testall: 15 images" in capsys.readouterr().out
@@ -168,13 +219,34 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(made, tmp_path, refusal):
     folder = tmp_path / "data" / "mine_precomp"
     for end in ("ims.npy", "caps.txt"):
         shutil.copy(folder / f"test_{end}", folder / f"testall_{end}")
-    again = [*OPTIONS.replace("--num_epochs 1", "--num_epochs 2").split(), "--logger_name", str(tmp_path / "run")]
+    again = [
+        *OPTIONS.replace("--num_epochs 1", "--num_epochs 2").split(),
+        "--logger_name",
+        str(tmp_path / "run"),
+    ]
     again += ["--resume", "auto"]
     (found,) = train.main([*options, *again])
     assert list(found.scores) == ["5"]
-    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["options"]["longest_distance"] == 1.5
-    refusal(train.main, *options, *again, "--longest_distance", "1.9", expected=["--longest_distance 1.5"])
-    refusal(train.main, *options, *again, "--test_split", "testall", expected=["started with --test_split test"])
+    assert (
+        torch.load(tmp_path / "run" / "last.pth", weights_only=True)["options"]["longest_distance"]
+        == 1.5
+    )
+    refusal(
+        train.main,
+        *options,
+        *again,
+        "--longest_distance",
+        "1.9",
+        expected=["--longest_distance 1.5"],
+    )
+    refusal(
+        train.main,
+        *options,
+        *again,
+        "--test_split",
+        "testall",
+        expected=["started with --test_split test"],
+    )
 
 
 def test_runs_from_before_the_options_go_by_their_name(made):
@@ -189,7 +261,9 @@ def test_runs_from_before_the_options_go_by_their_name(made):
         assert (parsed.test_split, parsed.longest_distance) == ("testall", expected)
 
 
-@pytest.mark.parametrize("splits, more", [(("train", "dev"), []), (WITHOUT, ["--test_split", "none"])])
+@pytest.mark.parametrize(
+    "splits, more", [(("train", "dev"), []), (WITHOUT, ["--test_split", "none"])]
+)
 def test_training_without_a_test_split_ends_well(made, tmp_path, splits, more):
     options, run = made("mine", splits), tmp_path / "run"
     scores, recorded = fit(options, run, *more)
@@ -211,7 +285,14 @@ def test_evaluation_without_a_test_split_names_the_option(made, tmp_path, refusa
 def test_a_test_split_that_is_not_there_is_refused(made, tmp_path, refusal):
     options = made("mine", WITHOUT)
     expected = ["testall_ims.npy: no such file"]
-    argv = [*options, *OPTIONS.split(), "--logger_name", tmp_path / "run", "--test_split", "testall"]
+    argv = [
+        *options,
+        *OPTIONS.split(),
+        "--logger_name",
+        tmp_path / "run",
+        "--test_split",
+        "testall",
+    ]
     refusal(train.main, *argv, expected=expected)
     (tmp_path / "data" / "mine_precomp" / "test_ims.npy").unlink()
     refusal(train.main, *argv[:-2], expected=["test_ims.npy: no such file"])

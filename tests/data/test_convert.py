@@ -1,4 +1,5 @@
-"""Own features to a data folder: what lands where, what is refused, conversions that are killed, training on them."""
+"""Own features to a data folder: what lands where, what is refused,
+conversions that are killed, training on them."""
 
 import base64
 import functools
@@ -39,26 +40,59 @@ def features(name, num_boxes, dim=DIM):
 def tsv_line(name, num_boxes, values=None):
     values = features(name, num_boxes) if values is None else values
     boxes = np.zeros((num_boxes, 4), np.float32)
-    fields = [name, 640, 480, num_boxes, base64.b64encode(boxes).decode(), base64.b64encode(values).decode()]
+    fields = [
+        name,
+        640,
+        480,
+        num_boxes,
+        base64.b64encode(boxes).decode(),
+        base64.b64encode(values).decode(),
+    ]
     return "\t".join(map(str, fields)).encode() + b"\n"
 
 
 def entry(number, split, sentences=5, **more):
     """An image of a Karpathy JSON, as dataset_flickr30k.json has it."""
-    texts = [{"raw": f"Caption {caption}  of\n image {number} .", "tokens": []} for caption in range(sentences)]
-    image = {"split": split, "sentences": texts, "filename": f"{1000 + number}.jpg", "imgid": number}
+    texts = [
+        {"raw": f"Caption {caption}  of\n image {number} .", "tokens": []}
+        for caption in range(sentences)
+    ]
+    image = {
+        "split": split,
+        "sentences": texts,
+        "filename": f"{1000 + number}.jpg",
+        "imgid": number,
+    }
     return image | {"sentids": [5 * number + caption for caption in range(sentences)]} | more
 
 
 NUM_BOXES = [3, 5, 4, 9, 1, 4, 7, 4, 6, 2, 10, 4]
-SPLITS = ["train", "val", "train", "test", "train", "train", "val", "test", "train", "test", "train", "train"]
-PLACES = {"train": [0, 2, 4, 5, 8, 10, 11], "dev": [1, 6], "test": [3, 7, 9]}  # which images, in the JSON's order
+SPLITS = [
+    "train",
+    "val",
+    "train",
+    "test",
+    "train",
+    "train",
+    "val",
+    "test",
+    "train",
+    "test",
+    "train",
+    "train",
+]
+# which images, in the JSON's order
+PLACES = {"train": [0, 2, 4, 5, 8, 10, 11], "dev": [1, 6], "test": [3, 7, 9]}
 
 
 @pytest.fixture
 def inputs(tmp_path):
-    """Two TSV files, images in an order of their own, and a JSON of twelve images of up to ten boxes."""
-    lines = [tsv_line(1000 + number, NUM_BOXES[number]) for number in [7, 2, 11, 0, 9, 4, 6, 1, 10, 3, 8, 5]]
+    """Two TSV files, images in an order of their own,
+    and a JSON of twelve images of up to ten boxes."""
+    lines = [
+        tsv_line(1000 + number, NUM_BOXES[number])
+        for number in [7, 2, 11, 0, 9, 4, 6, 1, 10, 3, 8, 5]
+    ]
     (tmp_path / "a.tsv").write_bytes(b"".join(lines[:5]))
     (tmp_path / "b.tsv").write_bytes(b"".join(lines[5:]))
     write_json(tmp_path, [entry(number, split) for number, split in enumerate(SPLITS)])
@@ -71,11 +105,24 @@ def write_json(folder, images, **more):
 
 def arguments(folder, *more, tsv=("a.tsv", "b.tsv")):
     files = [folder / name for name in tsv]
-    return ["convert", "--tsv", *files, "--json", folder / "split.json", "--out", folder / "mine_precomp", *more]
+    return [
+        "convert",
+        "--tsv",
+        *files,
+        "--json",
+        folder / "split.json",
+        "--out",
+        folder / "mine_precomp",
+        *more,
+    ]
 
 
 def contents(folder):
-    return {path: content for path, content in damage.contents(folder).items() if path.name != convert.LOCK}
+    return {
+        path: content
+        for path, content in damage.contents(folder).items()
+        if path.name != convert.LOCK
+    }
 
 
 def check_converted(folder, num_regions=4):
@@ -84,16 +131,25 @@ def check_converted(folder, num_regions=4):
     names = {f"{split}_{end}" for split in PLACES for end in ends}
     assert {path.name for path in out.iterdir()} - {convert.LOCK} == names
     for split, numbers in PLACES.items():
-        regions, counts = np.load(out / f"{split}_ims.npy"), np.load(out / f"{split}_num_regions.npy")
+        regions, counts = (
+            np.load(out / f"{split}_ims.npy"),
+            np.load(out / f"{split}_num_regions.npy"),
+        )
         assert regions.shape == (len(numbers), num_regions, DIM) and regions.dtype == np.float32
-        assert counts.dtype == np.int32 and counts.tolist() == [min(NUM_BOXES[n], num_regions) for n in numbers]
+        assert counts.dtype == np.int32 and counts.tolist() == [
+            min(NUM_BOXES[n], num_regions) for n in numbers
+        ]
         for row, count, number in zip(regions, counts, numbers):
             expected = features(1000 + number, NUM_BOXES[number])[:num_regions]
             np.testing.assert_array_equal(row[:count], expected)
             assert not row[count:].any()
-        captions = [f"Caption {caption} of image {number} ." for number in numbers for caption in range(5)]
+        captions = [
+            f"Caption {caption} of image {number} ." for number in numbers for caption in range(5)
+        ]
         assert (out / f"{split}_caps.txt").read_text() == "".join(f"{text}\n" for text in captions)
-        assert (out / f"{split}_ids.txt").read_text() == "".join(f"{1000 + number}\n" for number in numbers)
+        assert (out / f"{split}_ids.txt").read_text() == "".join(
+            f"{1000 + number}\n" for number in numbers
+        )
 
 
 def test_every_image_lands_in_its_place(inputs, capsys):
@@ -101,10 +157,18 @@ def test_every_image_lands_in_its_place(inputs, capsys):
     check_converted(inputs)
     text = capsys.readouterr().out
     assert "no dev split" not in text and "--dataset NAME" not in text
-    assert "train: 7 images, 35 captions\ndev: 2 images, 10 captions\ntest: 3 images, 15 captions\n" in text
-    assert "12 images of 1 to 10 regions x 16 features (float32): 5 cut to their first 4 regions, 3 padded with" in text
+    assert (
+        "train: 7 images, 35 captions\ndev: 2 images, 10 captions\ntest: 3 images, 15 captions\n"
+        in text
+    )
+    assert (
+        "12 images of 1 to 10 regions x 16 features (float32): 5 cut to their first 4 "
+        "regions, 3 padded with"
+    ) in text
     assert run("check", inputs / "mine_precomp") == 0
-    assert "  regions   1 to 4, mean 3.4 an image (train_num_regions.npy)\n" in capsys.readouterr().out
+    assert (
+        "  regions   1 to 4, mean 3.4 an image (train_num_regions.npy)\n" in capsys.readouterr().out
+    )
 
 
 def test_36_regions_unless_told_otherwise(inputs):
@@ -120,57 +184,99 @@ def test_heads_blank_lines_line_ends_and_unused_images(inputs, capsys):
         file.write(b"\n\n" + tsv_line(7, 3) + tsv_line(8, 5) + tsv_line(1002, 5, features(0, 5)))
     assert run(*arguments(inputs, "--regions", 4)) == 0
     check_converted(inputs)  # of 1002 the first
-    assert "not used: 2 images not in the JSON, 1 lines that repeat an image" in capsys.readouterr().out
+    assert (
+        "not used: 2 images not in the JSON, 1 lines that repeat an image"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("tsv_name, json_fields, written_id", [
-    ("{0}", lambda n: dict(cocoid=n), "{0}"), ("{0:012d}", lambda n: dict(cocoid=n), "{0}"),
-    ("{0}", lambda n: dict(filename=f"{n}.jpg"), "{0}"), ("{0}.jpg", lambda n: dict(filename=f"{n}.jpg"), "{0}"),
-    ("val2014/x_{0:06d}.jpg", lambda n: dict(filename=f"x_{n:06d}.jpg", imgid=7), "x_{0:06d}"),
-    ("C:\\val\\X_{0}.JPG", lambda n: dict(filename=f"x_{n}.jpg"), "x_{0}"),
-    ("X_{0}.jpg.npz", lambda n: dict(filename=f"X_{n}.jpg"), "X_{0}"),
-    ("x_{0}.jpg", lambda n: dict(filename=f"x_{n}.jpg", cocoid=n + 7), "{1}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tsv_name, json_fields, written_id",
+    [
+        ("{0}", lambda n: dict(cocoid=n), "{0}"),
+        ("{0:012d}", lambda n: dict(cocoid=n), "{0}"),
+        ("{0}", lambda n: dict(filename=f"{n}.jpg"), "{0}"),
+        ("{0}.jpg", lambda n: dict(filename=f"{n}.jpg"), "{0}"),
+        ("val2014/x_{0:06d}.jpg", lambda n: dict(filename=f"x_{n:06d}.jpg", imgid=7), "x_{0:06d}"),
+        ("C:\\val\\X_{0}.JPG", lambda n: dict(filename=f"x_{n}.jpg"), "x_{0}"),
+        ("X_{0}.jpg.npz", lambda n: dict(filename=f"X_{n}.jpg"), "X_{0}"),
+        ("x_{0}.jpg", lambda n: dict(filename=f"x_{n}.jpg", cocoid=n + 7), "{1}"),
+    ],
+)
 def test_an_image_may_go_by_any_of_its_names(inputs, tsv_name, json_fields, written_id):
     numbers = [3, 8, 5]
-    (inputs / "a.tsv").write_bytes(b"".join(tsv_line(tsv_name.format(n), n, features(n, n)) for n in reversed(numbers)))
+    (inputs / "a.tsv").write_bytes(
+        b"".join(tsv_line(tsv_name.format(n), n, features(n, n)) for n in reversed(numbers))
+    )
     write_json(inputs, [entry(n + 100, "train") | json_fields(n) for n in numbers])
     convert.convert([inputs / "a.tsv"], inputs / "split.json", inputs / "out")
     regions = np.load(inputs / "out" / "train_ims.npy")
     for row, number in zip(regions, numbers):
         np.testing.assert_array_equal(row[:number], features(number, number))
     ids = (inputs / "out" / "train_ids.txt").read_text().split("\n")
-    assert ids == [*(written_id.format(n, n + 7) for n in numbers), ""]  # COCO's number, or the name that was matched
+    # COCO's number, or the name that was matched
+    assert ids == [*(written_id.format(n, n + 7) for n in numbers), ""]
 
 
 def test_training_without_dev_is_told_the_option(inputs, capsys):
     write_json(inputs, [entry(n, split) for n, split in enumerate(SPLITS) if split != "val"])
     assert run(*arguments(inputs)) == 0 and run("check", inputs / "mine_precomp") == 0
     text = capsys.readouterr().out
-    assert "\nno dev split: training needs --val_split test (the JSON has no image of val)\n" in text
-    assert "\nno dev split: training needs --val_split test\ntrain and test have in common: 0 images, 0 ids" in text
+    assert (
+        "\nno dev split: training needs --val_split test (the JSON has no image of val)\n" in text
+    )
+    assert (
+        "\nno dev split: training needs --val_split test\ntrain "
+        "and test have in common: 0 images, 0 ids"
+    ) in text
 
 
 def test_a_folder_that_no_dataset_finds_is_told_of(inputs, capsys):
     assert run(*arguments(inputs)[:-1], inputs / "slip") == 0
     *_, last = capsys.readouterr().out.splitlines()
-    assert last.startswith("training finds it as --dataset NAME only where the folder is called NAME_precomp")
+    assert last.startswith(
+        "training finds it as --dataset NAME only where the folder is called NAME_precomp"
+    )
     assert last.endswith(f"{inputs / 'slip'}_precomp")
 
 
 def test_coco_has_restval_in_train_and_two_test_splits(inputs, monkeypatch):
     monkeypatch.setattr(karpathy, "COCO_1K", 2)
-    splits = ["restval", "test", "train", "val", "test", "restval", "test", "test", "train", "val", "val", "test"]
-    write_json(inputs, [entry(n, split, sentences=6, cocoid=1000 + n) for n, split in enumerate(splits)])
+    splits = [
+        "restval",
+        "test",
+        "train",
+        "val",
+        "test",
+        "restval",
+        "test",
+        "test",
+        "train",
+        "val",
+        "val",
+        "test",
+    ]
+    write_json(
+        inputs, [entry(n, split, sentences=6, cocoid=1000 + n) for n, split in enumerate(splits)]
+    )
     assert run(*arguments(inputs, "--regions", 4)) == 0
     out = inputs / "mine_precomp"
-    numbers = {"train": [0, 2, 5, 8], "dev": [3, 9, 10], "test": [1, 4], "testall": [1, 4, 6, 7, 11]}
+    numbers = {
+        "train": [0, 2, 5, 8],
+        "dev": [3, 9, 10],
+        "test": [1, 4],
+        "testall": [1, 4, 6, 7, 11],
+    }
     for split, expected in numbers.items():
-        assert (out / f"{split}_ids.txt").read_text().split() == [str(1000 + number) for number in expected]
+        assert (out / f"{split}_ids.txt").read_text().split() == [
+            str(1000 + number) for number in expected
+        ]
         firsts = [features(1000 + number, NUM_BOXES[number])[0] for number in expected]
         np.testing.assert_array_equal(np.load(out / f"{split}_ims.npy")[:, 0], firsts)
         captions = (out / f"{split}_caps.txt").read_text().splitlines()
-        assert captions[-1] == f"Caption 4 of image {expected[-1]} ." and len(captions) == 5 * len(expected)
+        assert captions[-1] == f"Caption 4 of image {expected[-1]} ." and len(captions) == 5 * len(
+            expected
+        )
     assert run("check", out) == 0
 
 
@@ -202,14 +308,26 @@ LINE = base64.b64encode(features(1, 3)[:, :15].copy()) + b"\n"
 REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; nothing is written
     "no TSV": (lambda folder: (folder / "b.tsv").unlink(), ["b.tsv: no such file", "--tsv"]),
     "a folder of TSV": (
-        lambda folder: [(folder / "b.tsv").rename(folder / "c.tsv"), (folder / "b.tsv").mkdir(),
-                        (folder / "c.tsv").rename(folder / "b.tsv" / "c.tsv")],
+        lambda folder: [
+            (folder / "b.tsv").rename(folder / "c.tsv"),
+            (folder / "b.tsv").mkdir(),
+            (folder / "c.tsv").rename(folder / "b.tsv" / "c.tsv"),
+        ],
         ["b.tsv: a folder, not a file", "b.tsv/*.tsv"],
     ),
     "no JSON": (lambda folder: (folder / "split.json").unlink(), ["split.json: no such file"]),
-    "half a JSON": (lambda folder: os.truncate(folder / "split.json", 500), ["split.json: cannot be read as JSON"]),
-    "another JSON": (lambda folder: (folder / "split.json").write_text("[]"), ['split.json: found no list "images"']),
-    "a JSON without images": (change_json(lambda images: images.clear()), ['found no list "images"']),
+    "half a JSON": (
+        lambda folder: os.truncate(folder / "split.json", 500),
+        ["split.json: cannot be read as JSON"],
+    ),
+    "another JSON": (
+        lambda folder: (folder / "split.json").write_text("[]"),
+        ['split.json: found no list "images"'],
+    ),
+    "a JSON without images": (
+        change_json(lambda images: images.clear()),
+        ['found no list "images"'],
+    ),
     "an entry without sentences": (
         change_json(lambda images: images[3].pop("sentences")),
         ["split.json: image 3: sentences is missing, expected a list of {"],
@@ -264,31 +382,60 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "missing images": (
         lambda folder: (folder / "b.tsv").write_bytes(tsv_line(1001, 3)),
-        ["split.json: 6 of 12 images are in no TSV file, such as 1004, 1005, 1008, 1010, 1006, ... (by filename); "
-         "the TSV files hold 0 others; matched by filename: 6, imgid: 0"],
+        [
+            (
+                "split.json: 6 of 12 images are in no TSV file, such as 1004, 1005, 1008, 1010, "
+                "1006, ... (by filename); the TSV files hold 0 others; matched by filename: 6, "
+                "imgid: 0"
+            )
+        ],
     ),
     "an empty TSV": (
         lambda folder: [(folder / name).write_bytes(b"") for name in ("a.tsv", "b.tsv")],
         ["a.tsv: found no image in the TSV files"],
     ),
-    "a last line cut in its features": (cut(20), ["b.tsv: line 7 (image 1005): found", "the file is cut short"]),
-    "a last line cut in its boxes": (cut(400), ["b.tsv: line 7 has 5 columns, expected 6", "the file is cut short"]),
-    "spaces for tabs": (change_line(2, lambda fields: [b" ".join(fields)]), ["b.tsv: line 2 has 1 columns"]),
-    "no boxes": (change_line(4, lambda f: [*f[:3], b"0", *f[4:]]), ["b.tsv: line 4: found num_boxes '0'", "extract"]),
-    "boxes in words": (change_line(4, lambda f: [*f[:3], b"ten", *f[4:]]), ["b.tsv: line 4: found num_boxes 'ten'"]),
+    "a last line cut in its features": (
+        cut(20),
+        ["b.tsv: line 7 (image 1005): found", "the file is cut short"],
+    ),
+    "a last line cut in its boxes": (
+        cut(400),
+        ["b.tsv: line 7 has 5 columns, expected 6", "the file is cut short"],
+    ),
+    "spaces for tabs": (
+        change_line(2, lambda fields: [b" ".join(fields)]),
+        ["b.tsv: line 2 has 1 columns"],
+    ),
+    "no boxes": (
+        change_line(4, lambda f: [*f[:3], b"0", *f[4:]]),
+        ["b.tsv: line 4: found num_boxes '0'", "extract"],
+    ),
+    "boxes in words": (
+        change_line(4, lambda f: [*f[:3], b"ten", *f[4:]]),
+        ["b.tsv: line 4: found num_boxes 'ten'"],
+    ),
     "a box too many": (
         change_line(4, lambda f: [*f[:3], b"11", *f[4:]]),
         ["b.tsv: line 4 (image 1010): found 640 bytes of features, expected 11 boxes of 64 bytes"],
     ),
     "another feature size": (
         change_line(1, lambda f: [*f[:3], b"3", f[4], LINE]),
-        ["b.tsv: line 1 (image 1004): found 180 bytes of features, expected 3 boxes of 64 bytes, as in the first"],
+        [
+            (
+                "b.tsv: line 1 (image 1004): found 180 bytes of features, expected 3 boxes of 64 "
+                "bytes, as in the first"
+            )
+        ],
     ),
-    "a character lost": (change_line(3, lambda f: [*f[:5], f[5][1:]]), ["b.tsv: line 3 (image 1001): found"]),
+    "a character lost": (
+        change_line(3, lambda f: [*f[:5], f[5][1:]]),
+        ["b.tsv: line 3 (image 1001): found"],
+    ),
     "an output that is a file": (
-        lambda folder: (folder / "mine_precomp").write_text("kept"), ["mine_precomp", "expected a folder to write in"],
+        lambda folder: (folder / "mine_precomp").write_text("kept"),
+        ["mine_precomp", "expected a folder to write in"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage, expected", REFUSED_BEFORE.values(), ids=REFUSED_BEFORE)
@@ -304,7 +451,10 @@ def test_bad_inputs_are_refused_before_anything_is_written(inputs, damage, expec
 
 
 def nan(fields):
-    return [*fields[:5], base64.b64encode(np.full((int(fields[3]), DIM), np.nan, np.float32)) + b"\n"]
+    return [
+        *fields[:5],
+        base64.b64encode(np.full((int(fields[3]), DIM), np.nan, np.float32)) + b"\n",
+    ]
 
 
 REFUSED_AFTER = {
@@ -317,14 +467,19 @@ REFUSED_AFTER = {
 
 
 @pytest.mark.parametrize("change, expected", REFUSED_AFTER.values(), ids=REFUSED_AFTER)
-def test_bad_features_are_named_and_leave_nothing_that_looks_finished(inputs, change, expected, capsys, monkeypatch):
+def test_bad_features_are_named_and_leave_nothing_that_looks_finished(
+    inputs, change, expected, capsys, monkeypatch
+):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     good = (inputs / "b.tsv").read_bytes()
     change_line(3, change)(inputs)
     assert run(*arguments(inputs, "--regions", 4)) == 2
     error = capsys.readouterr().err
     assert all(part in error for part in expected) and error.count("\n") == 1
-    assert {path.name for path in (inputs / "mine_precomp").iterdir()} == {convert.WORK, convert.LOCK}
+    assert {path.name for path in (inputs / "mine_precomp").iterdir()} == {
+        convert.WORK,
+        convert.LOCK,
+    }
     (inputs / "b.tsv").write_bytes(good)
     assert run(*arguments(inputs, "--regions", 4)) == 0  # another file now: from the start
     assert "going on" not in capsys.readouterr().out
@@ -334,14 +489,18 @@ def test_bad_features_are_named_and_leave_nothing_that_looks_finished(inputs, ch
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many"])
 def test_the_number_of_regions_is_at_least_one(inputs, value, capsys):
     assert run(*arguments(inputs, f"--regions={value}")) == 2
-    assert "--regions" in (error := capsys.readouterr().err) and f"found {value!r}, expected a whole number" in error
+    assert (
+        "--regions" in (error := capsys.readouterr().err)
+        and f"found {value!r}, expected a whole number" in error
+    )
 
 
 def test_a_full_disk_is_told_before_anything_is_written(inputs, monkeypatch, capsys):
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
     assert run(*arguments(inputs)) == 2
     assert (
-        "0.0 GB free, expected 0.0 GB: make room" in capsys.readouterr().err and not (inputs / "mine_precomp").exists()
+        "0.0 GB free, expected 0.0 GB: make room" in capsys.readouterr().err
+        and not (inputs / "mine_precomp").exists()
     )
 
 
@@ -408,16 +567,20 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     check_converted(inputs)
 
 
-@pytest.mark.parametrize("number, status, told", [
-    (signal.SIGKILL, -signal.SIGKILL, ""),
-    (signal.SIGINT, 130, "stopped: run the same command again to go on\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, status, told",
+    [
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGINT, 130, "stopped: run the same command again to go on\n"),
+    ],
+)
 def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, status, told):
     slow = (
         "import time; from lib.data import convert, conversion, __main__ as data_command\n"
         "from lib.system import errors\n"
         "store = conversion.store\n"
-        "conversion.store = lambda *found: (time.sleep(0.2), store(*found))\nconvert.IMAGES_PER_WRITE = 1\n"
+        "conversion.store = lambda *found: (time.sleep(0.2), "
+        "store(*found))\nconvert.IMAGES_PER_WRITE = 1\n"
         "errors.command_line(data_command.main)\n"
     )
     command = [sys.executable, "-c", slow, *map(str, arguments(inputs, "--regions", 4))]
@@ -431,7 +594,10 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
     done = sum(np.count_nonzero(np.load(path)) for path in work.glob("*_num_regions.npy"))
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
-    assert f"found no split, expected the files that are still to come: {work} holds an" in capsys.readouterr().err
+    assert (
+        f"found no split, expected the files that are still to come: {work} holds an"
+        in capsys.readouterr().err
+    )
     assert run(*arguments(inputs, "--regions", 4)) == 0
     check_converted(inputs)
 
@@ -439,28 +605,45 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
 def test_a_terminal_is_shown_how_far_it_is(inputs):
     ours, theirs = os.openpty()  # a terminal that tells no size, as under docker exec -t
     command = [sys.executable, "-m", "lib.data", *map(str, arguments(inputs))]
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=PROCESS_TIMEOUT)
+    subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        check=True,
+        timeout=PROCESS_TIMEOUT,
+    )
     os.close(theirs)
     shown = os.read(ours, 2**16).decode()
     os.close(ours)
     total = sum((inputs / name).stat().st_size for name in ("a.tsv", "b.tsv"))
-    assert f"1 of 2: reading:   0%| | 0.00/{total / 1000:.2f}k" in shown and "2 of 2: writing:   0%| | 0/12" in shown
+    assert (
+        f"1 of 2: reading:   0%| | 0.00/{total / 1000:.2f}k" in shown
+        and "2 of 2: writing:   0%| | 0/12" in shown
+    )
 
 
 def test_a_conversion_holds_some_rows_at_a_time(inputs, monkeypatch):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 3)
     held, store = [], conversion.store
-    monkeypatch.setattr(conversion, "store", lambda work, found: held.append(len(found)) or store(work, found))
-    convert.convert([inputs / "a.tsv", inputs / "b.tsv"], inputs / "split.json", inputs / "mine_precomp", 4)
+    monkeypatch.setattr(
+        conversion, "store", lambda work, found: held.append(len(found)) or store(work, found)
+    )
+    convert.convert(
+        [inputs / "a.tsv", inputs / "b.tsv"], inputs / "split.json", inputs / "mine_precomp", 4
+    )
     assert held == [3, 3, 3, 3]
 
 
-OPTIONS = "--num_epochs 1 --batch_size 15 --embed_size 16 --nhead 2 --workers 0 --warmup 2 --topk 6".split()
+OPTIONS = (
+    "--num_epochs 1 --batch_size 15 --embed_size 16 --nhead 2 --workers 0 --warmup 2 --topk 6"
+).split()
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """Raw files of the demo's images, 3 to 12 boxes each, converted to 8 regions; and the demo's BERT."""
+    """Raw files of the demo's images, 3 to 12 boxes each, converted to 8 regions;
+    and the demo's BERT."""
     folder = tmp_path_factory.mktemp("raw")
     sizes = {"train": 12, "dev": 4, "test": 5}
     demo.build(folder / "demo_precomp", sizes=sizes)
@@ -486,12 +669,16 @@ def test_from_raw_files_to_a_table(raw, tmp_path, capsys):
         assert "skipped" not in (tmp_path / augment / "train.txt").read_text()
         table = (tmp_path / augment / "test.md").read_text()
         evaluation.main(["--model_path", folder])
-        assert (tmp_path / augment / "test.md").read_text() == table and "split test: 5 images" in table
+        assert (
+            tmp_path / augment / "test.md"
+        ).read_text() == table and "split test: 5 images" in table
 
 
 @pytest.fixture(scope="module")
 def split(raw):
-    return RetrievalDataset(raw / "mine_precomp", "train", bert.tokeniser(raw / "demo_precomp" / "bert"))
+    return RetrievalDataset(
+        raw / "mine_precomp", "train", bert.tokeniser(raw / "demo_precomp" / "bert")
+    )
 
 
 def true_regions(raw, image):
@@ -503,7 +690,11 @@ def test_an_image_has_its_true_regions(raw, split):
     for image in range(10):
         np.testing.assert_array_equal(split.image_regions(image), true_regions(raw, image))
     regions, lengths = split.image_block(1, 4)
-    assert lengths.tolist() == [4, 5, 6] and lengths.dtype == torch.int64 and regions.shape == (3, 6, demo.FEATURES)
+    assert (
+        lengths.tolist() == [4, 5, 6]
+        and lengths.dtype == torch.int64
+        and regions.shape == (3, 6, demo.FEATURES)
+    )
     for row, length, image in zip(regions, lengths, (1, 2, 3)):
         np.testing.assert_array_equal(row[:length], true_regions(raw, image))
         assert not row[length:].any()
@@ -516,7 +707,9 @@ def test_training_takes_true_regions_only(raw, split, drop_regions):
     for epoch in range(3):
         loader.sampler.epoch = epoch
         for batch in batches(loader):
-            for regions, length, image in zip(batch.regions.numpy(), batch.region_lengths, batch.image_ids.tolist()):
+            for regions, length, image in zip(
+                batch.regions.numpy(), batch.region_lengths, batch.image_ids.tolist()
+            ):
                 assert not regions[length:].any() and 1 <= length <= split.num_regions[image]
                 if image < 10:
                     is_same = (regions[:length, None] == true_regions(raw, image)[None]).all(axis=2)
@@ -536,16 +729,24 @@ def written(raw, folder, regions, captions):
 
 def test_a_padded_image_is_evaluated_as_if_it_were_alone(raw, split, tmp_path):
     torch.manual_seed(0)
-    options = dict(embed_size=16, nhead=2, dropout=0.1, residual_weight=0.5, no_imgnorm=False, no_txtnorm=False)
+    options = dict(
+        embed_size=16, nhead=2, dropout=0.1, residual_weight=0.5, no_imgnorm=False, no_txtnorm=False
+    )
     options |= checkpoint.ADDED_OPTIONS
     model = build_model(options, bert.model(raw / "demo_precomp" / "bert"), demo.FEATURES)
     embeddings = encoding.encode_images(model, split, torch.device("cpu"))
     for image in (0, 2, 5):
-        alone = written(raw, tmp_path / str(image), true_regions(raw, image)[None], ["a red ball"] * 5)
+        alone = written(
+            raw, tmp_path / str(image), true_regions(raw, image)[None], ["a red ball"] * 5
+        )
         expected = encoding.encode_images(model, alone, torch.device("cpu"))
         torch.testing.assert_close(embeddings[image : image + 1], expected, rtol=1e-5, atol=1e-6)
-    uncounted = written(raw, tmp_path / "uncounted", np.load(split.regions_path), ["a red ball"] * 60)
-    differs = (encoding.encode_images(model, uncounted, torch.device("cpu")) - embeddings).abs().amax(1) > 1e-3
+    uncounted = written(
+        raw, tmp_path / "uncounted", np.load(split.regions_path), ["a red ball"] * 60
+    )
+    differs = (
+        encoding.encode_images(model, uncounted, torch.device("cpu")) - embeddings
+    ).abs().amax(1) > 1e-3
     assert differs.tolist() == (split.num_regions < 8).tolist()
 
 
@@ -558,7 +759,9 @@ def test_counts_belong_to_rows_where_rows_repeat(raw, split, tmp_path):
     for left, right in zip(repeated.image_block(0, 12), split.image_block(0, 12)):
         assert torch.equal(left, right)
     which = np.arange(60)
-    for left, right in zip(TrainingPairs(repeated, seed=2)[1, which], TrainingPairs(split, seed=2)[1, which]):
+    for left, right in zip(
+        TrainingPairs(repeated, seed=2)[1, which], TrainingPairs(split, seed=2)[1, which]
+    ):
         assert torch.equal(left, right)
 
 
@@ -567,6 +770,7 @@ def test_counts_that_do_not_fit_end_training(raw, tmp_path):
         (tmp_path / name).write_bytes((raw / "mine_precomp" / name).read_bytes())
     np.save(tmp_path / "train_num_regions.npy", np.full(12, 9))
     with pytest.raises(
-        InputError, match="train_num_regions.npy: found 9 regions for row 0 .* 1 to 8 for each of the 12"
+        InputError,
+        match="train_num_regions.npy: found 9 regions for row 0 .* 1 to 8 for each of the 12",
     ):
         RetrievalDataset(tmp_path, "train", bert.tokeniser(raw / "demo_precomp" / "bert"))

@@ -44,7 +44,9 @@ def train(folder, tokeniser):
 @pytest.fixture(scope="module")
 def model(tokeniser):
     torch.manual_seed(0)
-    settings = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    settings = dict(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
     small = BertModel(BertConfig(vocab_size=len(tokeniser), **settings), add_pooling_layer=False)
     return HREM(small, region_dim=demo.FEATURES, embed_size=16, heads=2, dropout=0.1).eval()
 
@@ -54,7 +56,8 @@ def written(folder, tokeniser, tmp_path):
     """Write a split from an array and captions, each the demo's unless given, and open it."""
 
     def write(split="test", array=None, captions=None):
-        place = tmp_path / str(len(list(tmp_path.iterdir())))  # a new one: the file of an open split must not change
+        # a new one: the file of an open split must not change
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
         place.mkdir()
         np.save(place / f"{split}_ims.npy", images(folder, split) if array is None else array)
         content = (folder / f"{split}_caps.txt").read_bytes() if captions is None else captions
@@ -81,7 +84,9 @@ def same_batches(left, right):
 
 
 def same_captions(left, right):
-    return len(left) == len(right) and all(np.array_equal(left.ids(i), right.ids(i)) for i in range(len(left)))
+    return len(left) == len(right) and all(
+        np.array_equal(left.ids(i), right.ids(i)) for i in range(len(left))
+    )
 
 
 def table(model, split):
@@ -108,7 +113,8 @@ def test_repeated_rows_and_single_rows_train_alike(folder, written):
 
 def test_of_repeated_rows_the_first_is_read(folder, written):
     array = images(folder).repeat(5, axis=0)
-    array[np.arange(40) % 5 > 0, 1] = np.nan  # in a region that is not compared when the file is opened
+    # in a region that is not compared when the file is opened
+    array[np.arange(40) % 5 > 0, 1] = np.nan
     np.testing.assert_array_equal(written(array=array).image_block(2, 5)[0], images(folder)[2:5])
 
 
@@ -138,7 +144,10 @@ def test_a_caption_is_altered_alike_in_any_batch(train):
 
 def test_epochs_and_seeds_differ(train):
     first = epoch_of(TrainingPairs(train, seed=1))
-    for other in (epoch_of(TrainingPairs(train, seed=1), epoch=1), epoch_of(TrainingPairs(train, seed=2))):
+    for other in (
+        epoch_of(TrainingPairs(train, seed=1), epoch=1),
+        epoch_of(TrainingPairs(train, seed=2)),
+    ):
         assert not same_batches(first, other)
         assert any(not torch.equal(a.image_ids, b.image_ids) for a, b in zip(first, other))
     which, pairs = np.arange(40), TrainingPairs(train, seed=1)
@@ -173,11 +182,15 @@ def test_a_batch_is_sorted_by_length_and_padded_with_zeros(train):
 def test_regions_are_kept_in_order_four_of_five(folder, train):
     array, kept = images(folder, "train"), []
     for batch in epoch_of(TrainingPairs(train, seed=0), batch_size=150):
-        for regions, length, image in zip(batch.regions.numpy(), batch.region_lengths, batch.image_ids):
+        for regions, length, image in zip(
+            batch.regions.numpy(), batch.region_lengths, batch.image_ids
+        ):
             is_same = (regions[:length, None] == array[image][None]).all(axis=2)
             assert (is_same.sum(axis=1) == 1).all() and (np.diff(is_same.argmax(axis=1)) > 0).all()
             kept.append(int(length) / 36)
-    assert np.mean(kept) == pytest.approx(0.8, abs=4 * 0.4 / np.sqrt(150 * 36)) and np.std(kept) > 0.03
+    assert (
+        np.mean(kept) == pytest.approx(0.8, abs=4 * 0.4 / np.sqrt(150 * 36)) and np.std(kept) > 0.03
+    )
 
 
 def test_one_region_is_kept_at_least(folder, train, monkeypatch):
@@ -196,7 +209,9 @@ def test_without_augmentation_a_pair_is_whole(folder, train):
     batch = TrainingPairs(train, seed=0, drop_regions=False, augment_words=False)[0, which]
     assert sorted(batch.image_ids.tolist()) == [0, 0, 15, 29]
     np.testing.assert_array_equal(batch.regions, images(folder, "train")[batch.image_ids])
-    expected = sorted((train.captions.ids(caption).tolist() for caption in which), key=len, reverse=True)
+    expected = sorted(
+        (train.captions.ids(caption).tolist() for caption in which), key=len, reverse=True
+    )
     found = [row[:length].tolist() for row, length in zip(batch.pieces, batch.piece_lengths)]
     assert sorted(found) == sorted(expected) and list(map(len, found)) == list(map(len, expected))
 
@@ -213,19 +228,26 @@ def test_image_ids_are_those_of_the_captions(train):
         assert found == captions
 
 
-def test_features_that_are_cut_between_the_check_and_the_read_are_an_error_and_no_signal(folder, written):
+def test_features_that_are_cut_between_the_check_and_the_read_are_an_error_and_no_signal(
+    folder, written
+):
     split = written(array=images(folder))
     with open(split.regions_path, "r+b") as file:
         file.truncate(split.regions_path.stat().st_size // 2)
     assert split.unchecked_regions(0).shape == (36, images(folder).shape[2])
-    with pytest.raises(InputError, match=r"changed while it was in use \(found \d+ bytes, \d+ when it was opened"):
+    with pytest.raises(
+        InputError, match=r"changed while it was in use \(found \d+ bytes, \d+ when it was opened"
+    ):
         split.unchecked_regions(split.num_images - 1)
 
 
 @pytest.mark.parametrize("convert", [
-    lambda array: array.astype(np.float16), lambda array: array.astype(">f4"), lambda array: array.astype(">f2"),
-    np.asfortranarray, lambda array: np.asfortranarray(array.astype(">f4")),
-], ids=["float16", "big-endian", "big-endian float16", "Fortran order", "big-endian in Fortran order"])  # fmt: skip
+    lambda array: array.astype(np.float16), lambda array: array.astype(">f4"),
+    lambda array: array.astype(">f2"), np.asfortranarray,
+    lambda array: np.asfortranarray(array.astype(">f4")),
+], ids=[
+    "float16", "big-endian", "big-endian float16", "Fortran order", "big-endian in Fortran order"
+])  # fmt: skip
 def test_other_layouts_of_the_same_values_read_alike(folder, model, written, convert):
     array = images(folder).astype(np.float16).astype(np.float32)
     plain = written(array=array)
@@ -250,8 +272,9 @@ def test_dev_is_cut_to_the_captions_that_scan_takes():
 
 
 @pytest.mark.parametrize("change", [
-    lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text, lambda text: text.rstrip(b"\n"),
-    lambda text: text.replace(b"\n", b" \t\n"), lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+    lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text,
+    lambda text: text.rstrip(b"\n"), lambda text: text.replace(b"\n", b" \t\n"),
+    lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
 ], ids=["CRLF", "BOM", "no last line end", "white space at the end", "BOM and CRLF"])  # fmt: skip
 def test_captions_read_alike(folder, written, change):
     plain = written()
@@ -259,7 +282,9 @@ def test_captions_read_alike(folder, written, change):
     assert change(text) != text
     changed = written(captions=change(text))
     assert same_captions(plain.captions, changed.captions) and not changed.blank_lines
-    assert read_lines(changed.folder / "test_caps.txt") == read_lines(plain.folder / "test_caps.txt")
+    assert read_lines(changed.folder / "test_caps.txt") == read_lines(
+        plain.folder / "test_caps.txt"
+    )
 
 
 def test_blank_captions_hold_their_place(folder, written):
@@ -270,26 +295,39 @@ def test_blank_captions_hold_their_place(folder, written):
     assert split.blank_lines == [1, 13, 40] and split.num_captions == 40
     for caption in range(40):
         is_blank = caption in (0, 12, 39)
-        expected = [split.captions.special.start, split.captions.special.end] if is_blank else plain.ids(caption)
+        expected = (
+            [split.captions.special.start, split.captions.special.end]
+            if is_blank
+            else plain.ids(caption)
+        )
         np.testing.assert_array_equal(split.captions.ids(caption), expected)
     assert TrainingPairs(split, seed=0)[0, np.array([12, 0])].piece_lengths.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\r"])
+@pytest.mark.parametrize(
+    "separator", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\r"]
+)
 def test_only_a_line_feed_ends_a_caption(tmp_path, separator):
     path = tmp_path / "test_caps.txt"
     path.write_bytes(f"a red{separator}ball\na cube\n".encode())
     assert read_lines(path) == [f"a red{separator}ball", "a cube"]
 
 
-@pytest.mark.parametrize("content, line, byte", [
-    (b"a\nb\ncaf\xe9\n", 3, "e9"), (b"\xef\xbb\xbfa\nb\n\xff", 3, "ff"), (b"\xef\xbb\xbf\xfe", 1, "fe"),
-    (b"a\nb\xe2\x82\n", 2, "e2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, line, byte",
+    [
+        (b"a\nb\ncaf\xe9\n", 3, "e9"),
+        (b"\xef\xbb\xbfa\nb\n\xff", 3, "ff"),
+        (b"\xef\xbb\xbf\xfe", 1, "fe"),
+        (b"a\nb\xe2\x82\n", 2, "e2"),
+    ],
+)
 def test_a_caption_that_is_not_utf8_is_named_by_its_line(tmp_path, content, line, byte):
     path = tmp_path / "test_caps.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"test_caps.txt: line {line} is not UTF-8 \(byte 0x{byte}\)"):
+    with pytest.raises(
+        InputError, match=rf"test_caps.txt: line {line} is not UTF-8 \(byte 0x{byte}\)"
+    ):
         read_lines(path)
 
 
@@ -305,7 +343,9 @@ def test_an_image_that_is_not_finite_is_named(folder, model, written, values):
     split = written(array=array)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InputError, match=r"test_ims.npy: image 5 \(row 5, from 0\) holds NaN or Inf"):
+        with pytest.raises(
+            InputError, match=r"test_ims.npy: image 5 \(row 5, from 0\) holds NaN or Inf"
+        ):
             encoding.encode_images(model, split, torch.device("cpu"))
         split.image_block(0, 5)
 
@@ -318,7 +358,9 @@ def test_values_whose_squares_leave_float32_are_refused(folder, written, value):
     if abs(value) < 1e12:
         assert torch.equal(split.image_block(0, 1)[0], torch.from_numpy(array[:1]))
     else:
-        with pytest.raises(InputError, match=r"image 0 .* holds values of .*e\+\d+, expected .* at most 1e\+12"):
+        with pytest.raises(
+            InputError, match=r"image 0 .* holds values of .*e\+\d+, expected .* at most 1e\+12"
+        ):
             split.image_block(0, 1)
 
 
@@ -339,7 +381,12 @@ def test_bad_data_met_by_a_worker_end_in_the_main_process(folder, written, monke
 def test_the_batches_before_bad_data_come(folder, written, workers):
     array = images(folder, "train")
     expected = epoch_of(TrainingPairs(written("train", array=array), seed=0), batch_size=10)
-    bad = next(image for batch in expected for image in batch.image_ids if image not in expected[0].image_ids)
+    bad = next(
+        image
+        for batch in expected
+        for image in batch.image_ids
+        if image not in expected[0].image_ids
+    )
     before = list(itertools.takewhile(lambda batch: bad not in batch.image_ids, expected))
     array[bad, 35, 1] = np.nan
     found = []
@@ -379,7 +426,9 @@ def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):
 
 def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
     calls, tokenise = [], dataset.tokenise_cached
-    monkeypatch.setattr(dataset, "tokenise_cached", lambda *arguments: calls.append(1) or tokenise(*arguments))
+    monkeypatch.setattr(
+        dataset, "tokenise_cached", lambda *arguments: calls.append(1) or tokenise(*arguments)
+    )
     pairs = TrainingPairs(RetrievalDataset(folder, "train", tokeniser), seed=0)
     assert calls == [1]
     monkeypatch.setattr("lib.data.captions.split_words", None)  # nothing cuts words from here on
@@ -389,11 +438,16 @@ def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
 def test_a_split_travels_to_a_process_without_its_regions(train):
     packed = pickle.dumps(train)
     assert len(packed) < train.regions.nbytes / 10
-    assert same_batches(epoch_of(TrainingPairs(pickle.loads(packed), seed=0)), epoch_of(TrainingPairs(train, seed=0)))
+    assert same_batches(
+        epoch_of(TrainingPairs(pickle.loads(packed), seed=0)),
+        epoch_of(TrainingPairs(train, seed=0)),
+    )
 
 
 def test_a_batch_larger_than_the_split_is_refused(train):
-    with pytest.raises(InputError, match="train split has 150 pairs, expected at least one batch of 151"):
+    with pytest.raises(
+        InputError, match="train split has 150 pairs, expected at least one batch of 151"
+    ):
         training_loader(TrainingPairs(train, seed=0), 151, workers=0)
     assert len(training_loader(TrainingPairs(train, seed=0), 150, workers=0)) == 1
 
@@ -401,7 +455,9 @@ def test_a_batch_larger_than_the_split_is_refused(train):
 def sparse(path, shape):
     """A .npy file of zeros that takes no room; skips where the file system writes them out."""
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, dict(descr="<f4", fortran_order=False, shape=shape))
+        np.lib.format.write_array_header_1_0(
+            file, dict(descr="<f4", fortran_order=False, shape=shape)
+        )
         file.truncate(file.tell() + 4 * int(np.prod(shape)))
     if path.stat().st_blocks * 512 > 1e6:
         path.unlink()

@@ -1,4 +1,5 @@
-"""The demo data set: repeatable bytes, true captions, held-out pairs, and a BERT that transformers loads."""
+"""The demo data set: repeatable bytes, true captions, held-out pairs,
+and a BERT that transformers loads."""
 
 import hashlib
 import json
@@ -22,13 +23,19 @@ from lib.data import demo
 
 SIZES = {"train": 60, "dev": 20, "test": 30}
 LOCK = ".demo_precomp.lock"  # stays beside what was built
-WORDS = {word: (name, key) for name, table in demo.LOOKS.items() for key, row in table.items() for word in row}
+WORDS = {
+    word: (name, key)
+    for name, table in demo.LOOKS.items()
+    for key, row in table.items()
+    for word in row
+}
 PLACE_KEYS = {words: key for key, row in demo.BACKGROUNDS.items() for words in row}
 RELATION_KEYS = {  # our own reading of the words, as of the sentences below
-    "left of": "left", "on the left side of": "left", "right of": "right", "on the right side of": "right",
-    "above": "above", "over": "above", "higher than": "above", "below": "below", "under": "below",
-    "underneath": "below", "next to": "near", "close to": "near", "beside": "near", "far from": "far",
-    "far away from": "far", "a long way from": "far",
+    "left of": "left", "on the left side of": "left", "right of": "right",
+    "on the right side of": "right", "above": "above", "over": "above", "higher than": "above",
+    "below": "below", "under": "below", "underneath": "below", "next to": "near",
+    "close to": "near", "beside": "near", "far from": "far", "far away from": "far",
+    "a long way from": "far",
 }  # fmt: skip
 
 
@@ -89,9 +96,13 @@ def holds(relation, first, second):
     """Our own reading of the relations, not that of the module."""
     distance = ((first.x - second.x) ** 2 + (first.y - second.y) ** 2) ** 0.5
     return {
-        "left": first.x < second.x, "right": first.x > second.x, "above": first.y < second.y,
-        "below": first.y > second.y, "near": distance < 0.35, "far": distance > 0.45,
-    }[relation]  # fmt: skip
+        "left": first.x < second.x,
+        "right": first.x > second.x,
+        "above": first.y < second.y,
+        "below": first.y > second.y,
+        "near": distance < 0.35,
+        "far": distance > 0.45,
+    }[relation]
 
 
 # Files
@@ -99,14 +110,24 @@ def holds(relation, first, second):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
     code = f"from lib.data import demo; demo.build({str(tmp_path / 'again')!r}, sizes={SIZES})"
-    repository, environment = Path(__file__).parents[2], {**os.environ, "PYTHONHASHSEED": "1"}  # another set order
+    # another set order
+    repository, environment = Path(__file__).parents[2], {**os.environ, "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, check=True)
     demo.build(tmp_path / "other", seed=1, sizes=SIZES)
     first, again, other = hashes(folder), hashes(tmp_path / "again"), hashes(tmp_path / "other")
-    bert = {"bert/config.json", "bert/model.safetensors", "bert/tokenizer_config.json", "bert/vocab.txt"}
-    assert set(first) == bert | {f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt", "ids.txt")}
+    bert = {
+        "bert/config.json",
+        "bert/model.safetensors",
+        "bert/tokenizer_config.json",
+        "bert/vocab.txt",
+    }
+    assert set(first) == bert | {
+        f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt", "ids.txt")
+    }
     assert again == first
-    drawn = [f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt")] + ["bert/model.safetensors"]
+    drawn = [f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt")] + [
+        "bert/model.safetensors"
+    ]
     assert not any(first[name] == other[name] for name in drawn)
 
 
@@ -124,7 +145,11 @@ def test_files_have_their_shapes_and_ids_are_unique(folder):
 
 def test_no_library_version_stands_in_the_configuration(folder):
     for name in ("config", "tokenizer_config"):
-        assert not [key for key in json.loads((folder / "bert" / f"{name}.json").read_text()) if "version" in key]
+        assert not [
+            key
+            for key in json.loads((folder / "bert" / f"{name}.json").read_text())
+            if "version" in key
+        ]
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path):
@@ -139,7 +164,9 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
-        assert list(tmp_path.rglob("train_ims.npy")), "the interruption should come after a part was written"
+        assert list(tmp_path.rglob("train_ims.npy")), (
+            "the interruption should come after a part was written"
+        )
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "_write_bert", interrupt)
@@ -150,11 +177,15 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_build_killed_anywhere_is_not_in_the_way_of_the_next(tmp_path):
     folder = tmp_path / "new"
-    build = f"demo.build({str(folder / 'demo_precomp')!r}, sizes={{'train': 2, 'dev': 1, 'test': 1}})"
+    build = (
+        f"demo.build({str(folder / 'demo_precomp')!r}, sizes={{'train': 2, 'dev': 1, 'test': 1}})"
+    )
     with Programs("from lib.data import demo") as programs:
         assert programs.run(build).status == 0
         expected = contents(folder)
-        for killed in programs.killed_at_each(build, folder, lambda: shutil.rmtree(folder, ignore_errors=True)):
+        for killed in programs.killed_at_each(
+            build, folder, lambda: shutil.rmtree(folder, ignore_errors=True)
+        ):
             assert not (folder / "demo_precomp").exists(), killed.operation
             assert programs.run(build).status == 0
             found = contents(folder)
@@ -231,9 +262,14 @@ def test_variants_differ_from_the_scene_before_in_exactly_one_respect(all_scenes
                 assert [(thing.x, thing.y) for thing in scene.things[:2]] == [
                     (thing.x, thing.y) for thing in before.things[1::-1]
                 ]
-                assert {index for index, _ in differing} == {0, 1} and {name for _, name in differing} <= {"x", "y"}
+                assert {index for index, _ in differing} == {0, 1} and {
+                    name for _, name in differing
+                } <= {"x", "y"}
             else:
-                assert len(differing) == 1 and differing[0] in [(0, scene.change), (1, scene.change)]
+                assert len(differing) == 1 and differing[0] in [
+                    (0, scene.change),
+                    (1, scene.change),
+                ]
 
 
 # Captions
@@ -242,10 +278,14 @@ def test_variants_differ_from_the_scene_before_in_exactly_one_respect(all_scenes
 def test_captions_are_five_different_sentences(folder):
     for split in SIZES:
         for captions in captions_of(folder, split):
-            assert len({" ".join(re.findall("[a-z]+", caption.lower())) for caption in captions}) == 5
+            assert (
+                len({" ".join(re.findall("[a-z]+", caption.lower())) for caption in captions}) == 5
+            )
             assert all(5 <= len(caption.split()) <= 25 for caption in captions)
     everything = [caption for captions in captions_of(folder, "train") for caption in captions]
-    assert any(caption[0].isupper() for caption in everything) and any(caption[0].islower() for caption in everything)
+    assert any(caption[0].isupper() for caption in everything) and any(
+        caption[0].islower() for caption in everything
+    )
 
 
 def test_captions_differ_even_where_little_is_mentioned(all_scenes, monkeypatch):
@@ -258,7 +298,9 @@ def test_captions_differ_even_where_little_is_mentioned(all_scenes, monkeypatch)
 
 def test_captions_name_only_things_and_places_of_their_scene(folder):
     for split, size in SIZES.items():
-        for scene, captions in zip(demo.scenes(split, size=size), captions_of(folder, split), strict=True):
+        for scene, captions in zip(
+            demo.scenes(split, size=size), captions_of(folder, split), strict=True
+        ):
             for caption in map(str.lower, captions):
                 phrases = re.findall(PHRASE, caption)
                 assert len(phrases) >= 2, caption
@@ -271,14 +313,18 @@ def test_captions_name_only_things_and_places_of_their_scene(folder):
 def test_captions_state_only_relations_that_hold(folder):
     stated, total = Counter(), 0
     for split, size in SIZES.items():
-        for scene, captions in zip(demo.scenes(split, size=size), captions_of(folder, split), strict=True):
+        for scene, captions in zip(
+            demo.scenes(split, size=size), captions_of(folder, split), strict=True
+        ):
             for caption in map(str.lower, captions):
                 total += 1
                 for found in filter(None, (statement.search(caption) for statement in STATEMENTS)):
                     relation = RELATION_KEYS[found["relation"]]
                     stated[relation] += 1
                     assert any(
-                        fits(first, found["first"]) and fits(second, found["second"]) and holds(relation, first, second)
+                        fits(first, found["first"])
+                        and fits(second, found["second"])
+                        and holds(relation, first, second)
                         for first in scene.things
                         for second in scene.things
                         if first != second
@@ -309,7 +355,9 @@ def test_regions_on_one_thing_are_more_alike_than_regions_on_two():
             thing = scene.things[owner]
             assert box[0] < thing.x < box[2] and box[1] < thing.y < box[3]
         assert 0 < is_on_one.sum() < 36 and found.owners.max() < len(scene.things)
-        unit = found.features[is_on_one] / np.linalg.norm(found.features[is_on_one], axis=1, keepdims=True)
+        unit = found.features[is_on_one] / np.linalg.norm(
+            found.features[is_on_one], axis=1, keepdims=True
+        )
         cosine, owners = unit @ unit.T, found.owners[is_on_one]
         is_same = owners[:, None] == owners
         same.append(cosine[is_same & ~np.eye(len(owners), dtype=bool)].mean())
@@ -320,11 +368,15 @@ def test_regions_on_one_thing_are_more_alike_than_regions_on_two():
 
 
 def test_features_show_the_scene_of_their_image(folder):
-    """The pooled features of an image look most like the sum of its own scene's looks, far above chance."""
+    """The pooled features of an image look most like the sum of its own scene's looks,
+    far above chance."""
     vectors, found = demo.appearance(), demo.scenes("train", size=SIZES["train"])
     expected = np.array(
         [
-            np.mean([vectors[getattr(thing, name)] for thing in scene.things for name in demo.LOOKS], axis=0)
+            np.mean(
+                [vectors[getattr(thing, name)] for thing in scene.things for name in demo.LOOKS],
+                axis=0,
+            )
             for scene in found
         ]
     )
@@ -339,10 +391,13 @@ def test_features_show_the_scene_of_their_image(folder):
 
 
 def test_bert_loads_as_bert_is_initialised(folder):
-    bert, report = BertModel.from_pretrained(folder / "bert", add_pooling_layer=False, output_loading_info=True)
+    bert, report = BertModel.from_pretrained(
+        folder / "bert", add_pooling_layer=False, output_loading_info=True
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with safe_open(folder / "bert" / "model.safetensors", "np") as file:
-        assert file.metadata() == {"format": "pt"}  # older versions of transformers refuse a file without it
+        # older versions of transformers refuse a file without it
+        assert file.metadata() == {"format": "pt"}
     assert bert.config.hidden_size == 128 and bert.config.num_hidden_layers == 2
     for name, weight in bert.named_parameters():
         if "LayerNorm.weight" in name:
@@ -350,7 +405,9 @@ def test_bert_loads_as_bert_is_initialised(folder):
         elif "bias" in name:
             assert (weight == 0).all()
         else:
-            assert abs(weight.std().item() - 0.02) < 0.003 and abs(weight.mean().item()) < 0.005, name
+            assert abs(weight.std().item() - 0.02) < 0.003 and abs(weight.mean().item()) < 0.005, (
+                name
+            )
 
 
 def test_the_tokeniser_knows_every_caption_and_any_ascii_text(folder):

@@ -1,4 +1,5 @@
-"""What a resumed run and kept arrays know of what they depend on: another thing of the same shape is never believed."""
+"""What a resumed run and kept arrays know of what they depend on:
+another thing of the same shape is never believed."""
 
 import json
 import shutil
@@ -26,7 +27,9 @@ def command(data, folder, *more):
 def bigru(whole, tmp_path_factory):
     """A run folder of a BiGRU; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("bigru") / "run"
-    train.main(command(whole, folder, "--text_encoder", "bigru", "--word_dim", 8, "--min_word_count", 1))
+    train.main(
+        command(whole, folder, "--text_encoder", "bigru", "--word_dim", 8, "--min_word_count", 1)
+    )
     return folder
 
 
@@ -55,7 +58,8 @@ def count_regions(folder):
 
 
 def swap_words(folder):
-    """Two words of the BERT vocabulary that captions hold change places: another BERT of the same shape."""
+    """Two words of the BERT vocabulary that captions hold change places:
+    another BERT of the same shape."""
     path = folder / "bert" / "vocab.txt"
     lines = path.read_text().split("\n")
     red, blue = lines.index("red"), lines.index("blue")
@@ -81,25 +85,46 @@ def other_weights(folder):
 
 CHANGES = {
     "an edited caption": (words("red", "blue"), ["train_caps.txt: other captions"]),
-    "other features": (array("train_ims.npy", lambda found: found + 1), ["train_ims.npy: other features"]),
-    "other order": (array("test_ims.npy", lambda found: found[::-1].copy()), ["test_ims.npy: other features"]),
-    "fewer regions": (array("dev_ims.npy", lambda found: found[:, :30].copy()),
-                      ["dev_ims.npy: other images", "10 images x 30 regions", "expected 10 images x 36 regions"]),
+    "other features": (
+        array("train_ims.npy", lambda found: found + 1),
+        ["train_ims.npy: other features"],
+    ),
+    "other order": (
+        array("test_ims.npy", lambda found: found[::-1].copy()),
+        ["test_ims.npy: other features"],
+    ),
+    "fewer regions": (
+        array("dev_ims.npy", lambda found: found[:, :30].copy()),
+        ["dev_ims.npy: other images", "10 images x 30 regions", "expected 10 images x 36 regions"],
+    ),
     "counts of regions": (count_regions, ["dev_num_regions.npy: other region counts"]),
     "another vocabulary of BERT": (swap_words, ["--bert_path", "train: other pieces"]),
-    "another activation": (configure(hidden_act="relu"), ["--bert_path", "hidden_act relu", "hidden_act gelu"]),
+    "another activation": (
+        configure(hidden_act="relu"),
+        ["--bert_path", "hidden_act relu", "hidden_act gelu"],
+    ),
     "other weights of BERT": (other_weights, ["--bert_path", "bert: other weights"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change, expected", CHANGES.values(), ids=CHANGES)
-def test_other_data_of_the_same_shape_are_refused(finished, data, tmp_path, refusal, change, expected):
+def test_other_data_of_the_same_shape_are_refused(
+    finished, data, tmp_path, refusal, change, expected
+):
     run = shutil.copytree(finished, tmp_path / "run")
     change(data / "demo_precomp")
-    before = (run / "last.pth").read_bytes(), (run / "train.txt").read_bytes(), (run / "model_best.pth").read_bytes()
+    before = (
+        (run / "last.pth").read_bytes(),
+        (run / "train.txt").read_bytes(),
+        (run / "model_best.pth").read_bytes(),
+    )
     argv = command(data, run, "--resume", "auto", "--num_epochs", 2)
     refusal(train.main, *argv, expected=[*expected, "--allow_changed_data 1"])
-    after = (run / "last.pth").read_bytes(), (run / "train.txt").read_bytes(), (run / "model_best.pth").read_bytes()
+    after = (
+        (run / "last.pth").read_bytes(),
+        (run / "train.txt").read_bytes(),
+        (run / "model_best.pth").read_bytes(),
+    )
     assert after == before
 
 
@@ -113,7 +138,9 @@ def test_changed_data_are_allowed_when_asked_and_then_known(finished, data, tmp_
 
 
 @pytest.mark.parametrize("split, is_best", [("dev", True), ("test", False)])
-def test_a_best_score_on_other_validation_data_does_not_count(finished, data, tmp_path, capsys, split, is_best):
+def test_a_best_score_on_other_validation_data_does_not_count(
+    finished, data, tmp_path, capsys, split, is_best
+):
     """It would keep every later model from being kept."""
     run = shutil.copytree(finished, tmp_path / "run")
     saved_with(run / "last.pth", best_rsum=599.0)
@@ -147,7 +174,10 @@ def test_what_a_file_does_not_say_is_not_checked_and_told(finished, whole, tmp_p
     del position["data"]["train"]["caption_images"], position["data"]["dev"]
     saved_with(run / "last.pth", position=position)
     resume(run, whole)
-    assert "so they are not checked: train caption_images, dev images, dev region_counts" in capsys.readouterr().out
+    assert (
+        "so they are not checked: train caption_images, dev images, dev region_counts"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("found", [5, [], {"train": 1}], ids=str)
@@ -155,7 +185,9 @@ def test_damaged_fingerprints_are_refused(finished, whole, tmp_path, refusal, fo
     run = shutil.copytree(finished, tmp_path / "run")
     position = torch.load(run / "last.pth", weights_only=True)["position"]
     saved_with(run / "last.pth", position=position | {"data": found})
-    refusal(train.main, *command(whole, run, "--resume", "auto"), expected=[run / "last.pth", "damaged"])
+    refusal(
+        train.main, *command(whole, run, "--resume", "auto"), expected=[run / "last.pth", "damaged"]
+    )
 
 
 def test_fingerprints_hold_nothing_but_text(finished):
@@ -169,17 +201,27 @@ def test_fingerprints_hold_nothing_but_text(finished):
     (swap_words, "other tokeniser"), (configure(hidden_act="relu"), "other settings"),
     (configure(num_attention_heads=1), "other settings"),
 ], ids=["vocabulary", "activation", "heads"])  # fmt: skip
-def test_a_model_is_not_evaluated_with_another_bert_of_the_same_shape(finished, data, refusal, change, expected):
+def test_a_model_is_not_evaluated_with_another_bert_of_the_same_shape(
+    finished, data, refusal, change, expected
+):
     change(data / "demo_precomp")
     before = contents(finished)
     path = data / "demo_precomp" / "bert"
-    refusal(evaluation.main, finished, "--bert_path", path, expected=[path, expected, finished / "model_best.pth"])
+    refusal(
+        evaluation.main,
+        finished,
+        "--bert_path",
+        path,
+        expected=[path, expected, finished / "model_best.pth"],
+    )
     assert contents(finished) == before
     with pytest.raises(InputError, match=expected):
         load(finished, bert_path=path)
 
 
-def test_a_model_is_evaluated_with_its_bert_elsewhere_and_one_of_other_weights(finished, data, tmp_path):
+def test_a_model_is_evaluated_with_its_bert_elsewhere_and_one_of_other_weights(
+    finished, data, tmp_path
+):
     """The weights come from the checkpoint: the folder brings vocabulary and settings alone."""
     run = shutil.copytree(finished, tmp_path / "run")
     other_weights(data / "demo_precomp")
@@ -187,7 +229,9 @@ def test_a_model_is_evaluated_with_its_bert_elsewhere_and_one_of_other_weights(f
     assert (run / "test.md").read_bytes() == (finished / "test.md").read_bytes()
 
 
-def test_an_ensemble_of_models_with_different_data_of_their_own_is_refused(finished, data, tmp_path, refusal):
+def test_an_ensemble_of_models_with_different_data_of_their_own_is_refused(
+    finished, data, tmp_path, refusal
+):
     """Each is evaluated on the data that it was trained with, unless --data_path is given."""
     array("test_ims.npy", lambda found: found[::-1].copy())(data / "demo_precomp")
     train.main(command(data, tmp_path / "other"))
@@ -202,7 +246,9 @@ def test_a_checkpoint_that_does_not_tell_its_bert_is_evaluated(finished, tmp_pat
     for reader in ("missing", None, {}):
         content = torch.load(run / "model_best.pth", weights_only=True)
         content.pop("reader", None)
-        torch.save(content if reader == "missing" else content | {"reader": reader}, run / "model_best.pth")
+        torch.save(
+            content if reader == "missing" else content | {"reader": reader}, run / "model_best.pth"
+        )
         evaluation.main([str(run)])
 
 
@@ -211,7 +257,18 @@ def test_a_resumed_bigru_keeps_the_vocabulary_of_its_checkpoint(bigru, data, tmp
     run = shutil.copytree(bigru, tmp_path / "run")
     known = torch.load(run / "last.pth", weights_only=True)["vocabulary"]
     words("red", "aardvark aardvark")(data / "demo_precomp")
-    argv = command(data, run, "--text_encoder", "bigru", "--word_dim", 8, "--min_word_count", 1, "--resume", "auto")
+    argv = command(
+        data,
+        run,
+        "--text_encoder",
+        "bigru",
+        "--word_dim",
+        8,
+        "--min_word_count",
+        1,
+        "--resume",
+        "auto",
+    )
     with pytest.raises(InputError, match="train_caps.txt: other captions"):
         train.main(argv)
     train.main([*argv, "--allow_changed_data", "1", "--num_epochs", "2"])
@@ -223,12 +280,25 @@ def test_a_resumed_bigru_keeps_the_vocabulary_of_its_checkpoint(bigru, data, tmp
 def test_a_damaged_vocabulary_of_a_run_is_refused(bigru, whole, tmp_path, refusal, found):
     run = shutil.copytree(bigru, tmp_path / "run")
     saved_with(run / "last.pth", vocabulary=found)
-    argv = command(whole, run, "--text_encoder", "bigru", "--word_dim", 8, "--min_word_count", 1, "--resume", "auto")
+    argv = command(
+        whole,
+        run,
+        "--text_encoder",
+        "bigru",
+        "--word_dim",
+        8,
+        "--min_word_count",
+        1,
+        "--resume",
+        "auto",
+    )
     refusal(train.main, *argv, expected=[run / "last.pth", "vocabulary"])
 
 
 def test_a_fingerprint_reads_some_rows_of_features_alone(whole, monkeypatch):
-    data = RetrievalDataset(whole / "demo_precomp", "train", bert.tokeniser(whole / "demo_precomp" / "bert"))
+    data = RetrievalDataset(
+        whole / "demo_precomp", "train", bert.tokeniser(whole / "demo_precomp" / "bert")
+    )
     read, rows = [], data.unchecked_regions
     monkeypatch.setattr(data, "unchecked_regions", lambda image: read.append(image) or rows(image))
     fingerprint.of_split(data)
@@ -237,8 +307,9 @@ def test_a_fingerprint_reads_some_rows_of_features_alone(whole, monkeypatch):
 
 def test_a_digest_tells_values_types_and_their_borders_apart():
     values = [
-        ("ab", "c"), ("a", "bc"), ("abc",), (["ab", "c"],), (1,), ("1",), (1.0,), (np.array([1, 2]),),
-        (np.array([1, 2], np.int32),), (np.array([[1, 2]]),), (np.array([1]), np.array([2])), ("\ud800",), (),
+        ("ab", "c"), ("a", "bc"), ("abc",), (["ab", "c"],), (1,), ("1",), (1.0,),
+        (np.array([1, 2]),), (np.array([1, 2], np.int32),), (np.array([[1, 2]]),),
+        (np.array([1]), np.array([2])), ("\ud800",), (),
     ]  # fmt: skip
     assert len({cache.digest(*value) for value in values}) == len(values)
     assert cache.digest(np.arange(4)[::2]) == cache.digest(np.array([0, 2]))

@@ -1,4 +1,5 @@
-"""Batches of neighbours: k-means against loops, what meets in a batch, and every pair at most once an epoch."""
+"""Batches of neighbours: k-means against loops, what meets in a batch,
+and every pair at most once an epoch."""
 
 import numpy as np
 import pytest
@@ -6,7 +7,15 @@ import torch
 
 from lib.data import demo, sampling
 from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
-from lib.data.sampling import EpochSampler, NeighbourSampler, cluster_images, k_means, mean_regions, nearest, occurrence
+from lib.data.sampling import (
+    EpochSampler,
+    NeighbourSampler,
+    cluster_images,
+    k_means,
+    mean_regions,
+    nearest,
+    occurrence,
+)
 from lib.model import bert
 from lib.system.errors import InputError
 
@@ -63,7 +72,10 @@ def test_where_all_comes_out_even_a_batch_is_p_clusters_of_k_images():
 def test_a_round_that_ends_within_a_group_wastes_nothing():
     made = sampler([9] * 12)  # 45 pairs a cluster: 11 groups of 4 and a rest of 1
     found = epoch_of(made)
-    is_full = [sorted(np.unique(clusters_of(made, batch), return_counts=True)[1]) == [4, 4, 4] for batch in found]
+    is_full = [
+        sorted(np.unique(clusters_of(made, batch), return_counts=True)[1]) == [4, 4, 4]
+        for batch in found
+    ]
     assert sum(is_full) == 12 * 11 // 3 and len(found) == 45  # the rest of 12 is the other one
     assert all(len(np.unique(made.images[batch])) == 12 for batch in found)
 
@@ -73,9 +85,10 @@ def test_clusters_of_all_sizes_give_all_the_full_batches_they_can():
     expected = sum(5 * size // 4 for size in SIZES["of all sizes"] if size >= 4) // 3
     for epoch in range(5):
         full = [
-            batch for batch in epoch_of(made, epoch)
+            batch
+            for batch in epoch_of(made, epoch)
             if sorted(np.unique(clusters_of(made, batch), return_counts=True)[1]) == [4, 4, 4]
-        ]  # fmt: skip
+        ]
         assert len(full) >= expected == 45
         assert all(len(np.unique(made.images[batch])) == 12 for batch in full)
 
@@ -84,8 +97,10 @@ def test_what_is_left_of_small_clusters_holds_an_image_twice_only_after_every_ot
     made = sampler([2] * 30)  # 60 images, no group: batches of the rest alone
     found = epoch_of(made)
     assert len(found) == 25 and all(len(np.unique(made.images[batch])) == 12 for batch in found)
-    assert all(len(np.unique(clusters_of(made, batch))) == 6 for batch in found)  # neighbours stay together
-    few = epoch_of(sampler([1, 1, 1]))  # 15 pairs of 3 images in a batch of 12: nothing else is there
+    # neighbours stay together
+    assert all(len(np.unique(clusters_of(made, batch))) == 6 for batch in found)
+    # 15 pairs of 3 images in a batch of 12: nothing else is there
+    few = epoch_of(sampler([1, 1, 1]))
     assert sorted(np.unique(few // 5, return_counts=True)[1]) == [4, 4, 4]
 
 
@@ -93,8 +108,12 @@ def test_groups_are_of_different_images_and_differ_from_round_to_round():
     made = sampler([8] * 12)
     groups, rest = made._groups(np.random.default_rng(0))
     assert groups.shape == (120, 4) and len(rest) == 0
-    assert all(len({*made.images[group]}) == 4 and len({*clusters_of(made, group)}) == 1 for group in groups)
-    assert len({frozenset(made.images[group]) for group in groups}) > 100  # of 24 if every round repeated the first
+    assert all(
+        len({*made.images[group]}) == 4 and len({*clusters_of(made, group)}) == 1
+        for group in groups
+    )
+    # of 24 if every round repeated the first
+    assert len({frozenset(made.images[group]) for group in groups}) > 100
 
 
 def test_a_round_has_every_image_once_with_any_of_its_captions():
@@ -144,10 +163,15 @@ def test_occurrence_counts_what_came_before():
 def k_means_by_loops(points, num_clusters, seed, iterations):
     """The same in double precision, a point at a time."""
     points = points.double().numpy()
-    centres = points[np.random.default_rng((seed, num_clusters)).choice(len(points), num_clusters, replace=False)]
+    centres = points[
+        np.random.default_rng((seed, num_clusters)).choice(len(points), num_clusters, replace=False)
+    ]
 
     def owners():
-        return [min(range(num_clusters), key=lambda c: ((point - centres[c]) ** 2).sum()) for point in points]
+        return [
+            min(range(num_clusters), key=lambda c: ((point - centres[c]) ** 2).sum())
+            for point in points
+        ]
 
     for _ in range(iterations):
         owner = owners()
@@ -158,7 +182,9 @@ def k_means_by_loops(points, num_clusters, seed, iterations):
     return owners()
 
 
-@pytest.mark.parametrize("seed, num_clusters, iterations", [(0, 7, 10), (1, 7, 3), (2, 1, 2), (3, 40, 4), (4, 9, 0)])
+@pytest.mark.parametrize(
+    "seed, num_clusters, iterations", [(0, 7, 10), (1, 7, 3), (2, 1, 2), (3, 40, 4), (4, 9, 0)]
+)
 @pytest.mark.parametrize("block", [16, 4096])
 def test_k_means_is_that_of_a_loop(monkeypatch, seed, num_clusters, iterations, block):
     monkeypatch.setattr(sampling, "BLOCK_POINTS", block)
@@ -177,18 +203,27 @@ def test_k_means_finds_clusters_that_lie_apart():
     centres = 100 * torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     true = torch.arange(60) % 3
     points = centres[true] + torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
-    best = min((k_means(points, 3, seed) for seed in range(5)), key=lambda owner: spread(points, owner))
+    best = min(
+        (k_means(points, 3, seed) for seed in range(5)), key=lambda owner: spread(points, owner)
+    )
     assert len({(int(one), int(other)) for one, other in zip(true, best)}) == 3
 
 
 def spread(points, owner):
-    return sum(((points[owner == c] - points[owner == c].mean(0)) ** 2).sum() for c in np.unique(owner))
+    return sum(
+        ((points[owner == c] - points[owner == c].mean(0)) ** 2).sum() for c in np.unique(owner)
+    )
 
 
 def test_nearest_centres_are_those_of_plain_distances():
     generator = torch.Generator().manual_seed(0)
-    points, centres = torch.rand(50, 30, generator=generator), torch.rand(9, 30, generator=generator)
-    expected = torch.cdist(points.double(), centres.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    points, centres = (
+        torch.rand(50, 30, generator=generator),
+        torch.rand(9, 30, generator=generator),
+    )
+    expected = torch.cdist(
+        points.double(), centres.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).argmin(1)
     assert torch.equal(nearest(points, centres), expected)
 
 
@@ -207,14 +242,18 @@ def test_mean_regions_are_those_of_the_file(split, monkeypatch, block):
 
 
 def test_there_are_as_many_clusters_as_give_them_four_groups(split):
-    assert cluster_images(split, batch_size=10, num_groups=5, seed=0).max() < 5  # 40 images in clusters of 4 x 2
+    # 40 images in clusters of 4 x 2
+    assert cluster_images(split, batch_size=10, num_groups=5, seed=0).max() < 5
     assert len(np.unique(cluster_images(split, batch_size=4, num_groups=4, seed=0))) > 5  # of 4 x 1
-    assert len(np.unique(cluster_images(split, batch_size=80, num_groups=40, seed=0))) == 40  # at least P
+    # at least P
+    assert len(np.unique(cluster_images(split, batch_size=80, num_groups=40, seed=0))) == 40
 
 
 def test_more_clusters_than_images_are_refused_before_a_region_is_read(split, monkeypatch):
     monkeypatch.setattr(sampling, "mean_regions", None)
-    with pytest.raises(InputError, match="--batch_clusters 41: .* has 40 images in its train split.*fewer clusters"):
+    with pytest.raises(
+        InputError, match="--batch_clusters 41: .* has 40 images in its train split.*fewer clusters"
+    ):
         training_loader(TrainingPairs(split, seed=0), 82, workers=0, batch_clusters=41)
 
 
@@ -235,9 +274,16 @@ def test_neighbours_in_a_batch_are_nearer_than_at_random():
 
     def distance(made):
         chosen = [Blobs.regions[images[batch], 0] for _, batch in made]
-        return np.mean([torch.cdist(batch, batch).topk(2, largest=False).values[:, 1].mean() for batch in chosen])
+        return np.mean(
+            [
+                torch.cdist(batch, batch).topk(2, largest=False).values[:, 1].mean()
+                for batch in chosen
+            ]
+        )
 
-    assert distance(NeighbourSampler(images, clusters, 6, 3, seed=0)) < 0.6 * distance(EpochSampler(300, 6, seed=0))
+    assert distance(NeighbourSampler(images, clusters, 6, 3, seed=0)) < 0.6 * distance(
+        EpochSampler(300, 6, seed=0)
+    )
 
 
 def test_workers_change_nothing(split):

@@ -1,4 +1,5 @@
-"""What public extractors write: other columns, other element types, other names, other numbers of sentences."""
+"""What public extractors write: other columns, other element types, other names,
+other numbers of sentences."""
 
 import base64
 import json
@@ -29,10 +30,12 @@ def encoded(array, dtype=np.float32):
 def cells(picture, name=str, dtype=np.float32, box_dtype=np.float32):
     boxes = np.random.default_rng(picture).uniform(1, 400, (NUM_BOXES, 4))
     return dict(
-        image_id=name(picture), img_id=name(picture), image_w="640", image_h="480", img_w="640", img_h="480",
-        num_boxes=str(NUM_BOXES), boxes=encoded(boxes, box_dtype), features=encoded(features(picture), dtype),
+        image_id=name(picture), img_id=name(picture), image_w="640", image_h="480", img_w="640",
+        img_h="480", num_boxes=str(NUM_BOXES), boxes=encoded(boxes, box_dtype),
+        features=encoded(features(picture), dtype),
         objects_id=encoded(np.zeros(NUM_BOXES), np.int64), objects_conf=encoded(np.ones(NUM_BOXES)),
-        attrs_id=encoded(np.zeros(NUM_BOXES), np.int64), attrs_conf=encoded(np.ones(NUM_BOXES)), note="",
+        attrs_id=encoded(np.zeros(NUM_BOXES), np.int64), attrs_conf=encoded(np.ones(NUM_BOXES)),
+        note="",
     )  # fmt: skip
 
 
@@ -50,7 +53,9 @@ def write_tsv(
 def write_json(folder, counts=lambda number: 5, **more):
     images = [
         dict(filename=f"{picture}.jpg", imgid=number, split=split)
-        | dict(sentences=[dict(raw=f"caption {c} of picture {picture}") for c in range(counts(number))])
+        | dict(
+            sentences=[dict(raw=f"caption {c} of picture {picture}") for c in range(counts(number))]
+        )
         | {field: value(picture) for field, value in more.items()}
         for number, (picture, split) in enumerate(zip(NAMES, SPLITS))
     ]
@@ -58,14 +63,24 @@ def write_json(folder, counts=lambda number: 5, **more):
 
 
 def convert_there(folder, *more):
-    command = ["convert", "--tsv", folder / "a.tsv", "--json", folder / "split.json", "--out", folder / "mine_precomp"]
+    command = [
+        "convert",
+        "--tsv",
+        folder / "a.tsv",
+        "--json",
+        folder / "split.json",
+        "--out",
+        folder / "mine_precomp",
+    ]
     return run(*command, "--regions", NUM_BOXES, *more)
 
 
 def check_values(folder, of=lambda picture: picture, **tolerance):
     for split, pictures in PLACES.items():
         found = np.load(folder / "mine_precomp" / f"{split}_ims.npy")
-        np.testing.assert_allclose(found, [features(of(picture)) for picture in pictures], **tolerance)
+        np.testing.assert_allclose(
+            found, [features(of(picture)) for picture in pictures], **tolerance
+        )
 
 
 @pytest.fixture
@@ -78,8 +93,12 @@ LAYOUTS = {
     "usual": {},
     "usual with a head": dict(head=True),
     "a head in quotes": dict(head=True, change_head=lambda name: f'"{name}"'),
-    "another order": dict(columns=["image_id", "image_w", "image_h", "num_boxes", "features", "boxes"], head=True),
-    "more columns": dict(columns=["note", "features", "num_boxes", "img_id", "boxes", "objects_id"], head=True),
+    "another order": dict(
+        columns=["image_id", "image_w", "image_h", "num_boxes", "features", "boxes"], head=True
+    ),
+    "more columns": dict(
+        columns=["note", "features", "num_boxes", "img_id", "boxes", "objects_id"], head=True
+    ),
     "no boxes": dict(columns=["img_id", "num_boxes", "features"], head=True),
     "ten columns": dict(columns=tsv_columns.PYTORCH_COLUMNS),
     "bytes literals": dict(change=lambda cell: repr(cell.encode())),
@@ -95,8 +114,12 @@ def test_layouts_of_the_same_values_are_read_alike(folder, layout, capsys):
     write_tsv(folder, **layout)
     assert convert_there(folder) == 0
     check_values(folder, rtol=0)
-    assert (text := capsys.readouterr().out).count("matched by filename: 30 images, such as line '") == 1
-    assert "each field finds: filename: 30, imgid: 0)" in text and f"{DIM} features (float32)" in text
+    assert (text := capsys.readouterr().out).count(
+        "matched by filename: 30 images, such as line '"
+    ) == 1
+    assert (
+        "each field finds: filename: 30, imgid: 0)" in text and f"{DIM} features (float32)" in text
+    )
 
 
 @pytest.mark.parametrize("boxes", ["float16", "float32", "float64"])
@@ -131,19 +154,30 @@ def test_the_type_of_all_kinds_of_values_is_found(values, dtype):
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
 def test_whole_numbers_are_none_of_the_types(dtype):
     array = np.random.default_rng(1).integers(0, 120, (600, 16)).astype(dtype)
-    assert element_type.find_dtype(np.frombuffer(array.tobytes(), np.uint8), array[0].nbytes) is None
+    assert (
+        element_type.find_dtype(np.frombuffer(array.tobytes(), np.uint8), array[0].nbytes) is None
+    )
 
 
 def test_too_few_bytes_show_no_type(folder, capsys):
     assert element_type.find_dtype(np.zeros(0, np.uint8), 64) is None
     assert element_type.find_dtype(np.zeros(64000, np.uint8), 64) is None
-    (folder / "split.json").write_text(json.dumps({"images": [
-        dict(filename="100.jpg", split="test", sentences=[dict(raw="one")] * 5)
-    ]}))  # fmt: skip
-    write_tsv(folder, pictures=[100], change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 8))))
+    (folder / "split.json").write_text(
+        json.dumps(
+            {"images": [dict(filename="100.jpg", split="test", sentences=[dict(raw="one")] * 5)]}
+        )
+    )
+    write_tsv(
+        folder,
+        pictures=[100],
+        change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 8))),
+    )
     assert convert_there(folder) == 2
     error = capsys.readouterr().err
-    assert "32 bytes of features a box, and their bytes do not show" in error and "say which with --dtype" in error
+    assert (
+        "32 bytes of features a box, and their bytes do not show" in error
+        and "say which with --dtype" in error
+    )
     assert not (folder / "mine_precomp").exists()
     assert convert_there(folder, "--dtype", "float32") == 0
     assert np.array_equal(np.load(folder / "mine_precomp" / "test_ims.npy"), np.ones((1, 6, 8)))
@@ -152,10 +186,16 @@ def test_too_few_bytes_show_no_type(folder, capsys):
 def test_a_type_that_is_said_is_taken_and_doubted_aloud(folder, capsys):
     write_tsv(folder, dtype=np.float16)
     assert convert_there(folder, "--dtype", "float32") == 0
-    assert "taken as float32, as --dtype says, although their bytes look like float16" in capsys.readouterr().out
+    assert (
+        "taken as float32, as --dtype says, although their bytes look like float16"
+        in capsys.readouterr().out
+    )
     write_tsv(folder, change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 3))))
     assert convert_there(folder, "--dtype", "float64", "--overwrite") == 2
-    assert "found 12 bytes of features a box, and --dtype float64 does not fit" in capsys.readouterr().err
+    assert (
+        "found 12 bytes of features a box, and --dtype float64 does not fit"
+        in capsys.readouterr().err
+    )
 
 
 def prepend(folder, line):
@@ -169,46 +209,84 @@ REFUSED = {
     ),
     "a head of other names": (
         lambda folder: [write_tsv(folder), prepend(folder, "id\tw\th\tnum\tbboxes\tfeats\n")],
-        ["a.tsv: line 1: the head lacks image_id or img_id, num_boxes, features (found id, w, h, num, bboxes, feats)"],
+        [
+            (
+                "a.tsv: line 1: the head lacks image_id or img_id, num_boxes, features (found id, "
+                "w, h, num, bboxes, feats)"
+            )
+        ],
     ),
     "columns that a head names twice": (
-        lambda folder: write_tsv(folder, columns=["img_id", "num_boxes", "features", "image_id"], head=True),
+        lambda folder: write_tsv(
+            folder, columns=["img_id", "num_boxes", "features", "image_id"], head=True
+        ),
         ["a.tsv: line 1: the head names image_id or img_id twice"],
     ),
     "seven columns": (
         lambda folder: write_tsv(folder, columns=[*tsv_columns.COLUMNS, "note"]),
-        ["line 1 has 7 columns and there is no head, expected 6 separated by tabs (image_id, ", "10 (img_id, "],
+        [
+            "line 1 has 7 columns and there is no head, expected 6 separated by tabs (image_id, ",
+            "10 (img_id, ",
+        ],
     ),
     "boxes and features exchanged": (
-        lambda folder: write_tsv(folder, columns=["image_id", "image_w", "image_h", "num_boxes", "features", "boxes"]),
-        ["line 1 (image 100): found 1536 bytes of boxes, expected 4 float16, 32 or 64 for each", "names them"],
+        lambda folder: write_tsv(
+            folder, columns=["image_id", "image_w", "image_h", "num_boxes", "features", "boxes"]
+        ),
+        [
+            "line 1 (image 100): found 1536 bytes of boxes, expected 4 float16, 32 or 64 for each",
+            "names them",
+        ],
     ),
     "another order of ten": (
         lambda folder: write_tsv(folder, columns=tsv_columns.PYTORCH_COLUMNS[::-1]),
         ["a.tsv: line 1: found 2048 characters as image_id", "write a first line that names them"],
     ),
     "running numbers": (
-        lambda folder: write_tsv(folder, pictures=PICTURES, name=lambda picture: str(PICTURES.index(picture))),
-        ["30 of 30 images are in no TSV file, such as 100, 101, 102, 103, 104, ... (by filename)",
-         "the TSV files hold 32 others, such as 0, 1, 2, 3, 4, ...; matched by filename: 0, imgid: 30",
-         "say --match imgid only if the TSV files count the images as this JSON does"],
+        lambda folder: write_tsv(
+            folder, pictures=PICTURES, name=lambda picture: str(PICTURES.index(picture))
+        ),
+        [
+            (
+                "30 of 30 images are in no TSV file, such as 100, "
+                "101, 102, 103, 104, ... (by filename)"
+            ),
+            (
+                "the TSV files hold 32 others, such as 0, 1, 2, 3, 4, "
+                "...; matched by filename: 0, imgid: 30"
+            ),
+            "say --match imgid only if the TSV files count the images as this JSON does",
+        ],
     ),
     "two names of one image": (
-        lambda folder: write_tsv(folder, pictures=[*NAMES, 98], name=lambda n: "A/105.JPG" if n == 98 else str(n)),
-        ["a.tsv: line 31: the names 'A/105.JPG' and '105' (", "a.tsv: line 6) both stand for image 105"],
+        lambda folder: write_tsv(
+            folder, pictures=[*NAMES, 98], name=lambda n: "A/105.JPG" if n == 98 else str(n)
+        ),
+        [
+            "a.tsv: line 31: the names 'A/105.JPG' and '105' (",
+            "a.tsv: line 6) both stand for image 105",
+        ],
     ),
     "fields that contradict": (
-        lambda folder: [write_tsv(folder), write_json(folder, cocoid=lambda picture: 229 - picture)],
-        ["cocoid and filename both name all images, but differently: image 100 is ", "a.tsv: line 30 by cocoid and ",
-         "say --match cocoid or --match filename"],
+        lambda folder: [
+            write_tsv(folder),
+            write_json(folder, cocoid=lambda picture: 229 - picture),
+        ],
+        [
+            "cocoid and filename both name all images, but differently: image 100 is ",
+            "a.tsv: line 30 by cocoid and ",
+            "say --match cocoid or --match filename",
+        ],
     ),
     "names that lie in no line": (
-        lambda folder: write_tsv(folder, name=lambda picture: ""), ["a.tsv: line 1: found nothing as image_id"]
+        lambda folder: write_tsv(folder, name=lambda picture: ""),
+        ["a.tsv: line 1: found nothing as image_id"],
     ),
     "letters of control": (
-        lambda folder: write_tsv(folder, name=lambda picture: f"\x1b[2J{picture}x"), [" such as \\x1b[2J100x, "]
+        lambda folder: write_tsv(folder, name=lambda picture: f"\x1b[2J{picture}x"),
+        [" such as \\x1b[2J100x, "],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("write, expected", REFUSED.values(), ids=REFUSED)
@@ -225,7 +303,12 @@ def test_what_cannot_be_told_is_refused_before_anything_is_written(folder, write
 def test_names_of_all_letters_are_matched_and_written(folder):
     tail = " caf\u00e9\u202f\U0001f600"
     write_json(folder, filename=lambda picture: f"{picture}{tail}.jpg")
-    write_tsv(folder, name=lambda picture: repr(f"{picture}{tail.replace(chr(0xe9), 'e' + chr(0x301))}.jpg".encode()))
+    write_tsv(
+        folder,
+        name=lambda picture: repr(
+            f"{picture}{tail.replace(chr(0xE9), 'e' + chr(0x301))}.jpg".encode()
+        ),
+    )
     assert convert_there(folder) == 0
     check_values(folder, rtol=0)
     written = (folder / "mine_precomp" / "test_ids.txt").read_text(encoding="utf-8")
@@ -259,7 +342,9 @@ def test_file_names_that_look_like_running_numbers_are_warned_about(folder, caps
     ):
         write_tsv(folder, name=name, pictures=pictures)
         assert convert_there(folder, "--overwrite") == 0
-        found = capsys.readouterr().out.count("warning: the names in the TSV files are the numbers from 0 on")
+        found = capsys.readouterr().out.count(
+            "warning: the names in the TSV files are the numbers from 0 on"
+        )
         assert found == warned
 
 
@@ -278,7 +363,9 @@ def test_every_sentence_is_kept_with_its_image(folder, capsys):
         assert rows == np.repeat(range(len(pictures)), counts).tolist()
         of = np.repeat(pictures, counts).tolist()
         numbers = [number for count in counts for number in range(count)]
-        expected = [f"caption {number} of picture {picture}" for number, picture in zip(numbers, of)]
+        expected = [
+            f"caption {number} of picture {picture}" for number, picture in zip(numbers, of)
+        ]
         assert lines(folder, f"{split}_caps.txt") == expected
 
 
@@ -286,13 +373,17 @@ def test_every_sentence_is_kept_with_its_image(folder, capsys):
     (lambda n: 5 + n % 3, [], 5, 19), (lambda n: 7, ["--captions_per_image", 0], 7, 0),
     (lambda n: 5, ["--captions_per_image", 1], 1, 80), (lambda n: 3, [], 3, 0),
 ])  # fmt: skip
-def test_the_first_sentences_are_kept_and_the_others_counted(folder, counts, options, kept, dropped, capsys):
+def test_the_first_sentences_are_kept_and_the_others_counted(
+    folder, counts, options, kept, dropped, capsys
+):
     write_tsv(folder)
     write_json(folder, counts=counts)
     assert convert_there(folder, *options) == 0
     more = f"; {dropped} more were dropped, --captions_per_image 0 keeps all" if dropped else ""
     assert f"train: 20 images, {20 * kept} captions{more}\n" in capsys.readouterr().out
-    expected = [f"caption {c} of picture {picture}" for picture in PLACES["test"] for c in range(kept)]
+    expected = [
+        f"caption {c} of picture {picture}" for picture in PLACES["test"] for c in range(kept)
+    ]
     assert lines(folder, "test_caps.txt") == expected
     assert not list((folder / "mine_precomp").glob("*_caps_images.txt"))
 
@@ -305,13 +396,27 @@ def test_a_map_is_written_where_some_images_have_fewer_than_the_first_sentences(
     assert lines(folder, "train_caps_images.txt")[:9] == "0 1 1 2 2 3 3 4 4".split()
 
 
-@pytest.mark.parametrize("damage, expected", [
-    (lambda path: path.unlink(), "cannot be read (no such file)"),
-    (lambda path: path.write_bytes(path.read_bytes()[:4000]), "a.tsv: line 2: changed while it was read"),
-    (lambda path: write_tsv(path.parent, pictures=NAMES[::-1]), "line 1: changed while it was read, expected image"),
-    (lambda path: path.write_bytes(path.read_bytes() + b"\n"), "a.tsv: changed while it was read"),
-])  # fmt: skip
-def test_a_file_that_changes_while_it_is_read_ends_the_conversion(folder, monkeypatch, damage, expected, capsys):
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        (lambda path: path.unlink(), "cannot be read (no such file)"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:4000]),
+            "a.tsv: line 2: changed while it was read",
+        ),
+        (
+            lambda path: write_tsv(path.parent, pictures=NAMES[::-1]),
+            "line 1: changed while it was read, expected image",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+            "a.tsv: changed while it was read",
+        ),
+    ],
+)
+def test_a_file_that_changes_while_it_is_read_ends_the_conversion(
+    folder, monkeypatch, damage, expected, capsys
+):
     write_tsv(folder)
     begin = convert._begin
     monkeypatch.setattr(convert, "_begin", lambda *found: (begin(*found), damage(folder / "a.tsv")))
@@ -321,7 +426,9 @@ def test_a_file_that_changes_while_it_is_read_ends_the_conversion(folder, monkey
     assert not list((folder / "mine_precomp").glob("*.npy"))
 
 
-def test_a_file_that_grows_during_the_first_reading_ends_the_conversion(folder, monkeypatch, capsys):
+def test_a_file_that_grows_during_the_first_reading_ends_the_conversion(
+    folder, monkeypatch, capsys
+):
     write_tsv(folder)
     read_index = tsv.read_index
 
@@ -333,7 +440,10 @@ def test_a_file_that_grows_during_the_first_reading_ends_the_conversion(folder, 
 
     monkeypatch.setattr(tsv, "read_index", grow)
     assert convert_there(folder) == 2
-    assert "split.json: changed while it was read" in capsys.readouterr().err and not (folder / "mine_precomp").exists()
+    assert (
+        "split.json: changed while it was read" in capsys.readouterr().err
+        and not (folder / "mine_precomp").exists()
+    )
 
 
 def test_a_line_without_an_end_is_refused(folder, monkeypatch, capsys):

@@ -39,15 +39,19 @@ def vocabulary():
 def test_words_are_counted_over_all_captions(least):
     counts = Counter(word for text in TEXTS for word in split_words(text, small_tokeniser()))
     found = frequent_words(TEXTS, least)
-    assert set(found) == {word for word, count in counts.items() if count >= least} and len(set(found)) == len(found)
-    assert [counts[word] for word in found] == sorted((counts[word] for word in found), reverse=True)
+    assert set(found) == {word for word, count in counts.items() if count >= least} and len(
+        set(found)
+    ) == len(found)
+    assert [counts[word] for word in found] == sorted(
+        (counts[word] for word in found), reverse=True
+    )
     assert found == frequent_words(TEXTS[::-1], least)
     assert (not found) is (least == 7)
 
 
 @pytest.mark.parametrize("text", [
-    "A Dog RUNS", "a man's half-pipe, he said: \"STOP!\"", "Café Ångström İstanbul", "a狗dog狗", "[MASK] <pad> [CLS]",
-    "a\u200bb \ufeffc\x07d one\u00a0two", "  \t", "",
+    "A Dog RUNS", "a man's half-pipe, he said: \"STOP!\"", "Café Ångström İstanbul", "a狗dog狗",
+    "[MASK] <pad> [CLS]", "a\u200bb \ufeffc\x07d one\u00a0two", "  \t", "",
 ])  # fmt: skip
 def test_words_are_cut_as_bert_cuts_them_without_a_bert(vocabulary, text):
     assert split_words(text, vocabulary) == split_words(text, small_tokeniser())
@@ -59,7 +63,8 @@ def test_ids_stand_for_words_and_every_other_word_is_unknown(vocabulary):
     assert found.ids(0).tolist() == [START, UNK, 5, 7, 8, END]
     assert found.ids(1).tolist() == [START, UNK, END]
     assert found.ids(2).tolist() == [START, END]
-    assert found.ids(3).tolist() == [START, *[UNK] * 6, END]  # the name of a special id in a caption is text
+    # the name of a special id in a caption is text
+    assert found.ids(3).tolist() == [START, *[UNK] * 6, END]
     assert found.special == (START, END, MASK, 9) and found.lengths.tolist() == [6, 3, 2, 8]
     assert found.num_shortened == 0
 
@@ -69,7 +74,8 @@ def test_words_are_altered_by_the_rule_of_pieces(vocabulary):
     assert found.lengths.tolist() == [20002]
     ids = found.ids(0, np.random.default_rng(0))[1:-1]
     counts = np.bincount(ids, minlength=9)
-    expected = dict(zip(range(9), [0, 50, 50, 50, 2050, 16050, 50, 50, 50]))  # 0.8 kept, 0.1 masked, 0.02 replaced
+    # 0.8 kept, 0.1 masked, 0.02 replaced
+    expected = dict(zip(range(9), [0, 50, 50, 50, 2050, 16050, 50, 50, 50]))
     for word, count in expected.items():
         assert abs(counts[word] - count) <= 4 * count**0.5, word
     assert abs(len(ids) - 20000 * 0.92) < 160  # 0.08 dropped
@@ -100,7 +106,11 @@ def test_a_split_is_read_in_words(vocabulary, tmp_path):
     (tmp_path / "test_caps.txt").write_text("a dog\ncat\ndog dog dog\n\nruns\n")
     split = RetrievalDataset(tmp_path, "test", vocabulary, None)
     ids, lengths = split.caption_block([2, 0, 3])
-    assert ids.tolist() == [[START, 5, 5, 5, END], [START, UNK, 5, END, PAD], [START, END, PAD, PAD, PAD]]
+    assert ids.tolist() == [
+        [START, 5, 5, 5, END],
+        [START, UNK, 5, END, PAD],
+        [START, END, PAD, PAD, PAD],
+    ]
     assert lengths.tolist() == [5, 4, 2] and split.captions.num_shortened == 0
 
 
@@ -113,7 +123,14 @@ def test_embeddings_start_uniform_with_zeros_for_padding():
     assert abs(drawn.std() - 0.1 / 3**0.5) < 0.001
 
 
-GLOVE = [b"the 9 9 9", b"dog 0.5 -1e-2 3", b". . . 1 2 3", b"at dog@domain.com 1 2 3", b". 7 8 9", b"Cat 1 1 1"]
+GLOVE = [
+    b"the 9 9 9",
+    b"dog 0.5 -1e-2 3",
+    b". . . 1 2 3",
+    b"at dog@domain.com 1 2 3",
+    b". 7 8 9",
+    b"Cat 1 1 1",
+]
 
 
 def glove(folder, lines, end=b"\n"):
@@ -143,10 +160,12 @@ def test_a_word_of_other_letters_than_latin_ones_is_found(tmp_path):
 
 @pytest.mark.parametrize("line, more", [
     (b"runs 1 2", "holds 2 values, expected a word and the 3 values of --word_dim"),
-    (b"other 1 2", "holds 2 values"), (b"runs 1 2 3 4", "holds 4 values"), (b"other 1 2 3 4", "holds 4 values"),
-    (b"runs", "holds 0 values"), (b"", "holds 0 values"), (b"\x1f\x8b\x08\x00junk", "holds 0 values"),
-    (b"runs 1 x 3", "holds a value that is no finite number"), (b"runs 1 nan 3", "no finite number"),
-    (b"runs 1 2 inf", "no finite number"), (b"runs 1 2 1e60", "no finite number"), (b"runs 1  3", "no finite number"),
+    (b"other 1 2", "holds 2 values"), (b"runs 1 2 3 4", "holds 4 values"),
+    (b"other 1 2 3 4", "holds 4 values"), (b"runs", "holds 0 values"), (b"", "holds 0 values"),
+    (b"\x1f\x8b\x08\x00junk", "holds 0 values"),
+    (b"runs 1 x 3", "holds a value that is no finite number"),
+    (b"runs 1 nan 3", "no finite number"), (b"runs 1 2 inf", "no finite number"),
+    (b"runs 1 2 1e60", "no finite number"), (b"runs 1  3", "no finite number"),
 ])  # fmt: skip
 def test_a_damaged_line_is_named(vocabulary, tmp_path, line, more):
     path = glove(tmp_path, [*GLOVE[:3], line, *GLOVE[3:]])
@@ -160,7 +179,9 @@ def test_a_damaged_line_is_named(vocabulary, tmp_path, line, more):
 
 @pytest.mark.parametrize("dim, found", [(2, 3), (4, 3), (300, 3)])
 def test_vectors_of_another_size_are_refused_at_once(vocabulary, tmp_path, dim, found):
-    with pytest.raises(InputError, match=f"line 1 holds {found} values, expected a word and the {dim} values"):
+    with pytest.raises(
+        InputError, match=f"line 1 holds {found} values, expected a word and the {dim} values"
+    ):
         read_glove(glove(tmp_path, GLOVE), vocabulary, word_embeddings(vocabulary, dim))
 
 
@@ -193,9 +214,18 @@ def test_the_head_line_of_word2vec_and_fasttext_is_passed_over(tmp_path, head):
 
 def test_a_head_line_of_another_size_or_in_another_place_is_refused(vocabulary, tmp_path):
     for dim in (2, 300):
-        with pytest.raises(InputError, match=f"head line says that vectors hold 3 values, expected the {dim} of .*3,"):
-            read_glove(vectors_of(tmp_path, HEADED, b"10 3"), vocabulary, word_embeddings(vocabulary, dim))
-    for lines, number in (([*GLOVE, b"10 3"], 7), ([b"ten 3", *GLOVE], 1), ([b"10 3.0", *GLOVE], 1)):
+        with pytest.raises(
+            InputError,
+            match=f"head line says that vectors hold 3 values, expected the {dim} of .*3,",
+        ):
+            read_glove(
+                vectors_of(tmp_path, HEADED, b"10 3"), vocabulary, word_embeddings(vocabulary, dim)
+            )
+    for lines, number in (
+        ([*GLOVE, b"10 3"], 7),
+        ([b"ten 3", *GLOVE], 1),
+        ([b"10 3.0", *GLOVE], 1),
+    ):
         with pytest.raises(InputError, match=f"line {number} holds 1 values"):
             read_glove(glove(tmp_path, lines), vocabulary, word_embeddings(vocabulary, 3))
     with pytest.raises(InputError, match="the file is empty"):
@@ -207,7 +237,8 @@ def test_a_head_line_of_another_size_or_in_another_place_is_refused(vocabulary, 
 
 @pytest.mark.parametrize("change", [
     lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b" ", b"\t"),
-    lambda text: b"\xef\xbb\xbf4 3\n" + text, lambda text: text.replace("schön".encode(), "scho\u0308n".encode()),
+    lambda text: b"\xef\xbb\xbf4 3\n" + text,
+    lambda text: text.replace("schön".encode(), "scho\u0308n".encode()),
 ], ids=["a byte order mark", "tabs", "a mark before a head", "decomposed letters"])  # fmt: skip
 def test_other_ways_to_write_the_same_vectors(tmp_path, change):
     vocabulary = Vocabulary(["dog", "red", "schön"], strip_accents=False)
@@ -226,7 +257,8 @@ def test_an_exact_word_wins_over_another_form_of_its_letters(tmp_path):
 
 
 @pytest.mark.parametrize("content", [
-    gzip.compress(b"dog 1 2 3\n"), "dog 1 2 3\n".encode("utf-16"), b"1 3\ndog " + b"\x9f\x3e\x12\xbf" * 3 + b"\n",
+    gzip.compress(b"dog 1 2 3\n"), "dog 1 2 3\n".encode("utf-16"),
+    b"1 3\ndog " + b"\x9f\x3e\x12\xbf" * 3 + b"\n",
 ], ids=["gzip", "UTF-16", "binary word2vec"])  # fmt: skip
 def test_vectors_that_are_no_text_are_refused_with_the_reason(vocabulary, tmp_path, content):
     path = tmp_path / "vectors.bin"
@@ -237,24 +269,34 @@ def test_vectors_that_are_no_text_are_refused_with_the_reason(vocabulary, tmp_pa
 
 def test_vectors_of_words_with_accents_are_warned_about(tmp_path):
     vocabulary = Vocabulary(["schon", "cafe", "dog"])
-    found = read_glove(vectors_of(tmp_path, ["schön", "Café", "dog"]), vocabulary, word_embeddings(vocabulary, 3))
+    found = read_glove(
+        vectors_of(tmp_path, ["schön", "Café", "dog"]), vocabulary, word_embeddings(vocabulary, 3)
+    )
     assert found == (1, [], ["schon", "cafe"])
-    assert "2 words are there with accents alone (schon, cafe)" in describe_vectors(found, vocabulary)
+    assert "2 words are there with accents alone (schon, cafe)" in describe_vectors(
+        found, vocabulary
+    )
     assert describe_vectors(found, vocabulary).endswith("--strip_accents 0 keeps them")
 
 
 def test_vectors_of_capitals_are_warned_about(tmp_path):
     vocabulary = Vocabulary(["dog", "été", "a", "zebra"])
     embedding = word_embeddings(vocabulary, 3)
-    found = read_glove(vectors_of(tmp_path, ["DOG", "Dog", "ÉTÉ", "A", "the"]), vocabulary, embedding)
+    found = read_glove(
+        vectors_of(tmp_path, ["DOG", "Dog", "ÉTÉ", "A", "the"]), vocabulary, embedding
+    )
     assert found == (0, ["dog", "été", "a"], [])
     told = describe_vectors(found, vocabulary)
-    assert told.startswith("warning: only 0.0% of the words of the vocabulary have a vector in this file: 3 words ")
+    assert told.startswith(
+        "warning: only 0.0% of the words of the vocabulary have a vector in this file: 3 words "
+    )
     assert "in capitals alone (dog, été, a)" in told and "give vectors of lower-case words" in told
     found = read_glove(vectors_of(tmp_path, ["dog", "Dog", "a", "A"]), vocabulary, embedding)
     assert found == (2, [], []) and describe_vectors(found, vocabulary) == ""
     found = read_glove(vectors_of(tmp_path, ["Hund", "dog"]), vocabulary, embedding)
-    assert "only 25.0%" in describe_vectors(found, vocabulary) and "language" in describe_vectors(found, vocabulary)
+    assert "only 25.0%" in describe_vectors(found, vocabulary) and "language" in describe_vectors(
+        found, vocabulary
+    )
 
 
 def test_accents_are_kept_when_asked():
@@ -278,7 +320,8 @@ def test_words_that_stripping_accents_merges_are_told():
     told = describe_merged(found)
     assert "merges 5 different words into 2 of the vocabulary" in told
     assert "schon: schon, schön" in told and "--strip_accents 0" in told
-    assert merged_words(texts, ["hund", "schon"]).keys() == {"schon"}  # rare words are no part of the vocabulary
+    # rare words are no part of the vocabulary
+    assert merged_words(texts, ["hund", "schon"]).keys() == {"schon"}
     assert merged_words(["a dog", "a cat"], ["a"]) == {} and describe_merged({}) == ""
     many = describe_merged({str(number): ["a", "b"] for number in range(8)})
     assert "into 8 of" in many and "; 4: a, b and 3 more)" in many

@@ -20,7 +20,8 @@ def matrix(num_images, seed):
 
 
 def naive_table(similarities, images):
-    """The seven numbers of a table over the queries of `images` (with repetitions), ranks against everything."""
+    """The seven numbers of a table over the queries of `images` (with repetitions),
+    ranks against everything."""
     hit = np.zeros(6)
     for image in images:
         order = np.argsort(-similarities[image], kind="stable")
@@ -41,8 +42,12 @@ def test_the_mean_of_the_hits_is_the_table():
     similarities = matrix(12, seed=0)
     found = hits(similarities)
     assert found.shape == (12, 6)
-    np.testing.assert_allclose([*found.mean(0), found.mean(0).sum()], naive_table(similarities, range(12)))
-    np.testing.assert_allclose(found.mean(0), table(metrics.scores(metrics.ranks(similarities)))[:6])
+    np.testing.assert_allclose(
+        [*found.mean(0), found.mean(0).sum()], naive_table(similarities, range(12))
+    )
+    np.testing.assert_allclose(
+        found.mean(0), table(metrics.scores(metrics.ranks(similarities)))[:6]
+    )
 
 
 def test_the_mean_of_the_hits_of_folds_is_the_mean_table():
@@ -62,7 +67,9 @@ def test_intervals_are_the_loop_over_samples(samples):
         tables.append(naive_table(similarities, np.arange(9).repeat(counts)))
     found = intervals(hits(similarities), samples, seed=5)
     assert list(found) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum"]
-    for column, (one, expected) in enumerate(zip(found.values(), naive_table(similarities, range(9)))):
+    for column, (one, expected) in enumerate(
+        zip(found.values(), naive_table(similarities, range(9)))
+    ):
         drawn = sorted(table[column] for table in tables)
         assert one.value == pytest.approx(expected)
         assert one.low == pytest.approx(np.percentile(drawn, 2.5))
@@ -99,7 +106,9 @@ def test_two_models_are_compared_on_the_same_samples():
     for _ in range(200):
         images = np.arange(15).repeat(generator.multinomial(15, [1 / 15] * 15))
         tables.append(np.subtract(naive_table(first, images), naive_table(second, images)))
-    np.testing.assert_allclose([one.low for one in paired.values()], np.percentile(tables, 2.5, axis=0), atol=1e-9)
+    np.testing.assert_allclose(
+        [one.low for one in paired.values()], np.percentile(tables, 2.5, axis=0), atol=1e-9
+    )
     same = compare([first, first], first, {"15": 1}, 50)["15, model 1 - model 2"]
     assert all(one == (0, 0, 0) for one in same.values())
 
@@ -109,8 +118,9 @@ def test_one_model_and_three_get_the_intervals_of_their_table():
     for given in (models[:1], models):
         mean = sum(given) / len(given)
         assert compare(given, mean, {"10": 1, "2 (mean of 5 folds)": 5}, 20) == {
-            "10": intervals(hits(mean), 20), "2 (mean of 5 folds)": intervals(hits(mean, 5), 20),
-        }  # fmt: skip
+            "10": intervals(hits(mean), 20),
+            "2 (mean of 5 folds)": intervals(hits(mean, 5), 20),
+        }
 
 
 def test_the_program_prints_and_saves_intervals(tmp_path, capsys):
@@ -119,15 +129,27 @@ def test_the_program_prints_and_saves_intervals(tmp_path, capsys):
     for seed in ("0", "1"):
         paths += ["--model_path", str(tmp_path / seed)]
         train.main(
-            [*OPTIONS, "--seed", seed, "--data_path", str(tmp_path / "data"), "--logger_name", str(tmp_path / seed)]
+            [
+                *OPTIONS,
+                "--seed",
+                seed,
+                "--data_path",
+                str(tmp_path / "data"),
+                "--logger_name",
+                str(tmp_path / seed),
+            ]
         )
     capsys.readouterr()
     evaluation.main([*paths[:2], "--bootstrap", "30"])
     printed = capsys.readouterr().out
     saved = np.load(tmp_path / "0" / "results_demo.npy")["sims"]
     expected = bootstrap.markdown({"10": intervals(hits(saved), 30)}, 30)
-    assert expected in printed and expected in (tmp_path / "0" / "test+with=bootstrap.md").read_text()
-    entry = json.loads((tmp_path / "0" / "metrics.json").read_text())["test+with=bootstrap"]["bootstrap"]
+    assert (
+        expected in printed and expected in (tmp_path / "0" / "test+with=bootstrap.md").read_text()
+    )
+    entry = json.loads((tmp_path / "0" / "metrics.json").read_text())["test+with=bootstrap"][
+        "bootstrap"
+    ]
     assert entry["10"]["rsum"] == list(intervals(hits(saved), 30)["rsum"])
 
     evaluation.main([*paths, "--bootstrap", "30"])

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from lib.evaluation import metrics
-from lib.evaluation.metrics import Ranks, Recalls, Scores, Similarity, ensemble, fold_scores, ranks, scores
+from lib.evaluation.metrics import (
+    Ranks,
+    Recalls,
+    Scores,
+    Similarity,
+    ensemble,
+    fold_scores,
+    ranks,
+    scores,
+)
 
 
 def random_matrix(num_images, seed, decimals=None):
@@ -17,12 +26,14 @@ def random_matrix(num_images, seed, decimals=None):
 def similarity_of(num_images, dim, seed):
     generator = torch.Generator().manual_seed(seed)
     return Similarity(
-        torch.randn(num_images, dim, generator=generator), torch.randn(5 * num_images, dim, generator=generator)
+        torch.randn(num_images, dim, generator=generator),
+        torch.randn(5 * num_images, dim, generator=generator),
     )
 
 
 def naive_ranks(matrix):
-    """Sort the candidates of every query, equal ones in the file's order, and look where the true one stands."""
+    """Sort the candidates of every query, equal ones in the file's order,
+    and look where the true one stands."""
     num_images, num_captions = matrix.shape
     image_to_text, text_to_image = [], []
     for image in range(num_images):
@@ -96,9 +107,15 @@ def test_other_shapes_than_equally_many_captions_an_image_are_refused_by_name(sh
 
 def test_similarity_gives_any_tile_of_the_dot_products():
     similarity = similarity_of(6, 4, seed=1)
-    whole = np.array([[float(image @ caption) for caption in similarity.captions] for image in similarity.images])
+    whole = np.array(
+        [[float(image @ caption) for caption in similarity.captions] for image in similarity.images]
+    )
     assert similarity.shape == (6, 30)
-    for where in ((slice(None), slice(None)), (slice(2, 4), slice(10, 25)), (slice(5, 9), slice(0, 1))):
+    for where in (
+        (slice(None), slice(None)),
+        (slice(2, 4), slice(10, 25)),
+        (slice(5, 9), slice(0, 1)),
+    ):
         tile = similarity[where]
         assert isinstance(tile, np.ndarray) and tile.dtype == np.float32
         np.testing.assert_allclose(tile, whole[where], atol=1e-6, rtol=0)

@@ -1,4 +1,5 @@
-"""What evaluations leave in a run folder: names that say what they are of, forms that scripts read."""
+"""What evaluations leave in a run folder: names that say what they are of,
+forms that scripts read."""
 
 import json
 import multiprocessing
@@ -56,14 +57,21 @@ def run(finished, tmp_path):
 
 def test_the_usual_case_has_the_short_names():
     names = USUAL.table(), USUAL.results(), USUAL.report(), USUAL.embeddings()
-    assert names == ("test", "results_f30k.npy", "report.html", "embeddings_model_best_f30k_test.npz")
+    assert names == (
+        "test",
+        "results_f30k.npy",
+        "report.html",
+        "embeddings_model_best_f30k_test.npz",
+    )
     coco = ResultName("coco", "coco", "testall", "testall")
     assert (coco.table(), coco.report()) == ("testall", "report.html")
 
 
 @pytest.mark.parametrize("kind", ["table", "results", "report"])
 def test_no_two_things_have_the_same_name(kind):
-    others = [changes for changes in OTHERS.values() if kind != "results" or "extras" not in changes]
+    others = [
+        changes for changes in OTHERS.values() if kind != "results" or "extras" not in changes
+    ]
     names = [getattr(USUAL._replace(**changes), kind)() for changes in ({}, *others)]
     assert len(set(names)) == len(names)
     for name in names:  # names that the manifest takes
@@ -87,27 +95,39 @@ def test_characters_that_files_may_not_have_are_escaped_each_differently():
 def test_an_ensemble_is_named_by_its_members_in_any_order():
     members = ["runs/a/model_best.pth", "runs/b/model_best.pth"]
     assert ensemble_id(members, "runs/a") == ensemble_id(members[::-1], "runs/a")
-    assert ensemble_id(members, "runs/a") == ensemble_id([f"/x/{name}" for name in members], "/x/runs/a")
-    assert ensemble_id(members, "runs/a") != ensemble_id([*members, "runs/c/model_best.pth"], "runs/a")
+    assert ensemble_id(members, "runs/a") == ensemble_id(
+        [f"/x/{name}" for name in members], "/x/runs/a"
+    )
+    assert ensemble_id(members, "runs/a") != ensemble_id(
+        [*members, "runs/c/model_best.pth"], "runs/a"
+    )
 
 
 def test_what_is_evaluated_beside_the_usual_leaves_it_as_it_was(run, data, tmp_path):
-    """Another split, checkpoint, data set, other data, an ensemble: the table and results of training stay."""
+    """Another split, checkpoint, data set, other data,
+    an ensemble: the table and results of training stay."""
     usual = {name: (run / name).read_bytes() for name in ("test.md", "results_demo.npy")}
     evaluate(run, "--report")
     usual["report.html"] = (run / "report.html").read_bytes()
     before = entries(run)["test"]
     shutil.copytree(data / "demo_precomp", data / "other_precomp")
-    np.save(data / "demo_precomp" / "test_ims.npy", np.load(data / "demo_precomp" / "test_ims.npy")[::-1])
+    np.save(
+        data / "demo_precomp" / "test_ims.npy",
+        np.load(data / "demo_precomp" / "test_ims.npy")[::-1],
+    )
     second = shutil.copytree(run, tmp_path / "second")
     for more in (
-        [run, "--split", "dev"], [run / "last.pth"], [run, "--dataset", "other", "--data_path", data],
+        [run, "--split", "dev"],
+        [run / "last.pth"],
+        [run, "--dataset", "other", "--data_path", data],
         [run, "--data_path", data],
-    ):  # fmt: skip
+    ):
         evaluate(*more, "--save_results", 1, "--report")
     for other in (run / "last.pth", second):
         evaluate(run, other, "--save_results", 1)
-    assert {name: (run / name).read_bytes() for name in usual} == usual and entries(run)["test"] == before
+    assert {name: (run / name).read_bytes() for name in usual} == usual and entries(run)[
+        "test"
+    ] == before
     found = entries(run)
     assert len(found) == 7 and all((run / f"{name}.md").exists() for name in found)
     assert len(list(run.glob("results_*.npy"))) == 7 and len(list(run.glob("report*.html"))) == 5
@@ -120,15 +140,26 @@ def test_what_is_evaluated_beside_the_usual_leaves_it_as_it_was(run, data, tmp_p
 
 def test_intervals_are_kept_when_the_table_is_made_again(run):
     evaluate(run, "--bootstrap", 20, "--report")
-    before = (run / "test+with=bootstrap.md").read_bytes(), (run / "report+with=bootstrap.html").read_bytes()
+    before = (
+        (run / "test+with=bootstrap.md").read_bytes(),
+        (run / "report+with=bootstrap.html").read_bytes(),
+    )
     evaluate(run, "--report")
-    assert before == ((run / "test+with=bootstrap.md").read_bytes(), (run / "report+with=bootstrap.html").read_bytes())
-    assert "bootstrap" in entries(run)["test+with=bootstrap"] and "bootstrap" not in entries(run)["test"]
+    assert before == (
+        (run / "test+with=bootstrap.md").read_bytes(),
+        (run / "report+with=bootstrap.html").read_bytes(),
+    )
+    assert (
+        "bootstrap" in entries(run)["test+with=bootstrap"]
+        and "bootstrap" not in entries(run)["test"]
+    )
 
 
 def test_the_same_data_elsewhere_replace_the_entry_and_name_their_folder(run, data):
     evaluate(run, "--data_path", data)
-    assert set(entries(run)) == {"test"} and entries(run)["test"]["data"]["folder"] == str(data / "demo_precomp")
+    assert set(entries(run)) == {"test"} and entries(run)["test"]["data"]["folder"] == str(
+        data / "demo_precomp"
+    )
 
 
 def test_other_data_are_told_and_found_again(run, data, capsys):
@@ -137,7 +168,9 @@ def test_other_data_are_told_and_found_again(run, data, capsys):
     for _ in range(2):
         evaluate(run, "--data_path", data)
         printed = capsys.readouterr().out
-        assert re.search(r"\nsaved as .*/test\+data=[0-9a-f]{8}.md \(other data under this name .*\)\n", printed)
+        assert re.search(
+            r"\nsaved as .*/test\+data=[0-9a-f]{8}.md \(other data under this name .*\)\n", printed
+        )
     assert len(entries(run)) == 2
 
 
@@ -149,9 +182,15 @@ def test_similarities_of_other_data_replace_none_whatever_stands_beside_the_tabl
     np.save(path, np.load(path)[::-1])
     evaluate(run, "--save_results", 1, "--data_path", data, "--bootstrap", 10)
     assert (run / "results_demo.npy").read_bytes() == before
-    assert len(list(run.glob("results_demo+data=*.npy"))) == len(list(run.glob("test+with=bootstrap+data=*.md"))) == 1
+    assert (
+        len(list(run.glob("results_demo+data=*.npy")))
+        == len(list(run.glob("test+with=bootstrap+data=*.md")))
+        == 1
+    )
     evaluate(run, "--save_results", 1, "--bootstrap", 10, "--data_path", whole)
-    assert (run / "results_demo.npy").read_bytes() == before and (run / "test+with=bootstrap.md").exists()
+    assert (run / "results_demo.npy").read_bytes() == before and (
+        run / "test+with=bootstrap.md"
+    ).exists()
 
 
 def test_the_table_at_the_end_of_training_replaces_none_of_other_data(run, whole, data, capsys):
@@ -159,7 +198,17 @@ def test_the_table_at_the_end_of_training_replaces_none_of_other_data(run, whole
     before = (run / "test.md").read_bytes(), entries(run)["test"]
     path = data / "demo_precomp" / "test_ims.npy"
     np.save(path, np.load(path)[::-1])
-    options = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run), "--resume", "auto", "--num_epochs", "2"]
+    options = [
+        *OPTIONS,
+        "--data_path",
+        str(data),
+        "--logger_name",
+        str(run),
+        "--resume",
+        "auto",
+        "--num_epochs",
+        "2",
+    ]
     train.main([*options, "--allow_changed_data", "1"])
     assert ((run / "test.md").read_bytes(), entries(run)["test"]) == before
     (new,) = run.glob("test+data=*.md")
@@ -167,7 +216,9 @@ def test_the_table_at_the_end_of_training_replaces_none_of_other_data(run, whole
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(run, refusal, monkeypatch, is_gone):
+def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(
+    run, refusal, monkeypatch, is_gone
+):
     """A training that ends beside an evaluation keeps its table: that of the last best epoch."""
     before, measured = (run / "test.md").read_bytes(), evaluation.encoding.similarities
     path = run / "model_best.pth"
@@ -180,7 +231,13 @@ def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(run, 
         return found
 
     monkeypatch.setattr(evaluation.encoding, "similarities", replaced_meanwhile)
-    refusal(evaluation.main, run, "--save_results", 1, expected=[path, "another file than the one that was evaluated"])
+    refusal(
+        evaluation.main,
+        run,
+        "--save_results",
+        1,
+        expected=[path, "another file than the one that was evaluated"],
+    )
     assert (run / "test.md").read_bytes() == before and not list(run.glob("*+*"))
 
 
@@ -189,7 +246,10 @@ def test_the_last_epoch_is_not_called_the_best(run, capsys):
     assert "1 model; last epoch, not selected (after 1 epochs)" in capsys.readouterr().out
     assert entries(run)["test+checkpoint=last.pth"]["selected_on"] == []
     evaluate(run, run / "last.pth")
-    assert "best epoch by rsum on dev and last epoch, not selected (after 1, 1 epochs)" in capsys.readouterr().out
+    assert (
+        "best epoch by rsum on dev and last epoch, not selected (after 1, 1 epochs)"
+        in capsys.readouterr().out
+    )
 
 
 def published(run):
@@ -200,7 +260,10 @@ def published(run):
 def test_existing_scripts_read_the_published_form(run, finished):
     expected = np.load(finished / "results_demo.npy")["sims"]
     path = published(run)
-    for found in (np.load(path, allow_pickle=True).item(), np.load(path, allow_pickle=True).tolist()):
+    for found in (
+        np.load(path, allow_pickle=True).item(),
+        np.load(path, allow_pickle=True).tolist(),
+    ):
         assert isinstance(found, dict) and found["npts"] == 10
         np.testing.assert_array_equal(found["sims"], expected)
         assert found["sims"].dtype == np.float32 and found["sims"].flags.c_contiguous
@@ -215,7 +278,15 @@ def test_existing_scripts_read_the_published_form(run, finished):
 
 
 def test_training_saves_the_published_form_too(whole, finished, tmp_path):
-    argv = [*OPTIONS, "--data_path", str(whole), "--logger_name", str(tmp_path / "run"), "--save_results", "published"]
+    argv = [
+        *OPTIONS,
+        "--data_path",
+        str(whole),
+        "--logger_name",
+        str(tmp_path / "run"),
+        "--save_results",
+        "published",
+    ]
     train.main(argv)
     found = np.load(tmp_path / "run" / "results_demo.npy", allow_pickle=True).item()
     np.testing.assert_array_equal(found["sims"], np.load(finished / "results_demo.npy")["sims"])
@@ -225,8 +296,12 @@ def test_the_published_form_names_no_module_that_older_versions_of_numpy_lack(ru
     with open(published(run), "rb") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
-        names = [argument for opcode, argument, _ in pickletools.genops(file) if opcode.name == "GLOBAL"]
-    assert "numpy.core.multiarray _reconstruct" in names and not [name for name in names if "_core" in name]
+        names = [
+            argument for opcode, argument, _ in pickletools.genops(file) if opcode.name == "GLOBAL"
+        ]
+    assert "numpy.core.multiarray _reconstruct" in names and not [
+        name for name in names if "_core" in name
+    ]
 
 
 def test_the_plain_form_is_read_as_the_documentation_says(finished):
@@ -276,7 +351,9 @@ def test_a_folder_from_before_manifests_is_evaluated_as_before(run):
     evaluate(run, "--report")
     without_manifest(run)
     evaluate(run, "--report", "--save_results", 1)
-    assert set(entries(run)) == {"test"} and entries(run)["test"]["checkpoints"] == ["model_best.pth"]
+    assert set(entries(run)) == {"test"} and entries(run)["test"]["checkpoints"] == [
+        "model_best.pth"
+    ]
     own = {"test.md", "metrics.json", "results_demo.npy", "report.html"}
     assert set(run_folder.RunFolder(run).read()["files"]) == own
 
@@ -297,16 +374,22 @@ def with_text(text):
 
 FOREIGN = {
     "a table of somebody's": ("test.md", with_text("# My notes\n")),
-    "our table with notes before it": ("test.md", lambda path: path.write_text("Notes\n" + path.read_text())),
+    "our table with notes before it": (
+        "test.md",
+        lambda path: path.write_text("Notes\n" + path.read_text()),
+    ),
     "a link to a table": ("test.md", as_link),
     "a pipe": ("test.md", as_pipe),
     "metrics of somebody's": ("metrics.json", with_text('{"accuracy": 0.5}')),
     "metrics that name files elsewhere": ("metrics.json", with_text('{"../../x": {"scores": 1}}')),
     "empty metrics": ("test.md", lambda path: path.with_name("metrics.json").write_text("{}")),
-    "published results": ("results_demo.npy", lambda path: np.save(path, {"npts": 1, "sims": np.eye(2)})),
+    "published results": (
+        "results_demo.npy",
+        lambda path: np.save(path, {"npts": 1, "sims": np.eye(2)}),
+    ),
     "an array": ("results_demo.npy", lambda path: np.save(path, np.eye(2))),
     "a page of somebody's": ("report.html", with_text("<title>Mine</title>")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name, change", FOREIGN.values(), ids=FOREIGN)
@@ -327,7 +410,9 @@ def as_folder(path):
 
 @pytest.mark.parametrize("name", ["test.md", "metrics.json", "results_demo.npy", "report.html"])
 @pytest.mark.parametrize("change", [as_link, as_pipe, as_folder])
-def test_what_stands_in_place_of_our_file_is_not_ours_whatever_the_manifest_says(run, refusal, name, change):
+def test_what_stands_in_place_of_our_file_is_not_ours_whatever_the_manifest_says(
+    run, refusal, name, change
+):
     evaluate(run, "--report", "--save_results", 1)
     change(run / name)
     before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
@@ -361,7 +446,10 @@ def test_a_table_that_cannot_be_saved_is_printed_and_said(run, tmp_path, monkeyp
         evaluation.command_line(lambda: evaluate(run, "--export", tmp_path / "exported"))
     printed = capfd.readouterr()
     assert ended.value.code == 2 and "| images |" in printed.out and printed.err.count("\n") == 1
-    assert "permission denied" in printed.err and "copy the checkpoint into a folder of your own" in printed.err
+    assert (
+        "permission denied" in printed.err
+        and "copy the checkpoint into a folder of your own" in printed.err
+    )
     assert (tmp_path / "exported" / "README.md").exists()
 
 
@@ -377,6 +465,11 @@ def test_hostile_names_reach_no_file_raw(run, tmp_path, capsys):
 
 
 def test_saving_escapes_control_characters(tmp_path):
-    save = partial(report.save, tmp_path, scores_by_label=report.tables(np.eye(4).repeat(5, axis=1), "test"), facts={})
+    save = partial(
+        report.save,
+        tmp_path,
+        scores_by_label=report.tables(np.eye(4).repeat(5, axis=1), "test"),
+        facts={},
+    )
     save("test", "a\x1b[2Jb\x9b\ud800\n| c |")
     assert (tmp_path / "test.md").read_text() == "a\\x1b[2Jb\\x9b\\ud800\n| c |\n"

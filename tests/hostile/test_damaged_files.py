@@ -1,4 +1,5 @@
-"""Every file that the programs read, damaged in every way that files are: refused in one line, or harmless."""
+"""Every file that the programs read, damaged in every way that files are: refused in one line,
+or harmless."""
 
 import argparse
 import builtins
@@ -15,7 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import CAPTIONS, OPTIONS, TRAIN, WEIGHTS, configure, contents, edit, regions, remove, saved_with
+from damage import (
+    CAPTIONS,
+    OPTIONS,
+    TRAIN,
+    WEIGHTS,
+    configure,
+    contents,
+    edit,
+    regions,
+    remove,
+    saved_with,
+)
 from safetensors.torch import load_file, save_file
 
 import eval as evaluation
@@ -107,20 +119,25 @@ def test_what_is_no_file_is_refused_at_once(data, untouched, refusal, name, put,
     path = data / "demo_precomp" / name
     in_place_of(path, put)
     expected = [path, found, DATA_FILES[name], "expected"]
-    refusal(train.main, *OPTIONS, "--data_path", data, "--logger_name", untouched, expected=expected)
+    refusal(
+        train.main, *OPTIONS, "--data_path", data, "--logger_name", untouched, expected=expected
+    )
 
 
 @pytest.mark.parametrize("put, found", IN_PLACE.values(), ids=IN_PLACE)
 def test_a_checkpoint_that_is_no_file_is_refused_at_once(finished, tmp_path, refusal, put, found):
     path = shutil.copytree(finished, tmp_path / "run") / "model_best.pth"
     in_place_of(path, put)
-    refusal(evaluation.main, "--model_path", tmp_path / "run", expected=[path, found, "--model_path"])
+    refusal(
+        evaluation.main, "--model_path", tmp_path / "run", expected=[path, found, "--model_path"]
+    )
     if put is not as_folder:  # a folder is searched for the best model in it
         refusal(evaluation.main, "--model_path", path, expected=[path, found, "--model_path"])
 
 
 def deny(monkeypatch, name):
-    """Opening files of that name is not permitted; nor to root, whom permission bits do not bind."""
+    """Opening files of that name is not permitted; nor to root,
+    whom permission bits do not bind."""
 
     def opened(path, *arguments, **settings):
         if Path(path).name == name:
@@ -135,7 +152,9 @@ def test_a_file_that_may_not_be_read_is_refused(data, untouched, refusal, monkey
     path = data / "demo_precomp" / name
     deny(monkeypatch, path.name)
     expected = [path, "not to be opened (permission denied)", DATA_FILES[name]]
-    refusal(train.main, *OPTIONS, "--data_path", data, "--logger_name", untouched, expected=expected)
+    refusal(
+        train.main, *OPTIONS, "--data_path", data, "--logger_name", untouched, expected=expected
+    )
 
 
 def test_a_checkpoint_that_may_not_be_read_is_refused(finished, refusal, monkeypatch):
@@ -158,7 +177,8 @@ def as_nobody():
 
 
 def test_permission_bits_are_such_an_obstacle():
-    with tempfile.TemporaryDirectory() as folder:  # not below tmp_path, which only its owner may enter
+    # not below tmp_path, which only its owner may enter
+    with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path, closed = Path(folder, "file"), Path(folder, "closed")
         path.write_text("x")
@@ -170,7 +190,9 @@ def test_permission_bits_are_such_an_obstacle():
             for file in (path, closed / "file"):
                 assert files.why_unreadable(file) == "not to be opened (permission denied)"
             for read in (RegionFile, dataset.read_lines):
-                with pytest.raises(InputError, match="file: not to be opened .permission denied.; "):
+                with pytest.raises(
+                    InputError, match="file: not to be opened .permission denied.; "
+                ):
                     read(path)
         closed.chmod(0o755)
 
@@ -226,24 +248,53 @@ def spoilt(value):
 
 
 def tokeniser_with(**settings):
-    return edit("bert/tokenizer_config.json", lambda text: json.dumps(json.loads(text) | settings).encode())
+    return edit(
+        "bert/tokenizer_config.json", lambda text: json.dumps(json.loads(text) | settings).encode()
+    )
 
 
 ARRAY = "rows x regions x features"
 DAMAGED = {  # what is done to a good folder -> what the refusal must say
     **{
-        f"{TRAIN} cut after {at} bytes": (cut(TRAIN, at), [TRAIN, f"{at} bytes", ARRAY, "download it again"])
+        f"{TRAIN} cut after {at} bytes": (
+            cut(TRAIN, at),
+            [TRAIN, f"{at} bytes", ARRAY, "download it again"],
+        )
         for at in (1, 3, 6, 7, 8, 9, 10, 64, HEADER - 1, HEADER, HEADER + 2)
     },
-    f"{TRAIN} without its last byte": (cut(TRAIN, -1), [TRAIN, "cannot be read", "download it again"]),
-    f"{TRAIN} without its last image": (cut(TRAIN, -36 * 128 * 4), [TRAIN, "cannot be read", "download it again"]),
-    "another magic": (edit(TRAIN, lambda content: b"\x93NUMPX" + content[6:]), [TRAIN, "cannot be read"]),
-    "another version": (edit(TRAIN, lambda content: b"\x93NUMPY\x09" + content[7:]), [TRAIN, "cannot be read"]),
-    "a picture": (edit(TRAIN, lambda content: b"\xff\xd8\xff\xe0JFIF" + content), [TRAIN, "cannot be read"]),
-    "a web page": (edit(TRAIN, lambda content: b"<!doctype html>\n<p>Not found"), [TRAIN, "28 bytes", "expected"]),
-    "zeros": (edit(TRAIN, lambda content: bytes(len(content))), [TRAIN, "cannot be read", "download it again"]),
+    f"{TRAIN} without its last byte": (
+        cut(TRAIN, -1),
+        [TRAIN, "cannot be read", "download it again"],
+    ),
+    f"{TRAIN} without its last image": (
+        cut(TRAIN, -36 * 128 * 4),
+        [TRAIN, "cannot be read", "download it again"],
+    ),
+    "another magic": (
+        edit(TRAIN, lambda content: b"\x93NUMPX" + content[6:]),
+        [TRAIN, "cannot be read"],
+    ),
+    "another version": (
+        edit(TRAIN, lambda content: b"\x93NUMPY\x09" + content[7:]),
+        [TRAIN, "cannot be read"],
+    ),
+    "a picture": (
+        edit(TRAIN, lambda content: b"\xff\xd8\xff\xe0JFIF" + content),
+        [TRAIN, "cannot be read"],
+    ),
+    "a web page": (
+        edit(TRAIN, lambda content: b"<!doctype html>\n<p>Not found"),
+        [TRAIN, "28 bytes", "expected"],
+    ),
+    "zeros": (
+        edit(TRAIN, lambda content: bytes(len(content))),
+        [TRAIN, "cannot be read", "download it again"],
+    ),
     "an archive of arrays": (zipped, [TRAIN, "expected float32", "np.save"]),
-    "a zip cut short": (edit(TRAIN, lambda content: b"PK\x03\x04" + content[4:]), [TRAIN, "cannot be read"]),
+    "a zip cut short": (
+        edit(TRAIN, lambda content: b"PK\x03\x04" + content[4:]),
+        [TRAIN, "cannot be read"],
+    ),
     "more rows than bytes": (header(shape=(41, 36, 128)), [TRAIN, "cannot be read"]),
     "more rows than there are numbers": (header(shape=(2**62, 36, 128)), [TRAIN, "cannot be read"]),
     "rows beyond 64 bits": (header(shape=(2**70, 36, 128)), [TRAIN, "cannot be read"]),
@@ -254,8 +305,14 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
     "a type of no numbers": (header(descr="nothing"), [TRAIN, "cannot be read"]),
     "a type of objects": (header(descr="|O"), [TRAIN, "cannot be read"]),
     "no shape": (regions("train", lambda array: array[0, 0, 0]), [TRAIN, "shape ()", ARRAY]),
-    "one row for all": (regions("train", lambda array: array.ravel()), [TRAIN, "shape (184320,)", ARRAY]),
-    "four dimensions": (regions("train", lambda array: array[None]), [TRAIN, "(1, 40, 36, 128)", ARRAY]),
+    "one row for all": (
+        regions("train", lambda array: array.ravel()),
+        [TRAIN, "shape (184320,)", ARRAY],
+    ),
+    "four dimensions": (
+        regions("train", lambda array: array[None]),
+        [TRAIN, "(1, 40, 36, 128)", ARRAY],
+    ),
     "no region": (regions("train", lambda array: array[:, :0]), [TRAIN, "(40, 0, 128)", ARRAY]),
     "no feature": (regions("train", lambda array: array[:, :, :0]), [TRAIN, "(40, 36, 0)", ARRAY]),
     **{
@@ -271,11 +328,15 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
     ),
     "images and captions of other splits": (
         lambda folder: (
-            shutil.copy(folder / "dev_ims.npy", folder / "test_ims.npy") and cut("test_caps.txt", 200)(folder)
+            shutil.copy(folder / "dev_ims.npy", folder / "test_ims.npy")
+            and cut("test_caps.txt", 200)(folder)
         ),
         ["test_caps.txt", "10 rows", "copy both again"],
     ),
-    "captions cut in half": (edit(CAPTIONS, lambda text: text[: len(text) // 2]), [CAPTIONS, "captions", "40 rows"]),
+    "captions cut in half": (
+        edit(CAPTIONS, lambda text: text[: len(text) // 2]),
+        [CAPTIONS, "captions", "40 rows"],
+    ),
     "captions cut inside a letter": (
         edit(CAPTIONS, lambda text: text.replace(b"\n", "\ncafé".encode()[:-1] + b"\n", 1)),
         [CAPTIONS, "line 2", "0xc3", "iconv"],
@@ -284,12 +345,18 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
         edit(CAPTIONS, lambda text: text.replace(b"\n", b"\n\0", 3)),
         [f"{CAPTIONS}: line 2 holds a NUL", "UTF-8", "copy the file again"],
     ),
-    "zeros for captions": (edit(CAPTIONS, lambda text: bytes(len(text))), [f"{CAPTIONS}: line 1 holds a NUL"]),
+    "zeros for captions": (
+        edit(CAPTIONS, lambda text: bytes(len(text))),
+        [f"{CAPTIONS}: line 1 holds a NUL"],
+    ),
     "UTF-16 without its mark": (
         edit(CAPTIONS, lambda text: text.decode().encode("utf-16-le")),
         [f"{CAPTIONS}: line 1 holds a NUL", "UTF-8", "iconv -f utf-16"],
     ),
-    "UTF-32": (edit(CAPTIONS, lambda text: text.decode().encode("utf-32")), [CAPTIONS, "line 1", "UTF-8"]),
+    "UTF-32": (
+        edit(CAPTIONS, lambda text: text.decode().encode("utf-32")),
+        [CAPTIONS, "line 1", "UTF-8"],
+    ),
     "captions ended by a carriage return": (
         edit(CAPTIONS, lambda text: text.replace(b"\n", b"\r")),
         [CAPTIONS, "found 1 captions", "40 rows"],
@@ -298,10 +365,22 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
         edit(CAPTIONS, lambda text: text.replace(b"\n", b"\n\n")),
         [CAPTIONS, "400 captions", "40 rows", "200"],
     ),
-    "a picture for captions": (edit(CAPTIONS, lambda text: b"\x89PNG\r\n\x1a\n" + text), [CAPTIONS, "line 1", "0x89"]),
-    "NaN in BERT": (spoilt(np.nan), ["bert", "NaN or Inf in encoder.layer.1.output.dense.weight", "download"]),
-    "Inf in BERT": (spoilt(-np.inf), ["bert", "NaN or Inf in encoder.layer.1.output.dense.weight", "download"]),
-    "a BERT of no weights": (weights(lambda state: {"x": torch.ones(1)}), ["bert", "weights lack", "download"]),
+    "a picture for captions": (
+        edit(CAPTIONS, lambda text: b"\x89PNG\r\n\x1a\n" + text),
+        [CAPTIONS, "line 1", "0x89"],
+    ),
+    "NaN in BERT": (
+        spoilt(np.nan),
+        ["bert", "NaN or Inf in encoder.layer.1.output.dense.weight", "download"],
+    ),
+    "Inf in BERT": (
+        spoilt(-np.inf),
+        ["bert", "NaN or Inf in encoder.layer.1.output.dense.weight", "download"],
+    ),
+    "a BERT of no weights": (
+        weights(lambda state: {"x": torch.ones(1)}),
+        ["bert", "weights lack", "download"],
+    ),
     "a BERT of another vocabulary": (
         weights(lambda state: state | {"embeddings.word_embeddings.weight": torch.ones(3, 128)}),
         ["bert", "(3, 128)", "expected (211, 128)"],
@@ -312,18 +391,33 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
         edit(WEIGHTS, lambda content: (2**60).to_bytes(8, "little") + content[8:]),
         ["bert", "does not load"],
     ),
-    "weights that are a web page": (edit(WEIGHTS, lambda content: b"<!doctype html>"), ["bert", "does not load"]),
-    "no attention head": (configure(num_attention_heads=0), ["bert", "num_attention_heads 0", "expected 1 or more"]),
+    "weights that are a web page": (
+        edit(WEIGHTS, lambda content: b"<!doctype html>"),
+        ["bert", "does not load"],
+    ),
+    "no attention head": (
+        configure(num_attention_heads=0),
+        ["bert", "num_attention_heads 0", "expected 1 or more"],
+    ),
     "heads in words": (configure(num_attention_heads="two"), ["bert", "num_attention_heads 'two'"]),
-    "no hidden feature": (configure(hidden_size=0), ["bert", "hidden_size 0", "expected 1 or more"]),
-    "no layer": (configure(num_hidden_layers=0), ["bert", "num_hidden_layers 0", "expected 1 or more"]),
+    "no hidden feature": (
+        configure(hidden_size=0),
+        ["bert", "hidden_size 0", "expected 1 or more"],
+    ),
+    "no layer": (
+        configure(num_hidden_layers=0),
+        ["bert", "num_hidden_layers 0", "expected 1 or more"],
+    ),
     "fewer than no layers": (configure(num_hidden_layers=-1), ["bert", "num_hidden_layers -1"]),
     "a negative vocabulary": (configure(vocab_size=-1), ["bert"]),
     "padding beyond the vocabulary": (configure(pad_token_id=9999), ["bert", "does not load"]),
     "an unknown activation": (configure(hidden_act="os.system"), ["bert", "does not load"]),
     "a dropout of 7": (configure(hidden_dropout_prob=7), ["bert", "does not load"]),
     "a layer too wide": (configure(intermediate_size=100), ["bert", "expected (100"]),
-    "positions that the weights lack": (configure(max_position_embeddings=512), ["bert", "expected (512, 128)"]),
+    "positions that the weights lack": (
+        configure(max_position_embeddings=512),
+        ["bert", "expected (512, 128)"],
+    ),
     "weights to be decompressed": (
         configure(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
         ["bert"],
@@ -333,9 +427,18 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
         ["bert", "[PAD] is not its first entry"],
     ),
     "an empty vocabulary": (edit("bert/vocab.txt", lambda text: b""), ["bert", "expected a BERT"]),
-    "an empty configuration": (edit("bert/config.json", lambda text: b""), ["bert", "expected a BERT"]),
-    "a configuration of nothing": (edit("bert/config.json", lambda text: b"{}"), ["bert", "'unknown'"]),
-    "a configuration in Latin-1": (edit("bert/config.json", lambda text: b'{"\xe9": 1}'), ["bert", "expected a BERT"]),
+    "an empty configuration": (
+        edit("bert/config.json", lambda text: b""),
+        ["bert", "expected a BERT"],
+    ),
+    "a configuration of nothing": (
+        edit("bert/config.json", lambda text: b"{}"),
+        ["bert", "'unknown'"],
+    ),
+    "a configuration in Latin-1": (
+        edit("bert/config.json", lambda text: b'{"\xe9": 1}'),
+        ["bert", "expected a BERT"],
+    ),
     "a damaged tokenizer.json": (
         lambda folder: (folder / "bert" / "tokenizer.json").write_text("{"),
         ["bert", "expected a BERT"],
@@ -346,25 +449,50 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
     ),
     "a tokeniser without [CLS]": (tokeniser_with(cls_token=None), ["bert", "lacks [CLS]"]),
     "a tokeniser without [MASK]": (tokeniser_with(mask_token=None), ["bert", "[MASK]"]),
-    "a tokeniser of another kind": (tokeniser_with(tokenizer_class="GPT2Tokenizer"), ["bert", "lacks [CLS]"]),
-    "a tokeniser that nobody has": (tokeniser_with(tokenizer_class="Evil"), ["bert", "does not load"]),
-    "a special token too many": (tokeniser_with(cls_token="[BEGIN]"), ["bert", "212 entries", "at most 211"]),
+    "a tokeniser of another kind": (
+        tokeniser_with(tokenizer_class="GPT2Tokenizer"),
+        ["bert", "lacks [CLS]"],
+    ),
+    "a tokeniser that nobody has": (
+        tokeniser_with(tokenizer_class="Evil"),
+        ["bert", "does not load"],
+    ),
+    "a special token too many": (
+        tokeniser_with(cls_token="[BEGIN]"),
+        ["bert", "212 entries", "at most 211"],
+    ),
 }
 
 
 @pytest.mark.parametrize("damage, expected", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_file_is_refused_and_the_run_folder_is_left(data, untouched, refusal, damage, expected):
+def test_a_damaged_file_is_refused_and_the_run_folder_is_left(
+    data, untouched, refusal, damage, expected
+):
     damage(data / "demo_precomp")
-    refusal(train.main, *OPTIONS, "--data_path", data, "--logger_name", untouched, expected=[*expected, "expected"])
+    refusal(
+        train.main,
+        *OPTIONS,
+        "--data_path",
+        data,
+        "--logger_name",
+        untouched,
+        expected=[*expected, "expected"],
+    )
 
 
 VALUES = {  # put into a test image -> what the refusal says of it
     "1e38": (lambda array: array * 0 + 1e38, "values of 1e+38"),
     "-1e38": (lambda array: array * 0 - 1e38, "values of 1e+38"),
-    "one of 2e12": (lambda array: np.where(np.arange(array.size).reshape(array.shape) == 77, 2e12, array), "2e+12"),
+    "one of 2e12": (
+        lambda array: np.where(np.arange(array.size).reshape(array.shape) == 77, 2e12, array),
+        "2e+12",
+    ),
     "all NaN": (lambda array: array * np.nan, "NaN or Inf"),
     "NaN beside 1e38": (lambda array: np.where(array > array.mean(), 1e38, np.nan), "NaN or Inf"),
-    "both infinities": (lambda array: np.where(array > array.mean(), np.inf, -np.inf), "NaN or Inf"),
+    "both infinities": (
+        lambda array: np.where(array > array.mean(), np.inf, -np.inf),
+        "NaN or Inf",
+    ),
 }
 
 
@@ -376,7 +504,12 @@ def test_values_that_are_no_features_are_refused(data, finished, refusal, change
 
     regions("test", changed)(data / "demo_precomp")
     before = contents(finished)
-    expected = ["test_ims.npy: image 7 (row 7, from 0)", found, "finite features of at most 1e+12", "extract"]
+    expected = [
+        "test_ims.npy: image 7 (row 7, from 0)",
+        found,
+        "finite features of at most 1e+12",
+        "extract",
+    ]
     refusal(evaluation.main, "--model_path", finished, "--data_path", data, expected=expected)
     assert contents(finished) == before
 
@@ -384,21 +517,44 @@ def test_values_that_are_no_features_are_refused(data, finished, refusal, change
 def test_a_step_of_training_refuses_them_too(data, tmp_path, refusal):
     regions("train", lambda array: array * np.float32(1e30))(data / "demo_precomp")
     expected = [f"{TRAIN}: image ", "values of ", "at most 1e+12", "extract"]
-    refusal(train.main, *OPTIONS, "--data_path", data, "--logger_name", tmp_path / "run", expected=expected)
+    refusal(
+        train.main,
+        *OPTIONS,
+        "--data_path",
+        data,
+        "--logger_name",
+        tmp_path / "run",
+        expected=expected,
+    )
     assert not (tmp_path / "run" / "model_best.pth").exists()
 
 
 def test_the_largest_values_that_are_let_in_train(data, tmp_path):
     for split in ("train", "dev", "test"):
-        regions(split, lambda array: array / np.abs(array).max() * np.float32(LARGEST_FEATURE))(data / "demo_precomp")
+        regions(split, lambda array: array / np.abs(array).max() * np.float32(LARGEST_FEATURE))(
+            data / "demo_precomp"
+        )
     train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(tmp_path / "run")])
     assert "skipped" not in (tmp_path / "run" / "train.txt").read_text()
     assert (tmp_path / "run" / "test.md").exists()
 
 
 def test_a_training_that_diverges_ends_in_one_line(whole, tmp_path, refusal):
-    argv = [*OPTIONS, "--learning_rate", "1e30", "--data_path", whole, "--logger_name", tmp_path / "run"]
-    expected = ["demo_precomp", "NaN or Inf of the dev split", "expected finite embeddings", "smaller --learning_rate"]
+    argv = [
+        *OPTIONS,
+        "--learning_rate",
+        "1e30",
+        "--data_path",
+        whole,
+        "--logger_name",
+        tmp_path / "run",
+    ]
+    expected = [
+        "demo_precomp",
+        "NaN or Inf of the dev split",
+        "expected finite embeddings",
+        "smaller --learning_rate",
+    ]
     refusal(train.main, *argv, expected=expected)
 
 
@@ -412,7 +568,8 @@ IDS = {
 
 
 def first_fix(folder):
-    """The first fix that the check of a folder asks for; ids that are wrong are in other splits too."""
+    """The first fix that the check of a folder asks for;
+    ids that are wrong are in other splits too."""
     return check.check(folder).fixes[0]
 
 
@@ -465,7 +622,9 @@ def without_member(name):
     def damage(path):
         content = {}
         with zipfile.ZipFile(path) as file:
-            content = {member: file.read(member) for member in file.namelist() if not member.endswith(name)}
+            content = {
+                member: file.read(member) for member in file.namelist() if not member.endswith(name)
+            }
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
             for member, data in content.items():
                 file.writestr(member, data)
@@ -474,7 +633,12 @@ def without_member(name):
 
 
 def published(path, **changes):
-    content = {"model": [{}, {}], "opt": argparse.Namespace(embed_size=16), "epoch": 1, "best_rsum": 1.0}
+    content = {
+        "model": [{}, {}],
+        "opt": argparse.Namespace(embed_size=16),
+        "epoch": 1,
+        "best_rsum": 1.0,
+    }
     torch.save(content | changes, path)
 
 
@@ -485,14 +649,23 @@ def nan_at(weight):
 
 NO_MODEL = ["not a checkpoint of this model", "expected a file written by train.py"]
 CHECKPOINTS = {
-    **{f"cut to {share:.0%}": (cut_to(share), ["expected", "again"]) for share in (0.001, 0.1, 0.6, 0.9, 0.999)},
+    **{
+        f"cut to {share:.0%}": (cut_to(share), ["expected", "again"])
+        for share in (0.001, 0.1, 0.6, 0.9, 0.999)
+    },
     "without its pickle": (without_member("data.pkl"), ["cannot be read", "expected"]),
     "without a record": (without_member("data/3"), ["cannot be read", "expected"]),
-    "a zip of something else": (lambda path: zipfile.ZipFile(path, "w").writestr("x", "y"), ["cannot be read"]),
+    "a zip of something else": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("x", "y"),
+        ["cannot be read"],
+    ),
     "a zip of nothing": (lambda path: zipfile.ZipFile(path, "w").close(), ["expected"]),
     "a web page": (lambda path: path.write_text("<!doctype html>\n"), ["expected", "again"]),
     "zeros": (lambda path: path.write_bytes(bytes(1000)), ["expected", "again"]),
-    "an array": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'"), ["expected", "again"]),
+    "an array": (
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr'"),
+        ["expected", "again"],
+    ),
     "a list": (lambda path: torch.save([1], path), [*NO_MODEL, "a list"]),
     "nothing": (lambda path: torch.save(None, path), [*NO_MODEL, "a NoneType"]),
     "an epoch in words": (entries(epoch="last"), NO_MODEL),
@@ -504,40 +677,73 @@ CHECKPOINTS = {
     "an embedding in words": (options_with(embed_size="many"), [*NO_MODEL, "embed_size 'many'"]),
     "an embedding of nothing": (options_with(embed_size=0), [*NO_MODEL, "embed_size 0"]),
     "a negative embedding": (options_with(embed_size=-16), [*NO_MODEL, "embed_size -16"]),
-    "an embedding of 10**12": (options_with(embed_size=10**12), ["has 16 rows", "embed_size 1000000000000"]),
+    "an embedding of 10**12": (
+        options_with(embed_size=10**12),
+        ["has 16 rows", "embed_size 1000000000000"],
+    ),
     "no head": (options_with(nhead=0), [*NO_MODEL, "nhead 0"]),
     "heads that do not divide": (options_with(nhead=3), [*NO_MODEL, "nhead 3"]),
     "a dropout of 7": (options_with(dropout=7.0), [*NO_MODEL, "dropout 7.0"]),
     "a dropout in words": (options_with(dropout="x"), [*NO_MODEL, "dropout 'x'"]),
-    "a residual weight that is NaN": (options_with(residual_weight=float("nan")), [*NO_MODEL, "residual_weight nan"]),
+    "a residual weight that is NaN": (
+        options_with(residual_weight=float("nan")),
+        [*NO_MODEL, "residual_weight nan"],
+    ),
     "a data set that is a number": (options_with(dataset=5), [*NO_MODEL, "dataset 5"]),
     "a BERT that is a number": (options_with(bert_path=5), [*NO_MODEL, "bert_path 5"]),
     "a seed that is a tensor": (options_with(seed=torch.ones(2)), [*NO_MODEL, "seed"]),
-    "a split of selection that is a list": (options_with(val_split=[1]), [*NO_MODEL, "val_split [1]"]),
-    "a weight that is a word": (model_with(lambda weight: "x"), ["projection.weight is no plain tensor"]),
-    "a weight of another shape": (model_with(lambda weight: weight[:, :3]), ["projection.weight is (16, 3)"]),
-    "a sparse weight": (model_with(torch.Tensor.to_sparse), ["projection.weight is no plain tensor"]),
-    "a complex weight": (model_with(lambda weight: weight + 1j), ["projection.weight is no plain tensor"]),
-    "a weight without memory": (model_with(lambda weight: weight.to("meta")), ["text_encoder.projection.weight"]),
-    "a weight of NaN": (model_with(nan_at), ["text_encoder.projection.weight holds NaN or Inf", "another checkpoint"]),
+    "a split of selection that is a list": (
+        options_with(val_split=[1]),
+        [*NO_MODEL, "val_split [1]"],
+    ),
+    "a weight that is a word": (
+        model_with(lambda weight: "x"),
+        ["projection.weight is no plain tensor"],
+    ),
+    "a weight of another shape": (
+        model_with(lambda weight: weight[:, :3]),
+        ["projection.weight is (16, 3)"],
+    ),
+    "a sparse weight": (
+        model_with(torch.Tensor.to_sparse),
+        ["projection.weight is no plain tensor"],
+    ),
+    "a complex weight": (
+        model_with(lambda weight: weight + 1j),
+        ["projection.weight is no plain tensor"],
+    ),
+    "a weight without memory": (
+        model_with(lambda weight: weight.to("meta")),
+        ["text_encoder.projection.weight"],
+    ),
+    "a weight of NaN": (
+        model_with(nan_at),
+        ["text_encoder.projection.weight holds NaN or Inf", "another checkpoint"],
+    ),
     "weights that overflow": (
         model_with(lambda weight: weight * 0 + 3e38),
         ["NaN or Inf of the test split", "another checkpoint"],
     ),
     "a weight too many": (
-        lambda path: saved_with(path, model=torch.load(path, weights_only=True)["model"] | {"x": torch.ones(1)}),
+        lambda path: saved_with(
+            path, model=torch.load(path, weights_only=True)["model"] | {"x": torch.ones(1)}
+        ),
         ["holds x, which this model has not", "--bert_path"],
     ),
     "published, without sizes": (published, [*NO_MODEL, "nhead"]),
     "published, of one encoder": (lambda path: published(path, model=[{}]), NO_MODEL),
     "published, options in a list": (lambda path: published(path, opt=[1]), NO_MODEL),
-    "published, of other names": (lambda path: published(path, model=[{"conv1.weight": torch.ones(1)}, {}]),
-                                  [*NO_MODEL, "conv1.weight"]),
-}  # fmt: skip
+    "published, of other names": (
+        lambda path: published(path, model=[{"conv1.weight": torch.ones(1)}, {}]),
+        [*NO_MODEL, "conv1.weight"],
+    ),
+}
 
 
 @pytest.mark.parametrize("damage, expected", CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_a_damaged_checkpoint_is_refused_and_the_run_folder_is_left(finished, tmp_path, refusal, damage, expected):
+def test_a_damaged_checkpoint_is_refused_and_the_run_folder_is_left(
+    finished, tmp_path, refusal, damage, expected
+):
     copied = shutil.copytree(finished, tmp_path / "run")
     damage(copied / "model_best.pth")
     before = contents(copied)
@@ -560,19 +766,34 @@ def fail_to(monkeypatch, name, code):
     """Let a call of lib.system.files.os fail as the file system makes it fail."""
 
     def failing(*arguments):
-        raise OSError(code, os.strerror(code), *(str(arguments[0]),) if isinstance(arguments[0], Path) else ())
+        raise OSError(
+            code, os.strerror(code), *(str(arguments[0]),) if isinstance(arguments[0], Path) else ()
+        )
 
     monkeypatch.setattr(files.os, name, failing)
 
 
-@pytest.mark.parametrize("name, code, found", [
-    ("fsync", errno.ENOSPC, "found no space left on device"), ("replace", errno.EROFS, "found read-only file system"),
-    ("replace", errno.EACCES, "found permission denied"), ("fsync", errno.EDQUOT, "found disk quota exceeded"),
-], ids=str)  # fmt: skip
-def test_a_disk_that_takes_nothing_leaves_the_run_folder_as_it_was(finished, refusal, monkeypatch, name, code, found):
+@pytest.mark.parametrize(
+    "name, code, found",
+    [
+        ("fsync", errno.ENOSPC, "found no space left on device"),
+        ("replace", errno.EROFS, "found read-only file system"),
+        ("replace", errno.EACCES, "found permission denied"),
+        ("fsync", errno.EDQUOT, "found disk quota exceeded"),
+    ],
+    ids=str,
+)
+def test_a_disk_that_takes_nothing_leaves_the_run_folder_as_it_was(
+    finished, refusal, monkeypatch, name, code, found
+):
     before = contents(finished)
     fail_to(monkeypatch, name, code)
-    refusal(evaluation.main, "--model_path", finished, expected=[found, "expected to write there", "make room"])
+    refusal(
+        evaluation.main,
+        "--model_path",
+        finished,
+        expected=[found, "expected to write there", "make room"],
+    )
     monkeypatch.undo()
     assert contents(finished) == before
 
@@ -585,17 +806,21 @@ def test_a_folder_in_the_way_of_a_log_is_named(whole, tmp_path, refusal, name):
     assert (tmp_path / "run" / name / "kept").is_dir()
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("test.md", ["found a folder", "move the folder away"]), ("metrics.json", ["a folder, not a file", "move it away"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("test.md", ["found a folder", "move the folder away"]),
+        ("metrics.json", ["a folder, not a file", "move it away"]),
+    ],
+)
 def test_a_folder_in_the_way_of_a_table_is_named(finished, tmp_path, refusal, name, expected):
     copied = shutil.copytree(finished, tmp_path / "run")
     in_place_of(copied / name, as_folder)
     before = contents(copied)
     refusal(evaluation.main, "--model_path", copied, expected=[name, *expected])
-    assert {name: content for name, content in contents(copied).items() if name.suffix != ".md"} == {
-        name: content for name, content in before.items() if name.suffix != ".md"
-    }
+    assert {
+        name: content for name, content in contents(copied).items() if name.suffix != ".md"
+    } == {name: content for name, content in before.items() if name.suffix != ".md"}
 
 
 @pytest.mark.parametrize("option", ["--logger_name", "--model_name"])
@@ -603,7 +828,15 @@ def test_a_run_folder_that_cannot_be_is_refused(whole, tmp_path, refusal, option
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "nowhere").symlink_to("not-there")
     for name in ("loop", "nowhere", "loop/run", "x" * 300):
-        argv = [*OPTIONS, "--data_path", whole, "--logger_name", tmp_path / "run", option, tmp_path / name]
+        argv = [
+            *OPTIONS,
+            "--data_path",
+            whole,
+            "--logger_name",
+            tmp_path / "run",
+            option,
+            tmp_path / name,
+        ]
         refusal(train.main, *argv, expected=[tmp_path / name, "expected", "name another"])
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
@@ -613,22 +846,48 @@ TEXTS = {
     "no data set": (["--dataset", ""], ["--dataset", EMPTY]),
     "a data set of two lines": (["--dataset", "a\nb"], ["--dataset", NO_NAME]),
     "a data set with a long name": (["--dataset", "x" * 300], ["--dataset", NO_NAME]),
-    "a data set that is not there": (["--dataset", "x" * 80], ["x_precomp", "no such folder", "--dataset"]),
+    "a data set that is not there": (
+        ["--dataset", "x" * 80],
+        ["x_precomp", "no such folder", "--dataset"],
+    ),
     "no split": (["--val_split", ""], ["--val_split", EMPTY]),
     "a split elsewhere": (["--val_split", "../../x"], ["--val_split", NO_NAME]),
-    "a split that is not there": (["--val_split", "x"], ["x_ims.npy", "no such file", "dev, test, train"]),
+    "a split that is not there": (
+        ["--val_split", "x"],
+        ["x_ims.npy", "no such file", "dev, test, train"],
+    ),
     "no BERT": (["--bert_path", ""], ["--bert_path", EMPTY]),
-    "a BERT that is a file": (["--bert_path", __file__], ["test_damaged_files.py", "expected a BERT", "--bert_path"]),
-    "a BERT that is a folder of code": (["--bert_path", str(Path(__file__).parent)], ["tests", "config.json"]),
+    "a BERT that is a file": (
+        ["--bert_path", __file__],
+        ["test_damaged_files.py", "expected a BERT", "--bert_path"],
+    ),
+    "a BERT that is a folder of code": (
+        ["--bert_path", str(Path(__file__).parent)],
+        ["tests", "config.json"],
+    ),
     "no device": (["--device", ""], ["--device", EMPTY]),
-    "a data folder that is a file": (["--data_path", __file__], ["test_damaged_files.py", "name another place"]),
-}  # fmt: skip
+    "a data folder that is a file": (
+        ["--data_path", __file__],
+        ["test_damaged_files.py", "name another place"],
+    ),
+}
 
 
 @pytest.mark.parametrize("more, expected", TEXTS.values(), ids=TEXTS)
-def test_a_text_that_names_nothing_is_refused(whole, untouched, refusal, monkeypatch, tmp_path, more, expected):
+def test_a_text_that_names_nothing_is_refused(
+    whole, untouched, refusal, monkeypatch, tmp_path, more, expected
+):
     monkeypatch.chdir(tmp_path)
-    refusal(train.main, *OPTIONS, "--data_path", whole, "--logger_name", untouched, *more, expected=expected)
+    refusal(
+        train.main,
+        *OPTIONS,
+        "--data_path",
+        whole,
+        "--logger_name",
+        untouched,
+        *more,
+        expected=expected,
+    )
 
 
 # What is harmless
@@ -655,7 +914,10 @@ def pairs_of(folder):
 
 
 def check_alike(folder, whole):
-    (found, images), (expected, images_expected) = pairs_of(folder), pairs_of(whole / "demo_precomp")
+    (found, images), (expected, images_expected) = (
+        pairs_of(folder),
+        pairs_of(whole / "demo_precomp"),
+    )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected)) and torch.equal(
         images, images_expected
     )
@@ -689,15 +951,20 @@ def half(state):
 
 HARMLESS_BERTS = {
     "a vocabulary with CRLF": edit("bert/vocab.txt", lambda text: text.replace(b"\n", b"\r\n")),
-    "a vocabulary without last line end": edit("bert/vocab.txt", lambda text: text.removesuffix(b"\n")),
+    "a vocabulary without last line end": edit(
+        "bert/vocab.txt", lambda text: text.removesuffix(b"\n")
+    ),
     "other files beside": lambda folder: (folder / "bert" / "README.md").symlink_to("nowhere"),
     "a folder beside": lambda folder: (folder / "bert" / "onnx").mkdir(),
     "weights of a pooler": weights(lambda state: state | {"pooler.dense.weight": torch.ones(3)}),
-    "weights under a prefix": weights(lambda state: {f"bert.{name}": value for name, value in state.items()}),
-    "weights in a pickle": lambda folder: (
-        torch.save(load_file(folder / WEIGHTS), folder / "bert" / "pytorch_model.bin"), (folder / WEIGHTS).unlink(),
+    "weights under a prefix": weights(
+        lambda state: {f"bert.{name}": value for name, value in state.items()}
     ),
-}  # fmt: skip
+    "weights in a pickle": lambda folder: (
+        torch.save(load_file(folder / WEIGHTS), folder / "bert" / "pytorch_model.bin"),
+        (folder / WEIGHTS).unlink(),
+    ),
+}
 
 
 @pytest.mark.parametrize("change", HARMLESS_BERTS.values(), ids=HARMLESS_BERTS)
@@ -705,10 +972,16 @@ def test_a_bert_that_is_kept_otherwise_is_the_same(whole, data, change):
     change(data / "demo_precomp")
     ours, theirs = (folder / "demo_precomp" / "bert" for folder in (data, whole))
     found, expected = bert.model(ours).state_dict(), bert.model(theirs).state_dict()
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
     texts = ["Two red dogs, running!", "Café 狗 zebra"]
-    captions, captions_expected = (tokenise(texts, bert.tokeniser(folder)) for folder in (ours, theirs))
-    assert [captions.ids(i).tolist() for i in (0, 1)] == [captions_expected.ids(i).tolist() for i in (0, 1)]
+    captions, captions_expected = (
+        tokenise(texts, bert.tokeniser(folder)) for folder in (ours, theirs)
+    )
+    assert [captions.ids(i).tolist() for i in (0, 1)] == [
+        captions_expected.ids(i).tolist() for i in (0, 1)
+    ]
 
 
 def test_weights_of_bert_in_half_precision_are_read_as_the_values_that_they_hold(data):
@@ -727,8 +1000,16 @@ def test_a_run_on_files_that_are_written_otherwise_is_the_same(whole, data, fini
             edit(f"{split}_caps.txt", HARMLESS_CAPTIONS[name])(folder)
         remove(f"{split}_ids.txt")(folder)
     train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(tmp_path / "run")])
-    ours, theirs = (torch.load(run / "model_best.pth", weights_only=True) for run in (tmp_path / "run", finished))
+    ours, theirs = (
+        torch.load(run / "model_best.pth", weights_only=True)
+        for run in (tmp_path / "run", finished)
+    )
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
-    assert (tmp_path / "run" / "results_demo.npy").read_bytes() == (finished / "results_demo.npy").read_bytes()
-    scores = [json.loads((run / "metrics.json").read_text())["test"]["scores"] for run in (tmp_path / "run", finished)]
+    assert (tmp_path / "run" / "results_demo.npy").read_bytes() == (
+        finished / "results_demo.npy"
+    ).read_bytes()
+    scores = [
+        json.loads((run / "metrics.json").read_text())["test"]["scores"]
+        for run in (tmp_path / "run", finished)
+    ]
     assert scores[0] == scores[1]

@@ -1,4 +1,5 @@
-"""Logs and metrics of a run folder that were damaged, under --report; text from strangers, wherever it is written."""
+"""Logs and metrics of a run folder that were damaged, under --report; text from strangers,
+wherever it is written."""
 
 import json
 import os
@@ -17,7 +18,9 @@ from lib.training import validations
 from lib.training.logs import RunLog
 
 LINE = "epoch 0 step {step}: loss {loss} (base 1.0), gradient 1.0, rate {rate}"
-VALIDATION = "epoch 0 step {step} {split}: image to text {recalls}; text to image {recalls}; rsum {rsum}"
+VALIDATION = (
+    "epoch 0 step {step} {split}: image to text {recalls}; text to image {recalls}; rsum {rsum}"
+)
 RECALLS = "R@1 1.0 R@5 2.0 R@10 3.0 median 4 mean 5.0"
 GOOD = LINE.format(step=7, loss="0.5", rate="0.1")
 
@@ -38,18 +41,22 @@ JUNK = {
     "a line without end": b"epoch 0 step 1: loss " + b"a" * 1_000_000,
     "numbers that are none": "\n".join(
         LINE.format(step=step, loss=value, rate=value) + "\n" + validation(rsum=value)
-        for step in (1, "9" * 5000) for value in ("nan", "1e999", "-inf", "abc", "1_0_", "", "--", "9" * 5000, "1e300")
+        for step in (1, "9" * 5000)
+        for value in ("nan", "1e999", "-inf", "abc", "1_0_", "", "--", "9" * 5000, "1e300")
     ).encode(),
     "recalls that are none": "\n".join(
-        validation(recalls=recalls) for recalls in ("", "R@1 nan R@5 1 R@10 1", "R@1 x", RECALLS + RECALLS)
+        validation(recalls=recalls)
+        for recalls in ("", "R@1 nan R@5 1 R@10 1", "R@1 x", RECALLS + RECALLS)
     ).encode(),
-    "markup": validation(split="<script>alert(1)</script>").encode() + b"\n" + validation(split="\x1b[31m").encode(),
+    "markup": validation(split="<script>alert(1)</script>").encode()
+    + b"\n"
+    + validation(split="\x1b[31m").encode(),
     "lines in another order": "\n".join(
         LINE.format(step=step, loss=1 / step, rate=0.1) for step in (9, 3, 5, 5, 1)
     ).encode(),
     "one point": f"{GOOD}\n{validation()}\n".encode(),
     "line ends of other systems": f"{GOOD}\r\n{GOOD}\r{GOOD}\x0b{GOOD}\u2028{GOOD}".encode(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", JUNK.values(), ids=JUNK)
@@ -63,11 +70,22 @@ def test_a_damaged_log_gives_a_page_all_the_same(run, content):
 
 
 def test_what_a_log_says_is_shown_in_order_of_steps(run):
-    lines = [LINE.format(step=step, loss=loss, rate=0.5) for step, loss in ((9, 3), (3, "nan"), (5, 2), (5, 1), (1, 4))]
-    (run / "train.txt").write_text("\n".join(["junk", *lines, LINE.format(step=10**20, loss=1, rate=1)]))
-    (run / "eval.txt").write_text("\n".join([validation(7), validation(3, rsum="nan"), validation(2, recalls="R@1 1")]))
+    lines = [
+        LINE.format(step=step, loss=loss, rate=0.5)
+        for step, loss in ((9, 3), (3, "nan"), (5, 2), (5, 1), (1, 4))
+    ]
+    (run / "train.txt").write_text(
+        "\n".join(["junk", *lines, LINE.format(step=10**20, loss=1, rate=1)])
+    )
+    (run / "eval.txt").write_text(
+        "\n".join([validation(7), validation(3, rsum="nan"), validation(2, recalls="R@1 1")])
+    )
     curves = html_report.read_curves(run)
-    assert curves.loss == [(1, 4), (5, 2), (5, 1), (9, 3)] and curves.rsum == [(7, 12)] and curves.split == "dev"
+    assert (
+        curves.loss == [(1, 4), (5, 2), (5, 1), (9, 3)]
+        and curves.rsum == [(7, 12)]
+        and curves.split == "dev"
+    )
     assert [step for step, _ in curves.rate] == [1, 3, 5, 5, 9]
 
 
@@ -77,16 +95,22 @@ def as_sparse(path):
 
 
 STRANGE = {
-    "a pipe": (os.mkfifo, "a pipe, socket or device"), "a folder": (os.mkdir, "a folder, not a file"),
+    "a pipe": (os.mkfifo, "a pipe, socket or device"),
+    "a folder": (os.mkdir, "a folder, not a file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "a pipe, socket or device"),
-    "a dangling link": (lambda path: path.symlink_to("nowhere"), "a link to a file that is not there"),
+    "a dangling link": (
+        lambda path: path.symlink_to("nowhere"),
+        "a link to a file that is not there",
+    ),
     "a terabyte": (as_sparse, "a file of 1000.0 GB"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ["train.txt", "eval.txt"])
 @pytest.mark.parametrize("put, found", STRANGE.values(), ids=STRANGE)
-def test_what_is_no_log_is_refused_before_anything_is_computed(run, refusal, monkeypatch, name, put, found):
+def test_what_is_no_log_is_refused_before_anything_is_computed(
+    run, refusal, monkeypatch, name, put, found
+):
     (run / name).unlink()
     put(run / name)
     before = {} if put is as_sparse else contents(run)
@@ -96,7 +120,9 @@ def test_what_is_no_log_is_refused_before_anything_is_computed(run, refusal, mon
     assert put is as_sparse or contents(run) == before
 
 
-@pytest.mark.parametrize("put, found", [STRANGE["a pipe"], STRANGE["a device"], STRANGE["a dangling link"]])
+@pytest.mark.parametrize(
+    "put, found", [STRANGE["a pipe"], STRANGE["a device"], STRANGE["a dangling link"]]
+)
 def test_metrics_that_are_no_file_are_refused(run, refusal, put, found):
     (run / "metrics.json").unlink()
     put(run / "metrics.json")
@@ -106,7 +132,12 @@ def test_metrics_that_are_no_file_are_refused(run, refusal, put, found):
 
 def test_metrics_nested_without_end_are_refused(run, refusal):
     (run / "metrics.json").write_text("[" * 100_000)
-    refusal(evaluation.main, "--model_path", run, expected=[run / "metrics.json", "not JSON of ours", "move it away"])
+    refusal(
+        evaluation.main,
+        "--model_path",
+        run,
+        expected=[run / "metrics.json", "not JSON of ours", "move it away"],
+    )
 
 
 HOSTILE = "x\n| 1 | 99.9 |\x1b[2J\udcff\u202e"

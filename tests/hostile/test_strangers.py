@@ -1,4 +1,5 @@
-"""Files from strangers: nothing in a checkpoint, a BERT folder or an array of results runs when it is read."""
+"""Files from strangers: nothing in a checkpoint, a BERT folder or an array of results runs when it
+is read."""
 
 import ast
 import builtins
@@ -22,7 +23,12 @@ from lib.model import bert
 from lib.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-REFUSED = ["refused", "would run code when read", "expected tensors and plain values", "source that you trust"]
+REFUSED = [
+    "refused",
+    "would run code when read",
+    "expected tensors and plain values",
+    "source that you trust",
+]
 
 
 @pytest.fixture
@@ -44,7 +50,9 @@ def test_no_bomb_goes_off_in_a_checkpoint(tmp_path, marker, refusal, bomb, form)
 @pytest.mark.parametrize("place", PLACES)
 def test_wherever_it_lies_a_bomb_does_not_go_off(tmp_path, marker, refusal, form, place):
     plant(tmp_path / "model_best.pth", "os.system", marker, form, place)
-    refusal(evaluation.main, "--model_path", tmp_path, expected=[tmp_path / "model_best.pth", *REFUSED])
+    refusal(
+        evaluation.main, "--model_path", tmp_path, expected=[tmp_path / "model_best.pth", *REFUSED]
+    )
     assert not marker.exists()
 
 
@@ -82,7 +90,12 @@ def test_a_program_of_torchscript_is_no_checkpoint(tmp_path, refusal):
             return x + 1
 
     torch.jit.script(Program()).save(tmp_path / "model_best.pth")
-    refusal(evaluation.main, "--model_path", tmp_path, expected=[tmp_path / "model_best.pth", "expected"])
+    refusal(
+        evaluation.main,
+        "--model_path",
+        tmp_path,
+        expected=[tmp_path / "model_best.pth", "expected"],
+    )
 
 
 def bomb_as_weights(folder, marker):
@@ -101,7 +114,9 @@ def test_weights_of_bert_run_no_code(data, tmp_path, marker, refusal):
 def test_safetensors_are_read_before_a_pickle_beside_them(whole, data, marker):
     folder = data / "demo_precomp" / "bert"
     bomb_as_weights(folder, marker)
-    ours, expected = (bert.model(place).state_dict() for place in (folder, whole / "demo_precomp" / "bert"))
+    ours, expected = (
+        bert.model(place).state_dict() for place in (folder, whole / "demo_precomp" / "bert")
+    )
     assert all(torch.equal(ours[name], expected[name]) for name in expected) and not marker.exists()
 
 
@@ -115,9 +130,11 @@ def test_damaged_safetensors_do_not_send_the_reader_to_the_pickle(data, marker):
 
 
 REMOTE = {
-    "AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForMaskedLM": "evil.Model",
+    "AutoConfig": "evil.Config",
+    "AutoModel": "evil.Model",
+    "AutoModelForMaskedLM": "evil.Model",
     "AutoTokenizer": ["evil.Tokeniser", "evil.Tokeniser"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("settings", [
@@ -127,14 +144,24 @@ REMOTE = {
 ], ids=["auto_map", "trust_remote_code", "other classes", "pipeline", "kernel"])  # fmt: skip
 def test_a_bert_folder_runs_no_code_of_its_own(whole, data, marker, monkeypatch, settings):
     folder = data / "demo_precomp" / "bert"
-    for name in ("evil", "configuration_evil", "modeling_evil", "modeling", "tokenization", "__init__"):
-        (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Config: pass\nModel = Config\n")
+    for name in (
+        "evil",
+        "configuration_evil",
+        "modeling_evil",
+        "modeling",
+        "tokenization",
+        "__init__",
+    ):
+        (folder / f"{name}.py").write_text(
+            f"open({str(marker)!r}, 'w').close()\nclass Config: pass\nModel = Config\n"
+        )
     configure(**settings)(folder.parent)
     tokeniser_settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(tokeniser_settings | settings))
     monkeypatch.chdir(folder)
     asked = []
-    monkeypatch.setattr(builtins, "input", lambda *prompt: asked.append(prompt) or "y")  # whoever asks may run it
+    # whoever asks may run it
+    monkeypatch.setattr(builtins, "input", lambda *prompt: asked.append(prompt) or "y")
     for read in (bert.configuration, bert.tokeniser, bert.model):
         try:
             found = read(folder)
@@ -165,7 +192,9 @@ def test_results_are_written_and_read_without_pickle(tmp_path, monkeypatch):
 def test_published_results_are_read_only_where_pickle_is_allowed(tmp_path):
     path = tmp_path / "results_f30k.npy"
     published_results(path, 4, SIMS.astype(np.float64))
-    with pytest.raises(InputError, match=r"results_f30k.npy: not a results file .* trust.*allow_pickle=True"):
+    with pytest.raises(
+        InputError, match=r"results_f30k.npy: not a results file .* trust.*allow_pickle=True"
+    ):
         report.load_similarities(path)
     npts, sims = report.load_similarities(path, allow_pickle=True)
     assert npts == 4 and sims.dtype == np.float32
@@ -187,7 +216,10 @@ def test_results_of_strangers_run_nothing_unless_pickle_is_allowed(tmp_path, mar
 
 
 def plain_results(path, **entries):
-    record = np.zeros((), dtype=[(name, np.asarray(value).dtype, np.shape(value)) for name, value in entries.items()])
+    record = np.zeros(
+        (),
+        dtype=[(name, np.asarray(value).dtype, np.shape(value)) for name, value in entries.items()],
+    )
     for name, value in entries.items():
         record[name] = value
     np.save(path, record)
@@ -221,7 +253,8 @@ def test_results_that_cannot_be_read_are_refused(tmp_path, allow_pickle, write, 
 
 
 def calls():
-    """(file, name of the function, its keywords as source text) of every call in the project but in its tests."""
+    """(file, name of the function, its keywords as source text) of every call in the project but in
+    its tests."""
     for file in [*ROOT.glob("*.py"), *ROOT.glob("lib/**/*.py"), *ROOT.glob("benchmarks/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call):
@@ -230,22 +263,41 @@ def calls():
 
 
 def test_every_array_is_read_without_pickle_and_every_checkpoint_with_weights_only():
-    arrays = [(file, keywords.get("allow_pickle")) for file, name, keywords in calls() if name == "np.load"]
+    arrays = [
+        (file, keywords.get("allow_pickle"))
+        for file, name, keywords in calls()
+        if name == "np.load"
+    ]
     report = "lib/evaluation/report.py"  # its `load_similarities`
     assert [file for file, allowed in arrays if allowed != "False"] == [report]
-    assert {"lib/data/layout.py", "lib/system/cache.py", "lib/data/conversion.py"} <= {file for file, _ in arrays}
-    assert (report, "allow_pickle") in arrays  # what its caller says, and it is False unless it is said
-    found = [(file, keywords.get("weights_only")) for file, name, keywords in calls() if name == "torch.load"]
+    assert {"lib/data/layout.py", "lib/system/cache.py", "lib/data/conversion.py"} <= {
+        file for file, _ in arrays
+    }
+    # what its caller says, and it is False unless it is said
+    assert (report, "allow_pickle") in arrays
+    found = [
+        (file, keywords.get("weights_only"))
+        for file, name, keywords in calls()
+        if name == "torch.load"
+    ]
     assert found and {allowed for _, allowed in found} == {"True"}
-    assert {keywords["trust_remote_code"] for _, _, keywords in calls() if "trust_remote_code" in keywords} == {"False"}
+    assert {
+        keywords["trust_remote_code"]
+        for _, _, keywords in calls()
+        if "trust_remote_code" in keywords
+    } == {"False"}
 
 
 def test_nothing_else_that_runs_what_it_reads_is_called():
     running = {
-        "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler", "os.system",
-        "torch.jit.load", "torch.hub.load", "np.fromfile", "np.memmap",
+        "eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "pickle.Unpickler",
+        "os.system", "torch.jit.load", "torch.hub.load", "np.fromfile", "np.memmap",
     }  # fmt: skip
-    assert not [(file, name) for file, name, _ in calls() if name in running or name.startswith("subprocess.")]
+    assert not [
+        (file, name)
+        for file, name, _ in calls()
+        if name in running or name.startswith("subprocess.")
+    ]
 
 
 HUB_CODE = {
@@ -254,7 +306,9 @@ HUB_CODE = {
     "attention of a hub, deeper": dict(_attn_implementation_internal="someone/kernel"),
     "attention for every part": dict(attn_implementation={"": "someone/kernel"}),
     "attention that is not installed": dict(attn_implementation="flash_attention_2"),
-    "experts of a hub": dict(experts_implementation="someone/kernel", _experts_implementation="someone/kernel"),
+    "experts of a hub": dict(
+        experts_implementation="someone/kernel", _experts_implementation="someone/kernel"
+    ),
     "kernels": dict(use_kernels=True, kernel_config={"RMSNorm": "someone/kernel:RMSNorm"}),
 }
 
@@ -263,10 +317,20 @@ HUB_CODE = {
 def test_a_configuration_does_not_choose_what_computes(whole, data, monkeypatch, settings):
     folder = data / "demo_precomp"
     configure(**settings)(folder)
-    monkeypatch.setattr(socket, "socket", lambda *arguments, **more: pytest.fail("opened a connection"))
+    monkeypatch.setattr(
+        socket, "socket", lambda *arguments, **more: pytest.fail("opened a connection")
+    )
     for found in (bert.model(folder / "bert"), bert.model(folder / "bert", pretrained=False)):
         assert found.config._attn_implementation in ("eager", "sdpa")
-        assert not any("/" in str(value) for name, value in vars(found.config).items() if "implementation" in name)
-        assert not hasattr(found.config, "kernel_config") and not hasattr(found.config, "use_kernels")
-    ours, expected = (bert.model(place / "demo_precomp" / "bert").state_dict() for place in (data, whole))
+        assert not any(
+            "/" in str(value)
+            for name, value in vars(found.config).items()
+            if "implementation" in name
+        )
+        assert not hasattr(found.config, "kernel_config") and not hasattr(
+            found.config, "use_kernels"
+        )
+    ours, expected = (
+        bert.model(place / "demo_precomp" / "bert").state_dict() for place in (data, whole)
+    )
     assert all(torch.equal(ours[name], expected[name]) for name in expected)

@@ -1,4 +1,5 @@
-"""Both encoders against a sample at a time without padding, and what padding may and may not change."""
+"""Both encoders against a sample at a time without padding,
+and what padding may and may not change."""
 
 import math
 
@@ -20,7 +21,11 @@ def tiny_bert(**changes):
     return small_bert(
         **(
             dict(
-                vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32
+                vocab_size=VOCABULARY,
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                intermediate_size=32,
             )
             | changes
         )
@@ -36,7 +41,8 @@ def image_encoder(seed=0, **options):
     torch.manual_seed(seed)
     encoder = ImageEncoder(REGION_DIM, DIM, HEADS, **(dict(dropout=0.0) | options))
     norm = encoder.mlp[1]
-    for parameter in (norm.weight, norm.bias, norm.running_mean, norm.running_var):  # away from 1 and 0
+    # away from 1 and 0
+    for parameter in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         parameter.data += torch.rand_like(parameter)
     return encoder
 
@@ -44,13 +50,17 @@ def image_encoder(seed=0, **options):
 def captions(lengths, longest=None, seed=0):
     lengths = torch.tensor(lengths)
     longest = longest or int(lengths.max())
-    pieces = torch.randint(1, VOCABULARY, (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
+    pieces = torch.randint(
+        1, VOCABULARY, (len(lengths), longest), generator=torch.Generator().manual_seed(seed)
+    )
     return pieces.masked_fill(~real_mask(lengths, longest), 0), lengths
 
 
 def images(lengths, num_regions=6, seed=0):
     lengths = torch.tensor(lengths)
-    regions = torch.randn(len(lengths), num_regions, REGION_DIM, generator=torch.Generator().manual_seed(seed))
+    regions = torch.randn(
+        len(lengths), num_regions, REGION_DIM, generator=torch.Generator().manual_seed(seed)
+    )
     return regions.masked_fill(~real_mask(lengths, num_regions).unsqueeze(2), 0), lengths
 
 
@@ -66,7 +76,8 @@ def naive_pooled(relation, fragments, lengths):
 
 
 def naive_fragments(encoder, regions, mean, variance):
-    """h = W_s x + b_s + W_2 relu(BN(W_1 x + b_1)) + b_2, a region at a time, with these statistics of BN."""
+    """h = W_s x + b_s + W_2 relu(BN(W_1 x + b_1)) + b_2, a region at a time,
+    with these statistics of BN."""
     first, norm, _, last = encoder.mlp
     found = torch.zeros(*regions.shape[:2], DIM)
     for image, rows in enumerate(regions):
@@ -79,7 +90,8 @@ def naive_fragments(encoder, regions, mean, variance):
 
 
 def trained(encoder):
-    """Parameters whose true gradient is not zero: biases of keys cancel in the softmax, one before BN there."""
+    """Parameters whose true gradient is not zero: biases of keys cancel in the softmax,
+    one before BN there."""
     return [
         parameter
         for name, parameter in encoder.named_parameters()
@@ -88,16 +100,23 @@ def trained(encoder):
 
 
 def check_normalised(encoded):
-    close(encoded.embedding, encoded.unnormalised / (encoded.unnormalised.norm(dim=1, keepdim=True) + 1e-8))
+    close(
+        encoded.embedding,
+        encoded.unnormalised / (encoded.unnormalised.norm(dim=1, keepdim=True) + 1e-8),
+    )
     close(encoded.embedding.norm(dim=1), torch.ones(len(encoded.embedding)))
 
 
 @pytest.mark.parametrize("least_pieces", [None, 0, 5, 100])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_the_text_encoder_is_bert_on_the_padded_batch_then_pooling_by_caption(lengths, least_pieces):
+def test_the_text_encoder_is_bert_on_the_padded_batch_then_pooling_by_caption(
+    lengths, least_pieces
+):
     encoder = text_encoder()
     pieces, lengths = captions(lengths, longest=15)
-    whole = encoder.projection(encoder.bert(pieces, attention_mask=(pieces != 0).long()).last_hidden_state)
+    whole = encoder.projection(
+        encoder.bert(pieces, attention_mask=(pieces != 0).long()).last_hidden_state
+    )
     found = encoder(pieces, lengths, least_pieces)
     close(found.unnormalised, naive_pooled(encoder.fragment_relation, whole, lengths))
     check_normalised(found)
@@ -113,7 +132,10 @@ def test_the_text_encoder_is_bert_on_the_padded_batch_then_pooling_by_caption(le
 def test_a_caption_is_encoded_alike_alone_and_in_any_batch(lengths):
     encoder = text_encoder()
     pieces, lengths = captions(lengths)
-    together, padded = encoder(pieces, lengths), encoder(torch.nn.functional.pad(pieces, (0, 9)), lengths)
+    together, padded = (
+        encoder(pieces, lengths),
+        encoder(torch.nn.functional.pad(pieces, (0, 9)), lengths),
+    )
     close(padded.embedding, together.embedding)
     for which, length in enumerate(lengths.tolist()):
         alone = encoder(pieces[which : which + 1, :length], lengths[which : which + 1])
@@ -138,7 +160,12 @@ def test_gradient_of_captions_does_not_depend_on_how_much_padding_is_computed():
 @pytest.mark.parametrize("normalise_images", [False, True])
 def test_each_side_is_normalised_or_not_on_its_own(normalise_images, normalise_captions):
     model = HREM(
-        tiny_bert(), REGION_DIM, DIM, HEADS, normalise_images=normalise_images, normalise_captions=normalise_captions
+        tiny_bert(),
+        REGION_DIM,
+        DIM,
+        HEADS,
+        normalise_images=normalise_images,
+        normalise_captions=normalise_captions,
     )
     batch = Batch(*images([6, 4]), *captions([5, 4]), torch.arange(2))
     for encoded, normalise in zip(model.eval()(batch), (normalise_images, normalise_captions)):
@@ -157,7 +184,10 @@ def test_the_hidden_size_is_that_of_the_bert(hidden_size):
 @pytest.mark.parametrize("lengths", [[6, 6, 6], [6, 3, 1], [2, 5]])
 def test_batch_norm_counts_padded_regions(lengths):
     encoder = image_encoder().train()
-    norm, before = encoder.mlp[1], [encoder.mlp[1].running_mean.clone(), encoder.mlp[1].running_var.clone()]
+    norm, before = (
+        encoder.mlp[1],
+        [encoder.mlp[1].running_mean.clone(), encoder.mlp[1].running_var.clone()],
+    )
     regions, lengths = images(lengths)
     hidden = torch.stack([encoder.mlp[0](region) for image in regions for region in image])
     mean = sum(hidden) / len(hidden)
@@ -175,7 +205,9 @@ def test_batch_norm_counts_padded_regions(lengths):
 def test_images_in_evaluation_are_the_loop_over_regions(lengths):
     encoder = image_encoder().eval()
     regions, lengths = images(lengths)
-    expected = naive_fragments(encoder, regions, encoder.mlp[1].running_mean, encoder.mlp[1].running_var)
+    expected = naive_fragments(
+        encoder, regions, encoder.mlp[1].running_mean, encoder.mlp[1].running_var
+    )
     for with_gradient in (True, False):
         with torch.set_grad_enabled(with_gradient):
             found = encoder(regions, lengths)
@@ -193,7 +225,10 @@ def test_junk_in_padded_regions_reaches_no_embedding_in_evaluation():
     encoder = image_encoder().eval()
     regions, lengths = images([6, 3, 1])
     is_padding = ~real_mask(lengths, 6)
-    clean, spoilt = encoder(regions, lengths), encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths)
+    clean, spoilt = (
+        encoder(regions, lengths),
+        encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths),
+    )
     close(spoilt.embedding, clean.embedding)
     assert ((spoilt.fragments != clean.fragments).any(2) == is_padding).all()
 
@@ -202,13 +237,20 @@ def test_junk_in_padded_regions_moves_the_batch_norm_in_training():
     encoder = image_encoder().train()
     regions, lengths = images([6, 3, 1])
     is_padding = ~real_mask(lengths, 6)
-    clean, spoilt = encoder(regions, lengths), encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths)
+    clean, spoilt = (
+        encoder(regions, lengths),
+        encoder(regions.masked_fill(is_padding.unsqueeze(2), 9.0), lengths),
+    )
     assert not torch.allclose(spoilt.embedding[0], clean.embedding[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["text", "image"])
 def test_training_and_evaluation_agree_without_dropout(side):
-    encoder, inputs = (text_encoder(), captions([9, 5, 3])) if side == "text" else (image_encoder(), images([6, 3, 1]))
+    encoder, inputs = (
+        (text_encoder(), captions([9, 5, 3]))
+        if side == "text"
+        else (image_encoder(), images([6, 3, 1]))
+    )
     if side == "image":
         encoder.mlp[1] = torch.nn.Identity()
     trained = encoder.train()(*inputs)
@@ -232,7 +274,11 @@ def test_dropout_acts_in_training_alone(side):
 
 @pytest.mark.parametrize("side", ["text", "image"])
 def test_fragments_carry_no_gradient_and_the_embedding_reaches_every_parameter(side):
-    encoder, inputs = (text_encoder(), captions([9, 5, 3])) if side == "text" else (image_encoder(), images([6, 3, 1]))
+    encoder, inputs = (
+        (text_encoder(), captions([9, 5, 3]))
+        if side == "text"
+        else (image_encoder(), images([6, 3, 1]))
+    )
     found = encoder(*inputs)
     assert not found.fragments.requires_grad
     weights = torch.arange(3 * DIM).view(3, DIM).sin()
@@ -242,7 +288,11 @@ def test_fragments_carry_no_gradient_and_the_embedding_reaches_every_parameter(s
 
 @pytest.mark.parametrize("side", ["text", "image"])
 def test_embeddings_are_float32_whatever_the_encoder_ran_in(side):
-    encoder, inputs = (text_encoder(), captions([9, 5, 3])) if side == "text" else (image_encoder(), images([6, 3, 1]))
+    encoder, inputs = (
+        (text_encoder(), captions([9, 5, 3]))
+        if side == "text"
+        else (image_encoder(), images([6, 3, 1]))
+    )
     exact = encoder.eval()(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
         found = encoder(*inputs)

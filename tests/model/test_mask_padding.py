@@ -1,9 +1,17 @@
-"""--mask_padding 1: padded regions count nowhere, neither in batch norm nor in pooling nor in the relations."""
+"""--mask_padding 1: padded regions count nowhere,
+neither in batch norm nor in pooling nor in the relations."""
 
 import pytest
 import torch
 from helpers import close
-from test_encoders import REGION_DIM, image_encoder, images, naive_fragments, naive_pooled, tiny_bert
+from test_encoders import (
+    REGION_DIM,
+    image_encoder,
+    images,
+    naive_fragments,
+    naive_pooled,
+    tiny_bert,
+)
 from test_relation import BATCHES, BLOCKS, FLOAT32, fragments, naive_pair
 
 from graph_lib import Objective
@@ -27,9 +35,14 @@ def padded(regions, lengths, more, junk=0.0):
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_batch_norm_counts_true_regions_alone(lengths):
     encoder = image_encoder(mask_padding=True).train()
-    norm, before = encoder.mlp[1], [encoder.mlp[1].running_mean.clone(), encoder.mlp[1].running_var.clone()]
+    norm, before = (
+        encoder.mlp[1],
+        [encoder.mlp[1].running_mean.clone(), encoder.mlp[1].running_var.clone()],
+    )
     regions, lengths = images(lengths)
-    hidden = torch.stack([encoder.mlp[0](row) for rows, n in zip(regions, lengths.tolist()) for row in rows[:n]])
+    hidden = torch.stack(
+        [encoder.mlp[0](row) for rows, n in zip(regions, lengths.tolist()) for row in rows[:n]]
+    )
     mean = sum(hidden) / len(hidden)
     variance = sum((row - mean) ** 2 for row in hidden) / len(hidden)
     expected = naive_fragments(encoder, regions, mean, variance)
@@ -61,8 +74,13 @@ def test_junk_and_more_padding_change_nothing_of_an_image(lengths, training):
 
 def test_images_without_padding_are_encoded_as_published():
     for training in (True, False):
-        ours, published = (image_encoder(mask_padding=mask).train(training)(*images([6, 6])) for mask in (True, False))
-        assert torch.equal(ours.embedding, published.embedding) and torch.equal(ours.fragments, published.fragments)
+        ours, published = (
+            image_encoder(mask_padding=mask).train(training)(*images([6, 6]))
+            for mask in (True, False)
+        )
+        assert torch.equal(ours.embedding, published.embedding) and torch.equal(
+            ours.fragments, published.fragments
+        )
 
 
 @pytest.mark.parametrize("more", [0, 4])
@@ -71,7 +89,11 @@ def test_gradient_of_images_does_not_depend_on_their_padding(more):
     for extra, junk in ((0, 0.0), (more, 50.0)):
         encoder, (regions, lengths) = image_encoder(mask_padding=True).train(), images([6, 3, 1])
         loss = encoder(padded(regions, lengths, extra, junk), lengths).embedding[:, :3].sum()
-        gradients.append(torch.autograd.grad(loss, [p for n, p in encoder.named_parameters() if n != "mlp.0.bias"]))
+        gradients.append(
+            torch.autograd.grad(
+                loss, [p for n, p in encoder.named_parameters() if n != "mlp.0.bias"]
+            )
+        )
     for plain, other in zip(*gradients):
         assert plain.any()
         close(other, plain, 1e-5)
@@ -86,12 +108,19 @@ def region_lengths(case):
 def naive_matches(words, lengths, regions, topk, counted):
     """As `fragment_matches`, a pair at a time, of the true regions alone."""
     pairs = [
-        [naive_pair(w[:].tolist(), int(n), r[: int(m)].tolist(), topk) for r, m in zip(regions, counted)]
+        [
+            naive_pair(w[:].tolist(), int(n), r[: int(m)].tolist(), topk)
+            for r, m in zip(regions, counted)
+        ]
         for w, n in zip(words, lengths)
     ]
     t2i = [[[pair[0][part] for pair in row] for row in pairs] for part in (0, 1)]
-    i2t = [[[row[image][1][part] for row in pairs] for image in range(len(regions))] for part in (0, 1)]
-    return [[torch.tensor(part, dtype=torch.float32) for part in direction] for direction in (t2i, i2t)]
+    i2t = [
+        [[row[image][1][part] for row in pairs] for image in range(len(regions))] for part in (0, 1)
+    ]
+    return [
+        [torch.tensor(part, dtype=torch.float32) for part in direction] for direction in (t2i, i2t)
+    ]
 
 
 @pytest.mark.parametrize("limits", BLOCKS)
@@ -104,7 +133,9 @@ def test_matches_are_the_loop_over_true_regions_however_blocks_are_cut(monkeypat
         close(found.largest, expected[1], FLOAT32)
 
 
-@pytest.mark.parametrize("case", ["all longer than K", "some shorter than K", "fewer regions than K", "two pairs"])
+@pytest.mark.parametrize(
+    "case", ["all longer than K", "some shorter than K", "fewer regions than K", "two pairs"]
+)
 @pytest.mark.parametrize("more, junk", [(0, 50.0), (5, 0.0), (3, -9.0), (2, float("nan"))])
 def test_junk_and_more_padding_change_no_match(case, more, junk):
     words, lengths, regions, topk = fragments(case)
@@ -119,13 +150,17 @@ def test_junk_and_more_padding_change_no_match(case, more, junk):
 def test_without_padding_the_matches_are_the_published_ones():
     words, lengths, regions, topk = fragments("some shorter than K")
     published = fragment_matches(words, lengths, regions, topk)
-    for old, new in zip(published, fragment_matches(words, lengths, regions, topk, torch.full((4,), 5))):
+    for old, new in zip(
+        published, fragment_matches(words, lengths, regions, topk, torch.full((4,), 5))
+    ):
         assert torch.equal(old.mean, new.mean) and torch.equal(old.largest, new.largest)
 
 
 def test_the_relations_of_a_batch_leave_padding_out_where_they_are_told_to():
     words, lengths, regions, topk = fragments("two pairs")
-    u = torch.nn.functional.normalize(torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    u = torch.nn.functional.normalize(
+        torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), dim=1
+    )
     counted, found = region_lengths("two pairs"), {}
     for mask_padding in (True, False):
         module = InstanceRelations(topk, 0.4, mask_padding=mask_padding)
@@ -144,7 +179,9 @@ def batch_of(more=0, junk=0.0):
     pieces = torch.randint(1, 90, (4, 7), generator=torch.Generator().manual_seed(0))
     piece_lengths = torch.tensor([7, 6, 4, 3])
     pieces = pieces.masked_fill(~real_mask(piece_lengths, 7), 0)
-    return Batch(padded(regions, lengths, more, junk), lengths, pieces, piece_lengths, torch.arange(4))
+    return Batch(
+        padded(regions, lengths, more, junk), lengths, pieces, piece_lengths, torch.arange(4)
+    )
 
 
 def step(batch, mask_padding=True):

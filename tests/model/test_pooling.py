@@ -18,7 +18,14 @@ BATCHES = {  # true lengths, fragments they are padded to
     "one fragment": ([1, 1], 1),
     "one sample": ([5], 5),
 }
-LENGTHS = [[9, 9, 7, 4, 3, 3], [1, 8, 2, 8, 1, 1, 30], [5], [4] * 40, [200, 1, 200, 1], [1, 50, 100]]
+LENGTHS = [
+    [9, 9, 7, 4, 3, 3],
+    [1, 8, 2, 8, 1, 1, 30],
+    [5],
+    [4] * 40,
+    [200, 1, 200, 1],
+    [1, 50, 100],
+]
 
 
 close = partial(helpers.close, absolute=1e-12)
@@ -31,13 +38,18 @@ def batch(name):
 
 
 def naive_mean(fragments, lengths):
-    return torch.stack([sum(sample[:length]) / length for sample, length in zip(fragments, lengths.tolist())])
+    return torch.stack(
+        [sum(sample[:length]) / length for sample, length in zip(fragments, lengths.tolist())]
+    )
 
 
 def naive_max_k_mean(fragments, lengths, k):
     rows = []
     for sample, length in zip(fragments.tolist(), lengths.tolist()):
-        columns = [sorted((row[feature] for row in sample[:length]), reverse=True)[:k] for feature in range(3)]
+        columns = [
+            sorted((row[feature] for row in sample[:length]), reverse=True)[:k]
+            for feature in range(3)
+        ]
         rows.append([sum(column) / len(column) for column in columns])
     return rows
 
@@ -53,12 +65,15 @@ def test_the_mask_is_true_where_a_fragment_is_real(name):
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_runs_hold_every_sample_once_in_order_and_little_padding(lengths, most_padding):
     groups = length_groups(torch.tensor(lengths), most_padding)
-    assert [index for run, _ in groups for index in range(run.start, run.stop)] == [*range(len(lengths))]
+    assert [index for run, _ in groups for index in range(run.start, run.stop)] == [
+        *range(len(lengths))
+    ]
     for number, (run, longest) in enumerate(groups):
         inside = lengths[run]
         assert inside and longest == max(inside)
         assert sum(longest - length for length in inside) <= most_padding or len(inside) == 1
-        if number + 1 < len(groups):  # a run ends only where the next sample would bring too much padding
+        # a run ends only where the next sample would bring too much padding
+        if number + 1 < len(groups):
             grown = lengths[run.start : run.stop + 1]
             assert sum(max(grown) - length for length in grown) > most_padding
 
@@ -119,7 +134,10 @@ def test_l2_normalisation_adds_its_constant_outside_the_norm():
 
 def test_l2_normalisation_is_the_loop_over_any_leading_shape():
     vectors = normal(2, 3, 5)
-    expected = [[(row / (sum(value**2 for value in row) ** 0.5 + 1e-8)).tolist() for row in block] for block in vectors]
+    expected = [
+        [(row / (sum(value**2 for value in row) ** 0.5 + 1e-8)).tolist() for row in block]
+        for block in vectors
+    ]
     close(l2_normalise(vectors), expected)
 
 
@@ -142,7 +160,11 @@ def test_fragments_pool_to_a_weighted_sum_of_largest_and_related(name, residual_
         related = relation.layer(sample[None, :length])[0].mean(0)
         residual = sample[:length].sort(dim=0, descending=True).values[:2].mean(0)
         expected = residual_weight * residual + (1 - residual_weight) * related
-        close(relation(fragments, torch.tensor(lengths))[row].detach(), expected.detach(), absolute=2e-6)
+        close(
+            relation(fragments, torch.tensor(lengths))[row].detach(),
+            expected.detach(),
+            absolute=2e-6,
+        )
 
 
 def test_junk_in_the_padding_does_not_reach_the_pooled_vector():

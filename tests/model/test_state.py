@@ -1,4 +1,5 @@
-"""What a checkpoint holds is checked before anything is changed: options, counters, logs, weights, moments."""
+"""What a checkpoint holds is checked before anything is changed: options, counters, logs,
+weights, moments."""
 
 import math
 import pathlib
@@ -26,8 +27,13 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def interrupted(whole, tmp_path_factory):
-    """The folder of a run that ended after step 4 of 10, saved after step 3; tests leave it as it is."""
-    folder, steps, compute = tmp_path_factory.mktemp("runs") / "interrupted", [], engine.training_step
+    """The folder of a run that ended after step 4 of 10, saved after step 3;
+    tests leave it as it is."""
+    folder, steps, compute = (
+        tmp_path_factory.mktemp("runs") / "interrupted",
+        [],
+        engine.training_step,
+    )
 
     def step(*arguments, **settings):
         steps.append(None)
@@ -89,7 +95,10 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     "an epoch in words": (entry("epoch", "1"), ["epoch '1', expected a whole number"]),
     "an epoch that is true": (entry("epoch", True), ["epoch True, expected a whole number"]),
     "a negative epoch": (entry("epoch", -1), ["epoch -1, expected a whole number from 0 to 1"]),
-    "an epoch beyond the run": (entry("epoch", 7), ["epoch 7, expected a whole number from 0 to 1"]),
+    "an epoch beyond the run": (
+        entry("epoch", 7),
+        ["epoch 7, expected a whole number from 0 to 1"],
+    ),
     "a negative step": (entry("step", -3), ["step -3"]),
     "a huge step": (entry("step", 10**30), ["step 1000000", "expected a whole number from 0 to"]),
     "an endless step": (entry("step", 1 << 1000), ["step a number of 1001 bits"]),
@@ -97,7 +106,10 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     "a score beyond all": (entry("best_rsum", 1e9), ["best_rsum 1000000000.0"]),
     "a place in words": (put("position", "step_in_epoch", "3"), ["step_in_epoch '3'"]),
     "a place below the epoch": (put("position", "step_in_epoch", -1), ["step_in_epoch -1"]),
-    "a place beyond the step": (put("position", "step_in_epoch", 4), ["step_in_epoch 4 of epoch 0 at step 3"]),
+    "a place beyond the step": (
+        put("position", "step_in_epoch", 4),
+        ["step_in_epoch 4 of epoch 0 at step 3"],
+    ),
     "a place beyond the epoch": (
         lambda content: put("position", "step_in_epoch", 99)(entry("step", 99)(content)),
         ["step_in_epoch 99, expected 0 to 10"],
@@ -105,82 +117,165 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     "no place": (put("position", None), ["position None, expected a dict"]),
     "skipped in words": (put("position", "skipped", "no"), ["skipped 'no'"]),
     "a log elsewhere": (put("position", "log_sizes", {"../x": 1}), ["log_sizes names '../x'"]),
-    "a log that is no log": (put("position", "log_sizes", {"notes.txt": 1}), ["log_sizes names 'notes.txt'"]),
+    "a log that is no log": (
+        put("position", "log_sizes", {"notes.txt": 1}),
+        ["log_sizes names 'notes.txt'"],
+    ),
     "a log of negative size": (put("position", "log_sizes", {"train.txt": -1}), ["train.txt -1"]),
     "a log of nothing": (put("position", "log_sizes", {"train.txt": 0}), ["train.txt 0, expected"]),
     "a log of a fraction": (put("position", "log_sizes", {"train.txt": 1.5}), ["train.txt 1.5"]),
-    "a log that ends in a line": (put("position", "log_sizes", {"train.txt": 7}), ["train.txt", "7 bytes"]),
-    "reports in words": (put("position", "step_log", "reports", "none"), ["reports 'none', expected a list"]),
-    "a report of nothing": (put("position", "step_log", "reports", [{}]), ["step_log reports a dict"]),
+    "a log that ends in a line": (
+        put("position", "log_sizes", {"train.txt": 7}),
+        ["train.txt", "7 bytes"],
+    ),
+    "reports in words": (
+        put("position", "step_log", "reports", "none"),
+        ["reports 'none', expected a list"],
+    ),
+    "a report of nothing": (
+        put("position", "step_log", "reports", [{}]),
+        ["step_log reports a dict"],
+    ),
     "a loss of many numbers": (
-        put("position", "step_log", "reports", 0, "loss", torch.ones(3)), ["step_log loss a tensor of shape (3,)"],
+        put("position", "step_log", "reports", 0, "loss", torch.ones(3)),
+        ["step_log loss a tensor of shape (3,)"],
     ),
     "a term of two lines": (
-        put("position", "step_log", "reports", 0, "terms", {"a\nb": torch.ones(())}), ["step_log terms ['a\\nb']"],
+        put("position", "step_log", "reports", 0, "terms", {"a\nb": torch.ones(())}),
+        ["step_log terms ['a\\nb']"],
     ),
     "a step that is neither": (
-        put("position", "step_log", "reports", 0, "is_finite", torch.ones(())), ["step_log is_finite"],
+        put("position", "step_log", "reports", 0, "is_finite", torch.ones(())),
+        ["step_log is_finite"],
     ),
     "waiting for NaN": (put("position", "step_log", "waited", math.nan), ["waited nan"]),
     "options in a list": (put("options", [1]), ["options [1], expected a dict"]),
-    "options without a seed": (inside("options", change=without("seed")), ["the option seed is missing"]),
-    "an option that is a tensor": (put("options", "margin", torch.ones(2)), ["margin a tensor of shape (2,)"]),
-    "an option that is NaN": (put("options", "margin", math.nan), ["margin nan, expected a plain value"]),
+    "options without a seed": (
+        inside("options", change=without("seed")),
+        ["the option seed is missing"],
+    ),
+    "an option that is a tensor": (
+        put("options", "margin", torch.ones(2)),
+        ["margin a tensor of shape (2,)"],
+    ),
+    "an option that is NaN": (
+        put("options", "margin", math.nan),
+        ["margin nan, expected a plain value"],
+    ),
     "an option of sets": (put("options", "margin", {"a": {1}}), ["margin a set"]),
-    "a pooling of no name": (put("options", "pooling", "sum"), ["pooling 'sum', expected one of maxk+relation"]),
-    "no text encoder": (put("options", "text_encoder", None), ["text_encoder None, expected one of bert, bigru"]),
-    "words without a vocabulary": (put("options", "text_encoder", "bigru"), ["vocabulary None, expected a list"]),
+    "a pooling of no name": (
+        put("options", "pooling", "sum"),
+        ["pooling 'sum', expected one of maxk+relation"],
+    ),
+    "no text encoder": (
+        put("options", "text_encoder", None),
+        ["text_encoder None, expected one of bert, bigru"],
+    ),
+    "words without a vocabulary": (
+        put("options", "text_encoder", "bigru"),
+        ["vocabulary None, expected a list"],
+    ),
     "a weight of NaN": (
         inside("model", "image_encoder.projection.bias", change=lambda t: t * math.nan),
         ["image_encoder.projection.bias holds NaN or Inf"],
     ),
     "a weight of another shape": (
-        put("model", "image_encoder.projection.bias", torch.ones(3)), ["projection.bias is (3,), expected (16,)"],
+        put("model", "image_encoder.projection.bias", torch.ones(3)),
+        ["projection.bias is (3,), expected (16,)"],
     ),
     "a weight of another type": (
-        put("model", "image_encoder.projection.bias", torch.ones(16).double()), ["is of type torch.float64"],
+        put("model", "image_encoder.projection.bias", torch.ones(16).double()),
+        ["is of type torch.float64"],
     ),
-    "a weight too few": (inside("model", change=without("image_encoder.projection.bias")), ["is nothing, expected"]),
-    "a weight too many": (inside("objective", change=entry("x", torch.ones(1))), ["objective holds 'x'"]),
-    "moments too small": (moment("exp_avg", lambda t: t[:1]), ["optimizer state 0: exp_avg is (1, 128), expected"]),
-    "moments of doubles": (moment("exp_avg", torch.Tensor.double), ["exp_avg is of type torch.float64"]),
+    "a weight too few": (
+        inside("model", change=without("image_encoder.projection.bias")),
+        ["is nothing, expected"],
+    ),
+    "a weight too many": (
+        inside("objective", change=entry("x", torch.ones(1))),
+        ["objective holds 'x'"],
+    ),
+    "moments too small": (
+        moment("exp_avg", lambda t: t[:1]),
+        ["optimizer state 0: exp_avg is (1, 128), expected"],
+    ),
+    "moments of doubles": (
+        moment("exp_avg", torch.Tensor.double),
+        ["exp_avg is of type torch.float64"],
+    ),
     "moments in another order": (
-        moment("exp_avg_sq", lambda t: t.T.contiguous().T), ["exp_avg_sq has strides (1, 16), expected (128, 1)"],
+        moment("exp_avg_sq", lambda t: t.T.contiguous().T),
+        ["exp_avg_sq has strides (1, 16), expected (128, 1)"],
     ),
     "moments without memory of their own": (
-        moment("exp_avg", lambda t: torch.zeros(1).expand(t.shape)), ["exp_avg has strides (0, 0)"],
+        moment("exp_avg", lambda t: torch.zeros(1).expand(t.shape)),
+        ["exp_avg has strides (0, 0)"],
     ),
     "moments that share memory": (sharing, ["optimizer state shares memory"]),
     "steps that share memory": (
-        lambda content: put("optimizer", "state", 0, "step", content["optimizer"]["state"][1]["step"])(content),
+        lambda content: put(
+            "optimizer", "state", 0, "step", content["optimizer"]["state"][1]["step"]
+        )(content),
         ["optimizer state shares memory"],
     ),
-    "moments of one weight lost": (inside("optimizer", "state", change=without(0)), ["optimizer state 0 is missing"]),
-    "all moments lost": (put("optimizer", "state", {}), ["optimizer state 0 is missing, expected the moments of step"]),
+    "moments of one weight lost": (
+        inside("optimizer", "state", change=without(0)),
+        ["optimizer state 0 is missing"],
+    ),
+    "all moments lost": (
+        put("optimizer", "state", {}),
+        ["optimizer state 0 is missing, expected the moments of step"],
+    ),
     "a sparse moment": (moment("exp_avg", torch.Tensor.to_sparse), ["exp_avg is no plain tensor"]),
     "a moment of Inf": (moment("exp_avg", lambda t: t + math.inf), ["exp_avg holds NaN or Inf"]),
     "negative squares": (moment("exp_avg_sq", lambda t: t - 1), ["exp_avg_sq is negative"]),
-    "a moment too few": (inside("optimizer", "state", 0, change=without("exp_avg")), ["optimizer state 0 is a dict"]),
-    "moments of nothing": (inside("optimizer", "state", change=entry(9999, {})), ["optimizer state of parameter 9999"]),
+    "a moment too few": (
+        inside("optimizer", "state", 0, change=without("exp_avg")),
+        ["optimizer state 0 is a dict"],
+    ),
+    "moments of nothing": (
+        inside("optimizer", "state", change=entry(9999, {})),
+        ["optimizer state of parameter 9999"],
+    ),
     "steps of the future": (moment("step", lambda t: t + 100), ["step 103, expected 0 to 3"]),
     "half a step": (moment("step", lambda t: t - 0.5), ["step 2.5, expected 0 to 3"]),
-    "a group too few": (inside("optimizer", "param_groups", change=lambda found: found[:1]), ["1 groups"]),
-    "another rate": (put("optimizer", "param_groups", 0, "initial_lr", 1e9), ["initial_lr 1000000000.0, expected"]),
-    "a rate of NaN": (put("optimizer", "param_groups", 0, "lr", math.nan), ["lr nan, expected a number from 0 to"]),
-    "betas in words": (put("optimizer", "param_groups", 0, "betas", "ab"), ["betas 'ab', expected [0.9, 0.999]"]),
-    "other parameters": (put("optimizer", "param_groups", 0, "params", [0, 0]), ["group encoders: params [0, 0]"]),
-}  # fmt: skip
+    "a group too few": (
+        inside("optimizer", "param_groups", change=lambda found: found[:1]),
+        ["1 groups"],
+    ),
+    "another rate": (
+        put("optimizer", "param_groups", 0, "initial_lr", 1e9),
+        ["initial_lr 1000000000.0, expected"],
+    ),
+    "a rate of NaN": (
+        put("optimizer", "param_groups", 0, "lr", math.nan),
+        ["lr nan, expected a number from 0 to"],
+    ),
+    "betas in words": (
+        put("optimizer", "param_groups", 0, "betas", "ab"),
+        ["betas 'ab', expected [0.9, 0.999]"],
+    ),
+    "other parameters": (
+        put("optimizer", "param_groups", 0, "params", [0, 0]),
+        ["group encoders: params [0, 0]"],
+    ),
+}
 
 
 @pytest.mark.parametrize("damage, expected", LOST.values(), ids=LOST)
 def test_a_damaged_state_is_refused_before_anything_is_changed(
     whole, interrupted, tmp_path, refusal, damage, expected
-):  # fmt: skip
+):
     folder = shutil.copytree(interrupted, tmp_path / "run")
     content = torch.load(folder / LAST, weights_only=True)
     torch.save(damage(content), folder / LAST)
     before = contents(folder)
-    expected = [folder / LAST if "bytes" not in expected[-1] else folder, *expected, "expected", "--resume none"]
+    expected = [
+        folder / LAST if "bytes" not in expected[-1] else folder,
+        *expected,
+        "expected",
+        "--resume none",
+    ]
     refusal(train.main, *command(whole, folder, "--resume", "auto"), expected=expected)
     assert contents(folder) == before
 
@@ -201,16 +296,19 @@ def test_options_that_numpy_and_pathlib_made_are_plain_values(whole, finished, t
     folder = shutil.copytree(finished, tmp_path / "run")
     content = torch.load(folder / BEST, weights_only=True)
     numbers = dict(
-        embed_size=np.int64(16), nhead=np.uint8(2), dropout=np.float32(0.5), residual_weight=np.float64(0.8),
-        no_imgnorm=np.bool_(False), margin=np.float16(0.25), val_split=np.str_("dev"),
-        data_path=pathlib.Path(whole), big=np.array([7], dtype=">i4")[0],
-        nested=[np.int32(-1), pathlib.PurePath("a/b")], elsewhere=pathlib.PureWindowsPath("C:\\runs"),
+        embed_size=np.int64(16), nhead=np.uint8(2), dropout=np.float32(0.5),
+        residual_weight=np.float64(0.8), no_imgnorm=np.bool_(False), margin=np.float16(0.25),
+        val_split=np.str_("dev"), data_path=pathlib.Path(whole), big=np.array([7], dtype=">i4")[0],
+        nested=[np.int32(-1), pathlib.PurePath("a/b")],
+        elsewhere=pathlib.PureWindowsPath("C:\\runs"),
     )  # fmt: skip
-    torch.save(content | dict(options=content["options"] | numbers, epoch=np.int64(1)), folder / BEST)
+    torch.save(
+        content | dict(options=content["options"] | numbers, epoch=np.int64(1)), folder / BEST
+    )
     found = checkpoint.load(folder / BEST).options
     assert {name: found[name] for name in numbers} == dict(
-        embed_size=16, nhead=2, dropout=0.5, residual_weight=0.8, no_imgnorm=False, margin=0.25, val_split="dev",
-        data_path=str(whole), big=7, nested=[-1, "a/b"], elsewhere="C:\\runs",
+        embed_size=16, nhead=2, dropout=0.5, residual_weight=0.8, no_imgnorm=False, margin=0.25,
+        val_split="dev", data_path=str(whole), big=7, nested=[-1, "a/b"], elsewhere="C:\\runs",
     )  # fmt: skip
     assert all(type(found[name]) in (int, float, bool, str, list) for name in numbers)
     evaluation.main(["--model_path", str(folder)])
@@ -252,7 +350,10 @@ def test_numpy_values_that_are_no_numbers_are_refused(tmp_path, arguments, _, da
 
 def test_an_array_is_named_as_what_it_is(tmp_path):
     torch.save({"x": np.ones(3)}, tmp_path / "file.pth")
-    with pytest.raises(InputError, match=r"file.pth: refused: it needs numpy.*_reconstruct, which is no tensor and no"):
+    with pytest.raises(
+        InputError,
+        match=r"file.pth: refused: it needs numpy.*_reconstruct, which is no tensor and no",
+    ):
         unpickle.read(tmp_path / "file.pth")
 
 
@@ -265,22 +366,42 @@ def test_damage_that_pickle_allows_is_refused(tmp_path):
 
 OPTIONS_OF_STRANGERS = {
     "a pooling of no name": (dict(pooling="sum"), "pooling 'sum', expected one of maxk+relation"),
-    "no text encoder": (dict(text_encoder="lstm"), "text_encoder 'lstm', expected one of bert, bigru"),
-    "normalisation in words": (dict(no_imgnorm="False"), "no_imgnorm 'False', expected one of 0, 1"),
+    "no text encoder": (
+        dict(text_encoder="lstm"),
+        "text_encoder 'lstm', expected one of bert, bigru",
+    ),
+    "normalisation in words": (
+        dict(no_imgnorm="False"),
+        "no_imgnorm 'False', expected one of 0, 1",
+    ),
     "masks of 2": (dict(mask_padding=2), "mask_padding 2, expected one of 0, 1"),
-    "features of 10**12": (dict(img_dim=10**12), "img_dim 1000000000000, expected a whole number from 1 to"),
+    "features of 10**12": (
+        dict(img_dim=10**12),
+        "img_dim 1000000000000, expected a whole number from 1 to",
+    ),
     "features of another size": (dict(img_dim=7), "has 128 columns, expected img_dim 7"),
     "words of 10**12": (dict(word_dim=10**12), "word_dim 1000000000000"),
-    "a NUL in a path": (dict(data_path="a\0b"), "data_path 'a\\x00b', expected at most 4096 characters and no NUL"),
-    "a path without end": (dict(data_path="a" * 10**6), "expected at most 4096 characters and no NUL"),
-    "a distance in words": (dict(longest_distance="x"), "longest_distance 'x', expected a number from 0"),
+    "a NUL in a path": (
+        dict(data_path="a\0b"),
+        "data_path 'a\\x00b', expected at most 4096 characters and no NUL",
+    ),
+    "a path without end": (
+        dict(data_path="a" * 10**6),
+        "expected at most 4096 characters and no NUL",
+    ),
+    "a distance in words": (
+        dict(longest_distance="x"),
+        "longest_distance 'x', expected a number from 0",
+    ),
     "a list of lists of lists": (dict(x=[[[[[[1]]]]]]), "x a list, expected a plain value"),
     "a number of 1001 bits": (dict(x=1 << 1000), "x a number of 1001 bits"),
     "a key that is a number": ({3: 4}, "expected a dict of values by name"),
 }
 
 
-@pytest.mark.parametrize("changes, expected", OPTIONS_OF_STRANGERS.values(), ids=OPTIONS_OF_STRANGERS)
+@pytest.mark.parametrize(
+    "changes, expected", OPTIONS_OF_STRANGERS.values(), ids=OPTIONS_OF_STRANGERS
+)
 def test_options_that_describe_no_model_are_refused(finished, tmp_path, changes, expected):
     content = torch.load(finished / BEST, weights_only=True)
     torch.save(content | dict(options=content["options"] | changes), tmp_path / "file.pth")
@@ -292,24 +413,35 @@ def test_options_that_describe_no_model_are_refused(finished, tmp_path, changes,
 def test_values_are_shown_short():
     assert state.short_repr("x" * 1000) == "'" + "x" * 59
     assert state.short_repr(torch.ones(2, 3)) == "a tensor of shape (2, 3)"
-    assert state.short_repr([1, "a", None]) == "[1, 'a', None]" and state.short_repr([[1]]) == "a list"
+    assert (
+        state.short_repr([1, "a", None]) == "[1, 'a', None]" and state.short_repr([[1]]) == "a list"
+    )
 
 
 DAMAGED_BEST = {
     "no checkpoint": (lambda content: {"format": "hrem-1"}, "not a checkpoint of this model"),
-    "another size": (put("model", "image_encoder.mlp.0.weight", torch.ones(3)), "mlp.0.weight is (3,)"),
+    "another size": (
+        put("model", "image_encoder.mlp.0.weight", torch.ones(3)),
+        "mlp.0.weight is (3,)",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage, expected", DAMAGED_BEST.values(), ids=DAMAGED_BEST)
-def test_a_damaged_best_model_is_met_before_the_run_goes_on(whole, finished, tmp_path, refusal, damage, expected):
+def test_a_damaged_best_model_is_met_before_the_run_goes_on(
+    whole, finished, tmp_path, refusal, damage, expected
+):
     folder = shutil.copytree(finished, tmp_path / "run")
     torch.save(damage(torch.load(folder / BEST, weights_only=True)), folder / BEST)
     before = contents(folder)
     argv = command(whole, folder, "--resume", "auto")
-    assert "move it away" not in refusal(train.main, *argv, expected=[folder / BEST, expected, "put a whole copy"])
+    assert "move it away" not in refusal(
+        train.main, *argv, expected=[folder / BEST, expected, "put a whole copy"]
+    )
     argv += ["--num_epochs", "2"]
-    refusal(train.main, *argv, expected=[folder / BEST, expected, "put a whole copy", "or move it away"])
+    refusal(
+        train.main, *argv, expected=[folder / BEST, expected, "put a whole copy", "or move it away"]
+    )
     assert contents(folder) == before
     (folder / BEST).unlink()
     train.main(argv)  # the remedy
@@ -319,5 +451,7 @@ def test_nothing_is_built_where_a_checkpoint_says_the_data_are(finished, tmp_pat
     content = torch.load(finished / BEST, weights_only=True)
     options = content["options"] | dict(data_path=str(tmp_path / "elsewhere"))
     torch.save(content | dict(options=options), tmp_path / "file.pth")
-    refusal(evaluation.main, tmp_path / "file.pth", expected=["elsewhere/demo_precomp: no such folder"])
+    refusal(
+        evaluation.main, tmp_path / "file.pth", expected=["elsewhere/demo_precomp: no such folder"]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]

@@ -1,4 +1,5 @@
-"""The fusion against attention computed head by head, and the objective's terms, switches and gradients."""
+"""The fusion against attention computed head by head, and the objective's terms,
+switches and gradients."""
 
 import math
 
@@ -16,7 +17,8 @@ DIM, HEADS = 16, 4
 
 
 def relations_of(count, seed):
-    """Four blocks of made-up relations; every row of every block is connected to one instance at least."""
+    """Four blocks of made-up relations; every row of every block is connected to one instance at
+    least."""
     blocks = []
     for block in range(4):
         is_connected = normal(count, count, seed=seed + block) > 0.3
@@ -33,21 +35,32 @@ def naive_bias(relations, mask_weight):
         for column in range(2 * count):
             block = blocks[row // count][column // count]
             here = row % count, column % count
-            bias[row, column] = mask_weight * block.relevance[here] if block.is_connected[here] else -math.inf
+            bias[row, column] = (
+                mask_weight * block.relevance[here] if block.is_connected[here] else -math.inf
+            )
     return bias
 
 
 def naive_layer(layer, nodes, bias, others=None):
-    """One post-norm transformer layer in which nodes attend to each other or to others, a head and a node at a time."""
+    """One post-norm transformer layer in which nodes attend to each other or to others,
+    a head and a node at a time."""
     size = DIM // HEADS
     sources = nodes, *(2 * [nodes if others is None else others])
-    matrices, biases = layer.self_attn.in_proj_weight.split(DIM), layer.self_attn.in_proj_bias.split(DIM)
-    query, key, value = (source @ matrix.T + shift for source, matrix, shift in zip(sources, matrices, biases))
+    matrices, biases = (
+        layer.self_attn.in_proj_weight.split(DIM),
+        layer.self_attn.in_proj_bias.split(DIM),
+    )
+    query, key, value = (
+        source @ matrix.T + shift for source, matrix, shift in zip(sources, matrices, biases)
+    )
     attended = torch.zeros_like(nodes)
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)
         for node in range(len(nodes)):
-            logits = torch.stack([query[node, part] @ other / math.sqrt(size) for other in key[:, part]]) + bias[node]
+            logits = (
+                torch.stack([query[node, part] @ other / math.sqrt(size) for other in key[:, part]])
+                + bias[node]
+            )
             attended[node, part] = logits.exp() / logits.exp().sum() @ value[:, part]
     nodes = layer.norm1(nodes + layer.self_attn.out_proj(attended))
     return layer.norm2(nodes + layer.linear2(layer.linear1(nodes).clamp(min=0)))
@@ -64,7 +77,10 @@ def fusion_of(layers=1, mask_weight=1.0, dropout=0.0, seed=0):
 def encoded(count, lengths, longest, seed):
     unnormalised = normal(count, DIM, seed=seed).requires_grad_()
     return Encoded(
-        l2_normalise(unnormalised), unnormalised, normal(count, longest, DIM, seed=seed + 1), torch.tensor(lengths)
+        l2_normalise(unnormalised),
+        unnormalised,
+        normal(count, longest, DIM, seed=seed + 1),
+        torch.tensor(lengths),
     )
 
 
@@ -82,10 +98,16 @@ def objective_of(seed=0, **options):
 
 
 def check_finite_and_reached(objective, images, captions, image_ids):
-    loss = objective(images, captions, image_ids, use_graph=True, generator=torch.Generator().manual_seed(0))
+    loss = objective(
+        images, captions, image_ids, use_graph=True, generator=torch.Generator().manual_seed(0)
+    )
     loss.total.backward()
     assert loss.total.isfinite() and loss.total > 0
-    for gradient in (images.embedding.grad, captions.embedding.grad, *(p.grad for p in objective.parameters())):
+    for gradient in (
+        images.embedding.grad,
+        captions.embedding.grad,
+        *(p.grad for p in objective.parameters()),
+    ):
         assert gradient.isfinite().all() and gradient.any()
 
 
@@ -94,7 +116,8 @@ def check_finite_and_reached(objective, images, captions, image_ids):
 def test_the_attention_bias_is_the_loop_over_nodes(count, mask_weight):
     relations = relations_of(count, seed=count)
     assert torch.equal(
-        Fusion(DIM, HEADS, mask_weight=mask_weight).attention_bias(relations), naive_bias(relations, mask_weight)
+        Fusion(DIM, HEADS, mask_weight=mask_weight).attention_bias(relations),
+        naive_bias(relations, mask_weight),
     )
 
 
@@ -138,11 +161,19 @@ def test_dropout_acts_in_training_alone():
 
 def test_before_warm_up_there_is_only_the_base_loss():
     images, captions = batch_of()
-    blind = images._replace(fragments=None, unnormalised=None), captions._replace(fragments=None, unnormalised=None)
+    blind = (
+        images._replace(fragments=None, unnormalised=None),
+        captions._replace(fragments=None, unnormalised=None),
+    )
     objective = objective_of(base_loss="vse")
     loss = objective(*blind, torch.arange(4), use_graph=False)
     assert [*loss.terms] == ["base"] and torch.equal(loss.total, loss.terms["base"])
-    close(loss.total, hinge_loss(images.embedding, captions.embedding, find_positives(torch.arange(4)), 0.2, False))
+    close(
+        loss.total,
+        hinge_loss(
+            images.embedding, captions.embedding, find_positives(torch.arange(4)), 0.2, False
+        ),
+    )
     loss.total.backward()
     assert all(parameter.grad is None for parameter in objective.parameters())
 
@@ -165,7 +196,12 @@ def test_the_objective_is_the_sum_of_its_terms(cross_loss, norm_input, mask_repe
         reg_loss_weight=7.0,
     )
     loss = objective(
-        images, captions, image_ids, use_graph=True, hardest=hardest, generator=torch.Generator().manual_seed(3)
+        images,
+        captions,
+        image_ids,
+        use_graph=True,
+        hardest=hardest,
+        generator=torch.Generator().manual_seed(3),
     )
 
     u, w, positives = images.embedding, captions.embedding, find_positives(image_ids, mask_repeat)
@@ -174,7 +210,8 @@ def test_the_objective_is_the_sum_of_its_terms(cross_loss, norm_input, mask_repe
     enhanced_u, enhanced_w = objective.fusion(*inputs, relations)
     expected = dict(
         base=triplet_loss(u, w, positives, 0.3, 1.5, torch.Generator().manual_seed(3)),
-        cross=hinge_loss(u, enhanced_w, positives, 0.3, hardest) + hinge_loss(enhanced_u, w, positives, 0.3, hardest),
+        cross=hinge_loss(u, enhanced_w, positives, 0.3, hardest)
+        + hinge_loss(enhanced_u, w, positives, 0.3, hardest),
         graph=hinge_loss(enhanced_u, enhanced_w, positives, 0.3, hardest),
         regulariser=7.0 * regulariser(relations, u, w),
     )
@@ -190,9 +227,17 @@ def test_the_objective_is_the_sum_of_its_terms(cross_loss, norm_input, mask_repe
 def test_sampled_negatives_are_drawn_for_the_base_then_for_the_cross_and_graph_losses():
     images, captions = batch_of(seed=3)
     objective, positives = objective_of(), find_positives(torch.arange(4))
-    loss = objective(images, captions, torch.arange(4), use_graph=True, generator=torch.Generator().manual_seed(5))
+    loss = objective(
+        images,
+        captions,
+        torch.arange(4),
+        use_graph=True,
+        generator=torch.Generator().manual_seed(5),
+    )
     u, w = images.embedding, captions.embedding
-    enhanced_u, enhanced_w = objective.enhance(images, captions, objective.relations(images, captions))
+    enhanced_u, enhanced_w = objective.enhance(
+        images, captions, objective.relations(images, captions)
+    )
     same = torch.Generator().manual_seed(5)
     base, first, second, graph = (
         triplet_loss(left, right, positives, 0.2, 1.7, same)
@@ -213,7 +258,9 @@ def test_the_fusion_reads_unnormalised_embeddings_only_where_it_is_told_to():
 
 
 @pytest.mark.parametrize("loss", ["trip", "vse"])
-@pytest.mark.parametrize("options", [{}, dict(norm_input=False), dict(cross_loss=False), dict(layers=2)])
+@pytest.mark.parametrize(
+    "options", [{}, dict(norm_input=False), dict(cross_loss=False), dict(layers=2)]
+)
 def test_after_warm_up_gradient_reaches_both_embeddings_and_every_parameter(loss, options):
     check_finite_and_reached(
         objective_of(base_loss=loss, gnn_loss=loss, topk=4, **options), *batch_of(), torch.arange(4)
@@ -225,7 +272,9 @@ def test_the_graph_adds_gradient_through_relevance_and_not_through_the_fragments
     images.fragments.requires_grad_(), captions.fragments.requires_grad_()
     objective = objective_of(topk=4)
     relations = objective.relations(images, captions)
-    sum(block.relevance.sum() for block in (relations.i2i, relations.t2t)).backward(retain_graph=True)
+    sum(block.relevance.sum() for block in (relations.i2i, relations.t2t)).backward(
+        retain_graph=True
+    )
     assert images.embedding.grad.any() and captions.embedding.grad.any()
     objective(images, captions, torch.arange(4), use_graph=True).total.backward()
     assert images.fragments.grad is None and captions.fragments.grad is None
@@ -252,14 +301,19 @@ def test_an_anchor_without_negatives_leaves_the_other_anchors_their_gradient():
     u, w = (l2_normalise(side).requires_grad_() for side in vectors)
     assert (2 - 2 * (u @ w.T)).sqrt()[0, 1:].min() > 1.7
     check_finite_and_reached(
-        objective_of(topk=4), images._replace(embedding=u), captions._replace(embedding=w), torch.arange(4)
+        objective_of(topk=4),
+        images._replace(embedding=u),
+        captions._replace(embedding=w),
+        torch.arange(4),
     )
 
 
 @pytest.mark.parametrize("loss", ["trip", "vse"])
 def test_a_batch_of_one_image_pays_the_regulariser_alone(loss):
     images, captions = batch_of()
-    found = objective_of(base_loss=loss, gnn_loss=loss)(images, captions, torch.zeros(4), use_graph=True)
+    found = objective_of(base_loss=loss, gnn_loss=loss)(
+        images, captions, torch.zeros(4), use_graph=True
+    )
     assert found.terms["base"] == found.terms["cross"] == found.terms["graph"] == 0
     assert found.total == found.terms["regulariser"] > 0
     found.total.backward()
@@ -269,7 +323,13 @@ def test_a_batch_of_one_image_pays_the_regulariser_alone(loss):
 def test_a_mask_weight_of_zero_leaves_relevance_to_the_regulariser():
     images, captions = batch_of()
     objective = objective_of(topk=4, mask_weight=0.0)
-    loss = objective(images, captions, torch.arange(4), use_graph=True, generator=torch.Generator().manual_seed(0))
+    loss = objective(
+        images,
+        captions,
+        torch.arange(4),
+        use_graph=True,
+        generator=torch.Generator().manual_seed(0),
+    )
     without = loss.total - loss.terms["regulariser"]
     relation_parameters = [*objective.relations.parameters()]
     gradients = torch.autograd.grad(without, relation_parameters, retain_graph=True)
@@ -279,7 +339,12 @@ def test_a_mask_weight_of_zero_leaves_relevance_to_the_regulariser():
 
 
 def test_sampling_reaches_farther_on_coco_under_any_of_its_names():
-    assert [longest_distance(name) for name in ("f30k", "demo", "coco", "coco_butd")] == [1.7, 1.7, 1.9, 1.9]
+    assert [longest_distance(name) for name in ("f30k", "demo", "coco", "coco_butd")] == [
+        1.7,
+        1.7,
+        1.9,
+        1.9,
+    ]
 
 
 @pytest.mark.parametrize("threshold, connected", [(0.25, 1), (0.5, 2), (1.0, 4)])

@@ -1,4 +1,5 @@
-"""What the instance level can be told: its interaction, which relations take part, the distance, and the programs."""
+"""What the instance level can be told: its interaction, which relations take part,
+the distance, and the programs."""
 
 import contextlib
 import itertools
@@ -21,7 +22,12 @@ from lib.model.fragment import POOLINGS
 from lib.model.network import HREM
 from lib.objective.losses import find_positives, hinge_loss
 from lib.objective.relation import BLOCKS as LIMITS
-from lib.objective.relation import InstanceRelations, distance_relevance, fragment_matches, regulariser
+from lib.objective.relation import (
+    InstanceRelations,
+    distance_relevance,
+    fragment_matches,
+    regulariser,
+)
 from lib.training import run_parts
 from lib.training.engine import training_step
 
@@ -56,15 +62,24 @@ def naive_standalone(module, images, captions, bias, relation):
 
 @pytest.mark.parametrize("relation", BLOCKS)
 @pytest.mark.parametrize("count, layers, mask_weight", [(1, 1, 1.0), (2, 1, 0.0), (3, 2, 1.5)])
-def test_standalone_is_attention_between_then_within_the_modalities(count, layers, mask_weight, relation):
-    standalone, relations = standalone_of(layers, mask_weight, relation=relation), relations_of(count, seed=count)
+def test_standalone_is_attention_between_then_within_the_modalities(
+    count, layers, mask_weight, relation
+):
+    standalone, relations = (
+        standalone_of(layers, mask_weight, relation=relation),
+        relations_of(count, seed=count),
+    )
     images, captions = normal(count, DIM, seed=1), normal(count, DIM, seed=2)
-    expected = naive_standalone(standalone, images, captions, naive_bias(relations, mask_weight), relation)
+    expected = naive_standalone(
+        standalone, images, captions, naive_bias(relations, mask_weight), relation
+    )
     assert [len(stack) for stack in standalone.children()] == [
         layers * (block in BLOCKS[relation]) for block in ("i2t", "t2i", "i2i", "t2t")
     ]
     for training in (True, False):
-        for found, side in zip(standalone.train(training)(images, captions, relations), expected, strict=True):
+        for found, side in zip(
+            standalone.train(training)(images, captions, relations), expected, strict=True
+        ):
             close(found.detach(), side.detach())
 
 
@@ -78,7 +93,10 @@ def test_every_block_of_standalone_has_its_own_weights_and_dropout():
 
 
 def test_in_standalone_an_image_hears_of_images_only_through_its_connections():
-    standalone, relations = standalone_of(mask_weight=0.0, relation="inter"), relations_of(4, seed=0)
+    standalone, relations = (
+        standalone_of(mask_weight=0.0, relation="inter"),
+        relations_of(4, seed=0),
+    )
     images, captions = normal(4, DIM, seed=1), normal(4, DIM, seed=2)
     relations.i2t.is_connected[:, 3] = torch.tensor([False, False, False, True])
     before = standalone(images, captions, relations)[0]
@@ -92,7 +110,9 @@ def test_fusion_sees_the_blocks_that_take_part_and_no_others(relation):
     images, captions = batch_of()
     objective = objective_of(topk=4, relation=relation)
     found = objective.fusion.attention_bias(objective.relations(images, captions)).isfinite()
-    for block, part in zip(("i2i", "i2t", "t2i", "t2t"), (half for row in found.split(4) for half in row.split(4, 1))):
+    for block, part in zip(
+        ("i2i", "i2t", "t2i", "t2t"), (half for row in found.split(4) for half in row.split(4, 1))
+    ):
         assert part.sum(1).tolist() == [2 * (block in BLOCKS[relation])] * 4
 
 
@@ -102,7 +122,10 @@ def naive_blocks(module, u, w, matches, distance):
     for name, side in (("i2i", u), ("t2t", w)):
         apart = [[(x - y).norm() for y in side] for x in side]
         relevance = [[(-(d**2 if distance == "l2sq" else d)).exp() for d in row] for row in apart]
-        blocks[name] = naive_connection(side @ side.T, 0.4), torch.tensor(relevance, dtype=torch.float64)
+        blocks[name] = (
+            naive_connection(side @ side.T, 0.4),
+            torch.tensor(relevance, dtype=torch.float64),
+        )
     for name, (mean, largest) in zip(("t2i", "i2t"), matches):
         mlp = getattr(module.cross_modal, f"mlp_{name}", None) if module.reads_fragments else None
         relevance = mean + mlp.double()(largest).squeeze(-1) if mlp else None
@@ -113,7 +136,9 @@ def naive_blocks(module, u, w, matches, distance):
 @pytest.mark.parametrize("relation", BLOCKS)
 @pytest.mark.parametrize("use_relevance, use_connection", SWITCHES)
 @pytest.mark.parametrize("distance", ["l2", "l2sq"])
-def test_the_blocks_are_the_loops_under_every_option(relation, use_relevance, use_connection, distance):
+def test_the_blocks_are_the_loops_under_every_option(
+    relation, use_relevance, use_connection, distance
+):
     words, lengths, regions, topk = fragments("not sorted")
     u, w = unit_rows(5, 6, seed=1), unit_rows(5, 6, seed=2)
     module = InstanceRelations(topk, 0.4, relation, use_relevance, use_connection, distance)
@@ -127,10 +152,15 @@ def test_the_blocks_are_the_loops_under_every_option(relation, use_relevance, us
         close(found[name].relevance.detach(), wanted.detach(), 1e-5)
 
 
-@pytest.mark.parametrize("options", [
-    dict(relation="intra"), dict(use_relevance=False, use_connection=False), dict(interaction="none"),
-    dict(relation="inter", use_connection=False, mask_weight=0.0, reg_loss_weight=0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(relation="intra"),
+        dict(use_relevance=False, use_connection=False),
+        dict(interaction="none"),
+        dict(relation="inter", use_connection=False, mask_weight=0.0, reg_loss_weight=0.0),
+    ],
+)
 @pytest.mark.parametrize("interaction", ["fusion", "standalone"])
 def test_fragments_are_not_matched_where_nothing_depends_on_them(monkeypatch, interaction, options):
     monkeypatch.setattr("lib.objective.relation.fragment_matches", None)
@@ -142,7 +172,12 @@ def test_fragments_are_not_matched_where_nothing_depends_on_them(monkeypatch, in
 
 
 def test_pieces_are_read_up_to_k_where_fragments_are_matched():
-    for options in ({}, dict(relation="inter"), dict(use_relevance=False), dict(use_connection=False)):
+    for options in (
+        {},
+        dict(relation="inter"),
+        dict(use_relevance=False),
+        dict(use_connection=False),
+    ):
         assert objective_of(topk=7, **options).pieces_read == 7
 
 
@@ -174,22 +209,31 @@ def test_the_squared_distance_has_no_gradient_at_zero():
 
 
 def unreached(objective):
-    """The parameters that add a constant to a block of relevance, where each softmax sees one block alone."""
-    sees_one = hasattr(objective, "standalone") or not objective.relations.has_intra or not objective.fusion.mask_weight
+    """The parameters that add a constant to a block of relevance,
+    where each softmax sees one block alone."""
+    sees_one = (
+        hasattr(objective, "standalone")
+        or not objective.relations.has_intra
+        or not objective.fusion.mask_weight
+    )
     return re.compile(r"relations\.cross_modal\.mlp_...\.2\.bias" if sees_one else "nothing")
 
 
 def halve(objective, images, captions):
-    """Let every hidden unit of the MLPs be on for half of the pairs, else it would be one more constant."""
+    """Let every hidden unit of the MLPs be on for half of the pairs,
+    else it would be one more constant."""
     if "relations.cross_modal.mlp_i2t.0.bias" in objective.state_dict():
         module = objective.relations.cross_modal
-        found = fragment_matches(captions.fragments, captions.lengths, images.fragments, module.topk)
+        found = fragment_matches(
+            captions.fragments, captions.lengths, images.fragments, module.topk
+        )
         for mlp, (_, largest) in zip((module.mlp_t2i, module.mlp_i2t), found):
             mlp[0].bias.data = -(largest @ mlp[0].weight.T).flatten(0, 1).median(0).values.detach()
 
 
 def check_reached(objective, images, captions):
-    """A finite loss whose gradient reaches both embeddings and every parameter, by more than rounding."""
+    """A finite loss whose gradient reaches both embeddings and every parameter,
+    by more than rounding."""
     halve(objective, images, captions)
     loss = objective(images, captions, torch.arange(len(images.lengths)), use_graph=True)
     loss.total.backward()
@@ -206,12 +250,17 @@ def check_reached(objective, images, captions):
 @pytest.mark.parametrize("use_relevance, use_connection", SWITCHES)
 @pytest.mark.parametrize("options", [
     dict(base_loss="infonce", gnn_loss="infonce"), dict(gnn_loss="vse", distance="l2sq", layers=2),
-    dict(gnn_loss="infonce", cross_loss=False, norm_input=False), dict(gnn_loss="vse", reg_loss_weight=0.0),
-    dict(gnn_loss="vse", mask_weight=0.0), dict(gnn_loss="vse", mask_weight=0.0, reg_loss_weight=0.0),
+    dict(gnn_loss="infonce", cross_loss=False, norm_input=False),
+    dict(gnn_loss="vse", reg_loss_weight=0.0), dict(gnn_loss="vse", mask_weight=0.0),
+    dict(gnn_loss="vse", mask_weight=0.0, reg_loss_weight=0.0),
 ])  # fmt: skip
-def test_gradient_reaches_every_parameter_that_there_is(interaction, relation, use_relevance, use_connection, options):
+def test_gradient_reaches_every_parameter_that_there_is(
+    interaction, relation, use_relevance, use_connection, options
+):
     choice = dict(interaction=interaction, relation=relation) | options
-    objective = objective_of(topk=4, use_relevance=use_relevance, use_connection=use_connection, **choice)
+    objective = objective_of(
+        topk=4, use_relevance=use_relevance, use_connection=use_connection, **choice
+    )
     check_reached(objective, *batch_of())
 
 
@@ -232,8 +281,10 @@ def test_the_default_keeps_its_parameters():
     names = [name for name, _ in Objective(DIM, HEADS).named_parameters()]
     assert names[:8] == [
         f"relations.cross_modal.mlp_{direction}.{layer}.{part}"
-        for direction in ("t2i", "i2t") for layer in (0, 2) for part in ("weight", "bias")
-    ]  # fmt: skip
+        for direction in ("t2i", "i2t")
+        for layer in (0, 2)
+        for part in ("weight", "bias")
+    ]
     assert len(names) == 20 and all(name.startswith("fusion.layers.0.") for name in names[8:])
 
 
@@ -241,11 +292,25 @@ def test_the_default_keeps_its_parameters():
 def test_without_interaction_there_is_the_base_loss_alone(loss):
     images, captions = batch_of()
     objective = objective_of(interaction="none", base_loss=loss, gnn_loss="infonce")
-    found = objective(images, captions, torch.arange(4), use_graph=True, generator=torch.Generator().manual_seed(0))
-    before = objective(images, captions, torch.arange(4), use_graph=False, generator=torch.Generator().manual_seed(0))
+    found = objective(
+        images,
+        captions,
+        torch.arange(4),
+        use_graph=True,
+        generator=torch.Generator().manual_seed(0),
+    )
+    before = objective(
+        images,
+        captions,
+        torch.arange(4),
+        use_graph=False,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert [*found.terms] == ["base"] and found.total == before.total
     if loss == "vse":
-        expected = hinge_loss(images.embedding, captions.embedding, find_positives(torch.arange(4)), 0.2, False)
+        expected = hinge_loss(
+            images.embedding, captions.embedding, find_positives(torch.arange(4)), 0.2, False
+        )
         close(found.total.detach(), expected.detach())
     names = [name for name, _ in objective.named_parameters()]
     assert names == (["infonce.log_scale"] if loss == "infonce" else [])
@@ -255,17 +320,25 @@ def test_one_temperature_serves_all_terms_and_exists_where_it_is_read():
     images, captions = batch_of()
     objective = objective_of(base_loss="infonce", gnn_loss="infonce", topk=4)
     loss = objective(images, captions, torch.arange(4), use_graph=True)
-    assert [name for name, _ in objective.named_parameters() if "scale" in name] == ["infonce.log_scale"]
+    assert [name for name, _ in objective.named_parameters() if "scale" in name] == [
+        "infonce.log_scale"
+    ]
     for term in ("base", "cross", "graph"):
-        assert torch.autograd.grad(loss.terms[term], objective.infonce.log_scale, retain_graph=True)[0] != 0
+        assert (
+            torch.autograd.grad(loss.terms[term], objective.infonce.log_scale, retain_graph=True)[0]
+            != 0
+        )
     assert not hasattr(objective_of(base_loss="vse", gnn_loss="trip"), "infonce")
 
 
 class NoUpdate:
-    """An optimiser that changes nothing. The fused AdamW asks for no value, a tensor tells it, but it knows no meta."""
+    """An optimiser that changes nothing. The fused AdamW asks for no value, a tensor tells it,
+    but it knows no meta."""
 
     def __init__(self, *modules):
-        self.param_groups = [dict(params=[parameter for module in modules for parameter in module.parameters()])]
+        self.param_groups = [
+            dict(params=[parameter for module in modules for parameter in module.parameters()])
+        ]
 
     def zero_grad(self, set_to_none):
         pass
@@ -274,21 +347,25 @@ class NoUpdate:
         assert self.found_inf.is_meta
 
 
-@pytest.mark.parametrize("graph, encoders", [
-    *(
-        (dict(interaction=interaction, relation=relation, base_loss=loss, gnn_loss=loss), {})
-        for interaction, relation in GRAPHS
-        for loss in ("trip", "infonce")
-    ),
-    (dict(base_loss="vse", gnn_loss="vse"), {}),
-    *((dict(base_loss="vse", gnn_loss="vse"), dict(pooling=pooling)) for pooling in POOLINGS),
-    (dict(base_loss="vse", gnn_loss="vse", mask_padding=True), dict(mask_padding=True)),
-    (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(90, 30))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "graph, encoders",
+    [
+        *(
+            (dict(interaction=interaction, relation=relation, base_loss=loss, gnn_loss=loss), {})
+            for interaction, relation in GRAPHS
+            for loss in ("trip", "infonce")
+        ),
+        (dict(base_loss="vse", gnn_loss="vse"), {}),
+        *((dict(base_loss="vse", gnn_loss="vse"), dict(pooling=pooling)) for pooling in POOLINGS),
+        (dict(base_loss="vse", gnn_loss="vse", mask_padding=True), dict(mask_padding=True)),
+        (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(90, 30))),
+    ],
+)
 def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
     """On the device "meta" there are no values: whoever asks for one fails."""
     monkeypatch.setitem(LIMITS, "meta", LIMITS["cuda"])
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta either
+    # knows no meta either
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
     settings = dict(reader=reader, region_dim=48, embed_size=64, heads=4, dropout=0.1) | encoders
     model = HREM(**settings).to("meta").train()
@@ -305,10 +382,15 @@ def test_the_command_line_reaches_the_objective(tmp_path):
     parser = arguments.training_parser()
     graph_lib.add_options(parser)
     command = (
-        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss infonce --embed_size 16"
+        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss "
+        "infonce --embed_size 16"
     ).split() + ["--logger_name", str(tmp_path)]
     objective = run_parts.build_objective(arguments.parse_training(parser, command))
-    assert len(objective.standalone.i2t) == 1 and len(objective.standalone.i2i) == 0 and objective.infonce
+    assert (
+        len(objective.standalone.i2t) == 1
+        and len(objective.standalone.i2i) == 0
+        and objective.infonce
+    )
     relations = objective.relations
     assert relations.distance == objective.distance == "l2sq" and not relations.use_relevance
     assert relations.threshold == relations.cross_modal.threshold == 0.5
@@ -322,19 +404,30 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory, train=12, dev=6, test=6)
 
 
-@pytest.mark.parametrize("options, parameters, terms", [
-    ("--interaction standalone", 0.03, {"cross", "graph", "regulariser"}),
-    ("--interaction standalone --relation intra --distance l2sq", 0.01, {"cross", "graph"}),
-    ("--relation inter --connection 0", 0.01, {"cross", "graph", "regulariser"}),
-    ("--relation intra --relevance 0", 0.01, {"cross", "graph"}),
-    ("--base_loss infonce --gnn_loss infonce --precision bf16", 0.01, {"cross", "graph", "regulariser"}),
-    ("--interaction none --gnn_loss infonce", 0.0, set()),
-])  # fmt: skip
-def test_programs_train_and_evaluate_every_choice(data, tmp_path, options, parameters, terms, capsys):
+@pytest.mark.parametrize(
+    "options, parameters, terms",
+    [
+        ("--interaction standalone", 0.03, {"cross", "graph", "regulariser"}),
+        ("--interaction standalone --relation intra --distance l2sq", 0.01, {"cross", "graph"}),
+        ("--relation inter --connection 0", 0.01, {"cross", "graph", "regulariser"}),
+        ("--relation intra --relevance 0", 0.01, {"cross", "graph"}),
+        (
+            "--base_loss infonce --gnn_loss infonce --precision bf16",
+            0.01,
+            {"cross", "graph", "regulariser"},
+        ),
+        ("--interaction none --gnn_loss infonce", 0.0, set()),
+    ],
+)
+def test_programs_train_and_evaluate_every_choice(
+    data, tmp_path, options, parameters, terms, capsys
+):
     folder = fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "1", *options.split())
     log = (folder / "train.txt").read_text()
     assert f"instance graph {parameters:.2f} M" in log and "skipped" not in log
-    assert ("no instance graph" in log) == (not terms) and ("graph from step 1 on" in log) == bool(terms)
+    assert ("no instance graph" in log) == (not terms) and ("graph from step 1 on" in log) == bool(
+        terms
+    )
     assert set(re.findall("cross|graph(?= [0-9])|regulariser", log.splitlines()[-1])) == terms
     moments = read(folder)["optimizer"]["state"]
     assert len(moments) == len([*read(folder)["model"]]) - 3 + len(read(folder)["objective"])

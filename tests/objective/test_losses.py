@@ -24,7 +24,9 @@ close = partial(helpers.close, absolute=1e-10)
 
 
 def unit_rows(count, dim, seed):
-    vectors = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    vectors = torch.randn(
+        count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
@@ -36,13 +38,18 @@ def pairs(count, seed, dim=6):
 
 
 def similarity_matrix(count, spread, seed):
-    uniform = torch.rand(count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    uniform = torch.rand(
+        count, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return spread * (2 * uniform - 1)
 
 
 def naive_positives(image_ids, mask_repeat):
     ids = image_ids.tolist()
-    return [[(ids[i] == ids[j]) if mask_repeat else i == j for j in range(len(ids))] for i in range(len(ids))]
+    return [
+        [(ids[i] == ids[j]) if mask_repeat else i == j for j in range(len(ids))]
+        for i in range(len(ids))
+    ]
 
 
 def naive_hinge(u, w, is_positive, hardest):
@@ -53,12 +60,15 @@ def naive_hinge(u, w, is_positive, hardest):
             if not is_positive[i][j]:
                 by_caption.append((MARGIN + u[i] @ w[j] - u[i] @ w[i]).clamp(min=0))
                 by_image.append((MARGIN + u[j] @ w[i] - u[i] @ w[i]).clamp(min=0))
-        total = total + (max(by_caption) + max(by_image) if hardest else sum(by_caption) + sum(by_image))
+        total = total + (
+            max(by_caption) + max(by_image) if hardest else sum(by_caption) + sum(by_image)
+        )
     return total
 
 
 def naive_infonce(u, w, is_positive, scale):
-    """Mean over anchors of both directions of -log softmax at the own pair; other positives are not in the sum."""
+    """Mean over anchors of both directions of -log softmax at the own pair;
+    other positives are not in the sum."""
     losses = []
     for rows in (u @ w.T, w @ u.T):
         for anchor in range(len(u)):
@@ -75,7 +85,9 @@ def naive_distribution(similarities, is_positive, longest_distance):
         for j, cosine in enumerate(row):
             distance = math.sqrt(max(2 - 2 * cosine, 0.5**2))
             if not positive_row[j] and distance < longest_distance:
-                log_weights[j] = (2 - 512) * math.log(distance) - (512 - 3) / 2 * math.log(1 - distance**2 / 4)
+                log_weights[j] = (2 - 512) * math.log(distance) - (512 - 3) / 2 * math.log(
+                    1 - distance**2 / 4
+                )
         largest = max(log_weights)
         weights = [math.exp(value - largest) if value > -math.inf else 0.0 for value in log_weights]
         rows.append([weight / (sum(weights) or 1) for weight in weights])
@@ -83,7 +95,8 @@ def naive_distribution(similarities, is_positive, longest_distance):
 
 
 def naive_triplets(u, w, is_positive, drawn, longest_distance):
-    """The loss for the negatives drawn in each direction, in the order of the (anchor, positive) pairs."""
+    """The loss for the negatives drawn in each direction, in the order of the
+    (anchor, positive) pairs."""
     total = torch.zeros((), dtype=torch.float64)
     for rows, negatives in zip((u @ w.T, w @ u.T), drawn):
         distribution = naive_distribution(rows.detach(), is_positive, longest_distance)
@@ -92,7 +105,9 @@ def naive_triplets(u, w, is_positive, drawn, longest_distance):
         for (anchor, positive), negative in zip(every_pair, negatives.tolist()):
             if distribution[anchor].sum():
                 assert distribution[anchor, negative] > 0
-                total = total + (MARGIN + rows[anchor, negative] - rows[anchor, positive]).clamp(min=0)
+                total = total + (MARGIN + rows[anchor, negative] - rows[anchor, positive]).clamp(
+                    min=0
+                )
     return total
 
 
@@ -110,7 +125,9 @@ def record_draws(monkeypatch):
 
 def check_gradients(found, expected, leaves):
     close(found, expected.detach())
-    for ours, loop in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)):
+    for ours, loop in zip(
+        torch.autograd.grad(found, leaves), torch.autograd.grad(expected, leaves)
+    ):
         close(ours, loop)
 
 
@@ -118,7 +135,10 @@ def check_gradients(found, expected, leaves):
 @pytest.mark.parametrize("ids", [[7, 7, 3, 7], [0, 1], [5, 5], [4]])
 def test_positives_are_the_pairs_of_one_image_or_the_diagonal(ids, mask_repeat):
     image_ids = torch.tensor(ids)
-    found, expected = find_positives(image_ids, mask_repeat), naive_positives(image_ids, mask_repeat)
+    found, expected = (
+        find_positives(image_ids, mask_repeat),
+        naive_positives(image_ids, mask_repeat),
+    )
     assert found.is_positive.tolist() == expected
     every_pair = [(a, p) for a in range(len(ids)) for p in range(len(ids)) if expected[a][p]]
     assert list(zip(found.anchor.tolist(), found.positive.tolist())) == every_pair
@@ -131,7 +151,9 @@ def test_three_captions_of_one_image_and_one_other_give_ten_positive_pairs():
 
 @pytest.mark.parametrize("hardest", [False, True])
 @pytest.mark.parametrize("mask_repeat", [False, True])
-@pytest.mark.parametrize("seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])]
+)
 def test_hinge_loss_is_the_loop(seed, ids, mask_repeat, hardest):
     u, w = pairs(len(ids), seed)
     positives = find_positives(torch.tensor(ids), mask_repeat)
@@ -156,14 +178,20 @@ def test_the_distribution_of_negatives_is_the_loop(seed, ids, spread, longest_di
     positives = find_positives(torch.tensor(ids))
     expected = naive_distribution(similarities, positives.is_positive.tolist(), longest_distance)
     close(negative_distribution(similarities, positives.is_positive, longest_distance), expected)
-    close(negative_distribution(similarities.float(), positives.is_positive, longest_distance), expected, absolute=1e-3)
+    close(
+        negative_distribution(similarities.float(), positives.is_positive, longest_distance),
+        expected,
+        absolute=1e-3,
+    )
 
 
 def test_only_negatives_nearer_than_the_longest_distance_are_drawn():
     at = {distance: 1 - distance**2 / 2 for distance in (1.69, 1.71, 1.89, 1.91)}
     similarities = torch.tensor([[1.0, *at.values()]] * 5, dtype=torch.float64)
     is_positive = torch.tensor([[True, False, False, False, False]] * 5)
-    near, far = (negative_distribution(similarities, is_positive, longest)[0] > 0 for longest in (1.7, 1.9))
+    near, far = (
+        negative_distribution(similarities, is_positive, longest)[0] > 0 for longest in (1.7, 1.9)
+    )
     assert near.tolist() == [False, True, False, False, False]
     assert far.tolist() == [False, True, True, True, False]
 
@@ -171,7 +199,9 @@ def test_only_negatives_nearer_than_the_longest_distance_are_drawn():
 def test_negatives_nearer_than_half_weigh_as_much_as_those_at_half():
     half = 1 - 0.5**2 / 2
     similarities = torch.tensor([[1.0, half, 0.93, 1.0, 0.8]], dtype=torch.float64)
-    found = negative_distribution(similarities, torch.tensor([[True, False, False, False, False]]), 1.7)[0]
+    found = negative_distribution(
+        similarities, torch.tensor([[True, False, False, False, False]]), 1.7
+    )[0]
     close(found[1:4], found[1].expand(3))
     assert found[0] == 0 and 0 < found[4] < found[1]
 
@@ -237,14 +267,22 @@ def test_draws_are_as_frequent_as_the_distribution_says():
 
 
 @pytest.mark.parametrize("mask_repeat", [False, True])
-@pytest.mark.parametrize("seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])]
+)
 @pytest.mark.parametrize("longest_distance", [1.2, 1.7])
-def test_triplet_loss_is_the_loop_over_the_negatives_drawn(monkeypatch, seed, ids, mask_repeat, longest_distance):
+def test_triplet_loss_is_the_loop_over_the_negatives_drawn(
+    monkeypatch, seed, ids, mask_repeat, longest_distance
+):
     drawn = record_draws(monkeypatch)
     u, w = pairs(len(ids), seed)
     positives = find_positives(torch.tensor(ids), mask_repeat)
-    found = triplet_loss(u, w, positives, MARGIN, longest_distance, torch.Generator().manual_seed(seed))
-    expected = naive_triplets(u, w, naive_positives(torch.tensor(ids), mask_repeat), [*drawn], longest_distance)
+    found = triplet_loss(
+        u, w, positives, MARGIN, longest_distance, torch.Generator().manual_seed(seed)
+    )
+    expected = naive_triplets(
+        u, w, naive_positives(torch.tensor(ids), mask_repeat), [*drawn], longest_distance
+    )
     if longest_distance == 1.7 and len(ids) > 2:
         assert expected > 0
     if expected.requires_grad:
@@ -267,10 +305,13 @@ def test_images_are_the_first_anchors_and_captions_the_second(monkeypatch):
 
 
 def batch_with_a_lonely_anchor():
-    """Image 0 lies opposite to captions 1 and 2, so that as an anchor it has no negative; every other anchor has."""
+    """Image 0 lies opposite to captions 1 and 2, so that as an anchor it has no negative;
+    every other anchor has."""
     captions = torch.tensor([[0.0, 1.0], [-0.9, 0.3], [-1.0, 0.0]], dtype=torch.float64)
     images = torch.tensor([[1.0, 0.0], [-0.3, 0.9], [-0.9, 0.3]], dtype=torch.float64)
-    return (torch.nn.functional.normalize(side, dim=1).requires_grad_() for side in (images, captions))
+    return (
+        torch.nn.functional.normalize(side, dim=1).requires_grad_() for side in (images, captions)
+    )
 
 
 def test_an_anchor_without_negatives_is_left_out_alone(monkeypatch):
@@ -290,9 +331,10 @@ def test_a_batch_of_one_image_costs_nothing(ids):
     u, w = pairs(len(ids), seed=5)
     positives = find_positives(torch.tensor(ids))
     for loss in (
-        triplet_loss(u, w, positives, MARGIN, 1.7), hinge_loss(u, w, positives, MARGIN, False),
+        triplet_loss(u, w, positives, MARGIN, 1.7),
+        hinge_loss(u, w, positives, MARGIN, False),
         hinge_loss(u, w, positives, MARGIN, True),
-    ):  # fmt: skip
+    ):
         assert loss == 0
         for gradient in torch.autograd.grad(loss, (u, w)):
             assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -307,12 +349,16 @@ def test_equal_embeddings_cost_the_margin_an_anchor_and_a_direction():
 
 
 @pytest.mark.parametrize("mask_repeat", [False, True])
-@pytest.mark.parametrize("seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])])
+@pytest.mark.parametrize(
+    "seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])]
+)
 def test_infonce_is_the_loop_and_so_is_its_temperatures_gradient(seed, ids, mask_repeat):
     u, w = pairs(len(ids), seed)
     infonce = InfoNCE().double()
     positives = find_positives(torch.tensor(ids), mask_repeat)
-    expected = naive_infonce(u, w, naive_positives(torch.tensor(ids), mask_repeat), infonce.log_scale.exp())
+    expected = naive_infonce(
+        u, w, naive_positives(torch.tensor(ids), mask_repeat), infonce.log_scale.exp()
+    )
     close(infonce.log_scale.exp(), 1 / 0.07, absolute=1e-5)
     assert expected > 0.01
     check_gradients(infonce(u, w, positives), expected, (u, w, infonce.log_scale))
@@ -321,7 +367,11 @@ def test_infonce_is_the_loop_and_so_is_its_temperatures_gradient(seed, ids, mask
 def test_infonce_of_equal_embeddings_is_the_logarithm_of_the_batch():
     u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
     close(InfoNCE()(u, u, find_positives(torch.arange(4))), math.log(4), absolute=1e-6)
-    close(InfoNCE()(u, u, find_positives(torch.tensor([1, 1, 2, 3]))), (math.log(3) + math.log(4)) / 2, absolute=1e-6)
+    close(
+        InfoNCE()(u, u, find_positives(torch.tensor([1, 1, 2, 3]))),
+        (math.log(3) + math.log(4)) / 2,
+        absolute=1e-6,
+    )
 
 
 @pytest.mark.parametrize("ids", [[4, 4, 4], [1]])
@@ -342,7 +392,8 @@ def test_the_temperature_stays_above_a_hundredth_and_comes_back():
     close(infonce.log_scale.exp(), 100)
     close(loss, naive_infonce(u, w, torch.eye(6).tolist(), 100).detach(), absolute=1e-6)
     loss.backward()
-    assert infonce.log_scale.grad > 0  # some pair is not the nearest, so that a higher temperature costs less
+    # some pair is not the nearest, so that a higher temperature costs less
+    assert infonce.log_scale.grad > 0
     torch.optim.SGD(infonce.parameters(), lr=0.1).step()
     infonce(u, w, positives)
     assert infonce.log_scale.exp() < 99

@@ -1,4 +1,5 @@
-"""Connection, relevance and the regulariser against loops over captions, images, pieces and regions."""
+"""Connection, relevance and the regulariser against loops over captions, images,
+pieces and regions."""
 
 import math
 from functools import partial
@@ -65,29 +66,40 @@ def naive_largest(values, topk):
 
 
 def naive_pair(words, length, regions, topk):
-    """(mean, K largest) of caption to image, then of image to caption, of one pair; nested lists in."""
+    """(mean, K largest) of caption to image, then of image to caption, of one pair;
+    nested lists in."""
     pieces, num_regions = range(min(max(length, topk), len(words))), range(len(regions))
     match = [[naive_cosine(words[piece], region) for region in regions] for piece in pieces]
     match = [[value if value > 0 else 0.1 * value for value in row] for row in match]
-    region_norm = [max(math.hypot(*(match[piece][r] for piece in pieces)), 1e-12) for r in num_regions]
+    region_norm = [
+        max(math.hypot(*(match[piece][r] for piece in pieces)), 1e-12) for r in num_regions
+    ]
     piece_norm = [max(math.hypot(*match[piece]), 1e-12) for piece in pieces]
     of_piece = [max(match[piece][r] / region_norm[r] for r in num_regions) for piece in pieces]
-    of_region = [max(match[piece][r] / piece_norm[piece] for piece in range(length)) for r in num_regions]
+    of_region = [
+        max(match[piece][r] / piece_norm[piece] for piece in range(length)) for r in num_regions
+    ]
     to_image = sum(of_piece[:length]) / length, naive_largest(of_piece, topk)
     to_caption = sum(of_region) / len(regions), naive_largest(of_region, topk)
     return to_image, to_caption
 
 
 def naive_matches(words, lengths, regions, topk):
-    """As `fragment_matches`, a pair at a time: (mean, largest) captions x images, (mean, largest) images x captions."""
+    """As `fragment_matches`, a pair at a time: (mean, largest) captions x images,
+    (mean, largest) images x captions."""
     count = len(lengths)
     found = [
-        [naive_pair(words[t].tolist(), int(lengths[t]), regions[v].tolist(), topk) for v in range(count)]
+        [
+            naive_pair(words[t].tolist(), int(lengths[t]), regions[v].tolist(), topk)
+            for v in range(count)
+        ]
         for t in range(count)
     ]
     t2i = [[[found[t][v][0][part] for v in range(count)] for t in range(count)] for part in (0, 1)]
     i2t = [[[found[t][v][1][part] for t in range(count)] for v in range(count)] for part in (0, 1)]
-    return [[torch.tensor(part, dtype=torch.float64) for part in direction] for direction in (t2i, i2t)]
+    return [
+        [torch.tensor(part, dtype=torch.float64) for part in direction] for direction in (t2i, i2t)
+    ]
 
 
 def naive_connection(closeness, threshold):
@@ -104,7 +116,9 @@ def naive_relevance(left, right):
 
 @pytest.mark.parametrize("limits", BLOCKS)
 @pytest.mark.parametrize("case", BATCHES)
-def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(monkeypatch, case, limits):
+def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(
+    monkeypatch, case, limits
+):
     monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(*limits))
     inputs = fragments(case, seed=len(case))
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
@@ -112,9 +126,12 @@ def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(mon
         close(found.largest, expected[1], absolute=FLOAT32)
 
 
-@pytest.mark.parametrize("matches, images_at_once", [(2**20, [4]), (24 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    "matches, images_at_once", [(2**20, [4]), (24 * 5 * 3, [3, 1]), (1, [1, 1, 1, 1])]
+)
 def test_a_block_holds_no_more_matches_than_it_may(monkeypatch, matches, images_at_once):
-    words, lengths, regions, topk = fragments("some shorter than K")  # 24 pieces are read, with 5 regions each
+    # 24 pieces are read, with 5 regions each
+    words, lengths, regions, topk = fragments("some shorter than K")
     monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(4, 64, matches))
     met, compute = [], relation._group_matches
 
@@ -136,7 +153,9 @@ def test_a_piece_or_region_of_zeros_matches_nothing():
         close(found.largest, expected[1], absolute=FLOAT32)
 
 
-@pytest.mark.parametrize("case", ["all longer than K", "some shorter than K", "padded beyond the longest"])
+@pytest.mark.parametrize(
+    "case", ["all longer than K", "some shorter than K", "padded beyond the longest"]
+)
 def test_only_the_first_pieces_up_to_the_length_or_k_are_read(case):
     words, lengths, regions, topk = fragments(case)
     before = fragment_matches(words, lengths, regions, topk)
@@ -148,7 +167,8 @@ def test_only_the_first_pieces_up_to_the_length_or_k_are_read(case):
             same = [torch.equal(x, y) for old, new in zip(before, after) for x, y in zip(old, new)]
             if piece >= max(length, topk):
                 assert all(same)
-            elif piece >= length:  # padding that is selected: no image sees it, but the caption's own side does
+            elif piece >= length:
+                # padding that is selected: no image sees it, but the caption's own side does
                 assert same == [False, False, True, True]
             else:
                 assert same[1] is False
@@ -165,7 +185,8 @@ def test_padded_regions_take_part():
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.34, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
 def test_connection_is_the_loop_over_rows(count, threshold):
-    closeness = normal(count, count, seed=count).round(decimals=1)  # rounded, so that some are equal
+    # rounded, so that some are equal
+    closeness = normal(count, count, seed=count).round(decimals=1)
     assert connection(closeness, threshold).tolist() == naive_connection(closeness, threshold)
 
 
@@ -176,7 +197,9 @@ def test_a_threshold_of_zero_connects_the_closest_and_of_one_everything():
 
 
 def test_instances_as_close_as_the_last_one_connected_are_connected_too():
-    closeness = torch.tensor([[3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 5.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    closeness = torch.tensor(
+        [[3.0, 1.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 5.0, 4.0], [1.0, 2.0, 3.0, 4.0]]
+    )
     assert connection(closeness, 0.5).tolist() == [
         [True, False, True, True],
         [True] * 4,
@@ -205,7 +228,9 @@ def test_relevance_has_the_loops_gradient_and_none_at_distance_zero(count):
     embeddings[1] = embeddings[0]
     embeddings.requires_grad_()
     weights = normal(count, count, seed=1)
-    (found,) = torch.autograd.grad((weights * distance_relevance(embeddings, embeddings)).sum(), embeddings)
+    (found,) = torch.autograd.grad(
+        (weights * distance_relevance(embeddings, embeddings)).sum(), embeddings
+    )
     apart = [(i, j) for i in range(count) for j in range(count) if i != j and {i, j} != {0, 1}]
     loop = sum(weights[i, j] * (-(embeddings[i] - embeddings[j]).norm()).exp() for i, j in apart)
     close(found, *torch.autograd.grad(loop, embeddings))
@@ -218,9 +243,15 @@ def test_relevance_has_the_loops_gradient_and_none_at_distance_zero(count):
 @pytest.mark.parametrize("distance", ["l2", "l2sq"])
 def test_the_gradient_of_relevance_is_that_of_finite_differences(distance):
     left, right = (normal(count, 3, seed=count).requires_grad_() for count in (4, 6))
-    assert torch.autograd.gradcheck(lambda *rows: distance_relevance(*rows, distance), (left, right))
-    assert torch.autograd.gradcheck(lambda rows: distance_relevance(rows, right.detach(), distance), left)
-    assert torch.autograd.gradcheck(lambda rows: distance_relevance(left.detach(), rows, distance), right)
+    assert torch.autograd.gradcheck(
+        lambda *rows: distance_relevance(*rows, distance), (left, right)
+    )
+    assert torch.autograd.gradcheck(
+        lambda rows: distance_relevance(rows, right.detach(), distance), left
+    )
+    assert torch.autograd.gradcheck(
+        lambda rows: distance_relevance(left.detach(), rows, distance), right
+    )
 
 
 @pytest.mark.parametrize("distance", ["l2", "l2sq"])
@@ -231,11 +262,14 @@ def test_the_gradient_of_near_embeddings_does_not_cancel_in_float32(spread, dist
     weights = normal(12, 12, seed=2)
     exact = rows.double().requires_grad_()
     squares = (exact[:, None] - exact[None]).square().sum(2)
-    apart = torch.where(squares == 0, 0, squares.masked_fill(squares == 0, 1).sqrt())  # the root has no slope at 0
+    # the root has no slope at 0
+    apart = torch.where(squares == 0, 0, squares.masked_fill(squares == 0, 1).sqrt())
     naive = (-(apart if distance == "l2" else apart.square())).exp()
     (expected,) = torch.autograd.grad((weights * naive).sum(), exact)
     rows.requires_grad_()
-    (found,) = torch.autograd.grad((weights.float() * distance_relevance(rows, rows, distance)).sum(), rows)
+    (found,) = torch.autograd.grad(
+        (weights.float() * distance_relevance(rows, rows, distance)).sum(), rows
+    )
     torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-5)
 
 
@@ -273,9 +307,16 @@ def test_the_cross_modal_relation_adds_the_mean_match_to_an_mlp_of_the_largest(c
     torch.nn.init.normal_(module.mlp_i2t[0].weight, generator=torch.Generator().manual_seed(0))
     found_i2t, found_t2i = module(regions, words, lengths)
     t2i, i2t = fragment_matches(words, lengths, regions, topk)
-    for found, (mean, largest), mlp in ((found_t2i, t2i, module.mlp_t2i), (found_i2t, i2t, module.mlp_i2t)):
+    for found, (mean, largest), mlp in (
+        (found_t2i, t2i, module.mlp_t2i),
+        (found_i2t, i2t, module.mlp_i2t),
+    ):
         hidden = (largest @ mlp[0].weight.T + mlp[0].bias).clamp(min=0)
-        close(found.relevance.detach(), (hidden @ mlp[2].weight[0] + mlp[2].bias + mean).detach(), absolute=1e-5)
+        close(
+            found.relevance.detach(),
+            (hidden @ mlp[2].weight[0] + mlp[2].bias + mean).detach(),
+            absolute=1e-5,
+        )
         assert found.is_connected.tolist() == naive_connection(mean, 0.5)
 
 
@@ -308,7 +349,9 @@ def test_the_four_blocks_are_of_the_normalised_embeddings_and_of_the_fragments()
     for block, embeddings in ((found.i2i, u), (found.t2t, w)):
         close(block.relevance, naive_relevance(embeddings, embeddings))
         assert block.is_connected.tolist() == naive_connection(embeddings @ embeddings.T, 0.4)
-    for block, (mean, _) in zip((found.t2i, found.i2t), fragment_matches(words, lengths, regions, topk)):
+    for block, (mean, _) in zip(
+        (found.t2i, found.i2t), fragment_matches(words, lengths, regions, topk)
+    ):
         assert block.is_connected.tolist() == naive_connection(mean, 0.4)
 
 
@@ -334,7 +377,10 @@ def naive_regulariser(i2t, t2i, target):
 def test_the_regulariser_is_the_loop(count, seed):
     u, w = unit_rows(count, 8, seed), unit_rows(count, 8, seed + 10)
     i2t, t2i = (2 * normal(count, count, seed=seed + shift) for shift in (20, 30))
-    close(regulariser(cross_relations(i2t, t2i), u, w), naive_regulariser(i2t, t2i, naive_relevance(u, w)))
+    close(
+        regulariser(cross_relations(i2t, t2i), u, w),
+        naive_regulariser(i2t, t2i, naive_relevance(u, w)),
+    )
 
 
 def test_the_regulariser_is_zero_where_relevance_follows_the_embeddings():
@@ -353,5 +399,7 @@ def test_gradient_of_the_regulariser_reaches_the_relevance_alone():
     assert gradients[0].any() and gradients[1].any()
     step = torch.zeros_like(i2t)
     step[1, 2] = 1e-4
-    ahead, behind = (naive_regulariser(i2t + sign * step, t2i, naive_relevance(u, w)) for sign in (1, -1))
+    ahead, behind = (
+        naive_regulariser(i2t + sign * step, t2i, naive_relevance(u, w)) for sign in (1, -1)
+    )
     close(gradients[0][1, 2], (ahead - behind) / 2e-4, absolute=1e-8)

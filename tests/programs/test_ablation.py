@@ -24,7 +24,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def ablate(data, tmp_path, monkeypatch):
-    """Run it with small rows; returns its table, a list of cells by row, and the entries of its log."""
+    """Run it with small rows; returns its table, a list of cells by row,
+    and the entries of its log."""
     monkeypatch.setattr(ablation, "ROWS", {
         "small": SMALL, "neighbours": f"{SMALL} --batch_sampling neighbour --batch_clusters 3",
         "broken": f"{SMALL} --nhead 3", "never": SMALL,
@@ -52,14 +53,26 @@ def test_rows_are_trained_noted_and_not_trained_again(ablate, tmp_path, monkeypa
         expected = scores["rsum"], scores["i2t"]["r1"], scores["t2i"]["r1"]
         assert [float(cell) for cell in (rsum, i2t, t2i)] == pytest.approx(expected, abs=0.051)
         assert entry["options"][0]["num_epochs"] == 1
-    assert found["broken"][1].startswith("0; seed 3 FAILED: InputError: --nhead 3 does not divide --embed_size 16")
-    assert [(entry["row"], entry["seed"]) for entry in log] == [("small", 3), ("broken", 3), ("neighbours", 3)]
+    assert found["broken"][1].startswith(
+        "0; seed 3 FAILED: InputError: --nhead 3 does not divide --embed_size 16"
+    )
+    assert [(entry["row"], entry["seed"]) for entry in log] == [
+        ("small", 3),
+        ("broken", 3),
+        ("neighbours", 3),
+    ]
     assert log[0]["options"] == SMALL and "torch" in log[0]["hardware"] and "rsum" not in log[1]
 
-    monkeypatch.setattr(train, "main", lambda argv: 1 / 0)  # what is not finished fails now, otherwise than before
+    # what is not finished fails now, otherwise than before
+    monkeypatch.setattr(train, "main", lambda argv: 1 / 0)
     again, log = ablate("--rows", "small", "broken", "--seeds", "3", "--epochs", "1")
-    assert {row: again[row] for row in ("small", "neighbours")} == {row: found[row] for row in ("small", "neighbours")}
-    assert again["broken"][1] == "0; seed 3 FAILED: ZeroDivisionError: division by zero" and len(log) == 4
+    assert {row: again[row] for row in ("small", "neighbours")} == {
+        row: found[row] for row in ("small", "neighbours")
+    }
+    assert (
+        again["broken"][1] == "0; seed 3 FAILED: ZeroDivisionError: division by zero"
+        and len(log) == 4
+    )
 
 
 def note(folder, *seeds, row="small", options=SMALL, schedule=SCHEDULE, rsum=None):
@@ -68,8 +81,16 @@ def note(folder, *seeds, row="small", options=SMALL, schedule=SCHEDULE, rsum=Non
     with open(folder / "ablation.log", "a") as log:
         for seed in seeds:
             value = rsum or RSUMS[seed]
-            found = {"rsum": value, "I2T R@1": value / 10, "T2I R@1": value / 20, "s a step": 1 / value}
-            log.write(json.dumps(dict(row=row, options=options, schedule=schedule, seed=seed) | found) + "\n")
+            found = {
+                "rsum": value,
+                "I2T R@1": value / 10,
+                "T2I R@1": value / 20,
+                "s a step": 1 / value,
+            }
+            log.write(
+                json.dumps(dict(row=row, options=options, schedule=schedule, seed=seed) | found)
+                + "\n"
+            )
 
 
 def test_a_cell_is_mean_and_sample_deviation_over_the_seeds(ablate, tmp_path):
@@ -113,7 +134,8 @@ def test_only_a_whole_ablation_goes_into_the_kept_files(ablate, tmp_path, monkey
     note(kept, 1, row="neighbours", options=ablation.ROWS["neighbours"], schedule=ablation.SCHEDULE)
     ablate("--rows", "small", "--seeds", "0")
     table = (kept / "ablation.md").read_text()
-    assert "| small |" in table and "| neighbours |" in table and "| never |" not in table  # what else is there stays
+    # what else is there stays
+    assert "| small |" in table and "| neighbours |" in table and "| never |" not in table
     assert f"`{ablation.SCHEDULE}`" in table
 
 
@@ -126,7 +148,9 @@ def test_a_run_that_ended_early_is_begun_again(ablate, tmp_path):
     assert found["small"][1] == "1"
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"row": "small", "seed": 0}', "small seed 0: rsum 3.5"])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"row": "small", "seed": 0}', "small seed 0: rsum 3.5"]
+)
 def test_a_log_of_another_form_is_refused(ablate, tmp_path, line):
     note(tmp_path, 0)
     with open(tmp_path / "ablation.log", "a") as log:
@@ -141,8 +165,11 @@ def test_the_table_in_the_repository_is_that_of_its_log():
     found = ablation.outcomes(ablation.HERE / ablation.LOG, ablation.SCHEDULE)
     table = ablation.table(found, ablation.SCHEDULE)
     assert (ablation.HERE / ablation.TABLE).read_text(encoding="utf-8") == table
-    rows = table.split("\n\n")[1].split("\n", 2)[2]  # the page words the head of the table differently
-    assert "| hrem |" in rows and rows in (ablation.HERE.parent / "docs" / "ablation.md").read_text(encoding="utf-8")
+    # the page words the head of the table differently
+    rows = table.split("\n\n")[1].split("\n", 2)[2]
+    assert "| hrem |" in rows and rows in (ablation.HERE.parent / "docs" / "ablation.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("row", ablation.ROWS)
@@ -156,9 +183,14 @@ def test_every_row_is_a_command_line_of_its_own(row):
     assert row == "hrem" or rows[row] != rows["hrem"]
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--rows", "nothing"], "'nothing'"), (["--seeds", "-1"], "found '-1'"), (["--epochs", "0"], "found '0'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--rows", "nothing"], "'nothing'"),
+        (["--seeds", "-1"], "found '-1'"),
+        (["--epochs", "0"], "found '0'"),
+    ],
+)
 def test_a_wrong_command_line_is_refused(ablate, argv, message):
     with pytest.raises(InputError, match=message):
         ablate(*argv)

@@ -1,4 +1,5 @@
-"""What may stand in for the published encoders: other poolings, and a bidirectional GRU for BERT."""
+"""What may stand in for the published encoders: other poolings,
+and a bidirectional GRU for BERT."""
 
 import math
 from functools import partial
@@ -57,7 +58,9 @@ def naive_gru(gru, rows):
                 (w_h @ state + b_h).chunk(3),
             )
             keep = (keep_x + keep_h).sigmoid()
-            state = keep * state + (1 - keep) * (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+            state = (
+                keep * state + (1 - keep) * (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+            )
             states.append(state)
         return states
 
@@ -78,7 +81,9 @@ def naive_v_res(relation, name, sample):
     """The pooling `name` of the true fragments of one sample, (n, E)."""
     ranked = sample.sort(dim=0, descending=True).values
     if name == "gpo":
-        return sum(theta * row for theta, row in zip(naive_theta(relation.pool, len(sample)), ranked))
+        return sum(
+            theta * row for theta, row in zip(naive_theta(relation.pool, len(sample)), ranked)
+        )
     counted = dict(max=1, maxk=min(2, len(sample)), mean=len(sample))[name]
     return sum(ranked[:counted]) / counted
 
@@ -109,10 +114,17 @@ def check_gradients(module, loss, without=()):
 @pytest.mark.parametrize("name", BATCHES)
 def test_the_generalized_pooling_is_the_loop_over_samples(name):
     pool, (fragments, lengths) = gpo(), batch(name)
-    expected = torch.stack([
-        sum(theta * row for theta, row in zip(naive_theta(pool, length), sample[:length].sort(0, True).values))
-        for sample, length in zip(fragments, lengths.tolist())
-    ])  # fmt: skip
+    expected = torch.stack(
+        [
+            sum(
+                theta * row
+                for theta, row in zip(
+                    naive_theta(pool, length), sample[:length].sort(0, True).values
+                )
+            )
+            for sample, length in zip(fragments, lengths.tolist())
+        ]
+    )
     close(pool(fragments, lengths), expected)
     shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0))
     close(pool(fragments[shuffled], lengths[shuffled]), expected[shuffled])
@@ -129,7 +141,9 @@ def test_its_weights_are_a_distribution_over_the_true_ranks(name):
 
 def test_its_gru_runs_once_over_the_lengths_that_differ():
     pool, seen = gpo(), []
-    pool.gru.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].batch_sizes.tolist()))
+    pool.gru.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].batch_sizes.tolist())
+    )
     pool(normal(6, 9, DIM), torch.tensor([3, 9, 3, 1, 9, 1]))
     assert seen == [[3, 2, 2, 1, 1, 1, 1, 1, 1]]
 
@@ -137,10 +151,16 @@ def test_its_gru_runs_once_over_the_lengths_that_differ():
 def test_without_a_score_it_is_the_mean_and_with_one_steep_enough_the_largest():
     pool, (fragments, lengths) = gpo(), batch("ragged")
     pool.weights = lambda lengths, longest: torch.eye(longest)[:1].expand(len(lengths), -1)
-    close(pool(fragments, lengths), torch.stack([s[:n].amax(0) for s, n in zip(fragments, lengths.tolist())]))
+    close(
+        pool(fragments, lengths),
+        torch.stack([s[:n].amax(0) for s, n in zip(fragments, lengths.tolist())]),
+    )
     del pool.weights
     pool.score.weight.data.zero_()
-    close(pool(fragments, lengths), torch.stack([s[:n].mean(0) for s, n in zip(fragments, lengths.tolist())]))
+    close(
+        pool(fragments, lengths),
+        torch.stack([s[:n].mean(0) for s, n in zip(fragments, lengths.tolist())]),
+    )
 
 
 def test_ranks_are_told_apart_by_their_encodings():
@@ -191,13 +211,19 @@ def test_the_published_pooling_is_the_first_and_starts_as_it_did():
     layer = torch.nn.TransformerEncoderLayer(DIM, HEADS, DIM, batch_first=True)
     found = relation_of("maxk+relation", seed=3).state_dict()
     assert found.keys() == {f"layer.{name}" for name in layer.state_dict()}
-    assert all(torch.equal(found[f"layer.{name}"], value) for name, value in layer.state_dict().items())
+    assert all(
+        torch.equal(found[f"layer.{name}"], value) for name, value in layer.state_dict().items()
+    )
 
 
 def test_the_two_encoders_pool_with_weights_of_their_own():
     torch.manual_seed(0)
     model = HREM(word_embeddings(VOCABULARY, WORD_DIM), REGION_DIM, DIM, HEADS, pooling="gpo")
-    assert model.image_encoder.fragment_relation.layer is None is model.text_encoder.fragment_relation.layer
+    assert (
+        model.image_encoder.fragment_relation.layer
+        is None
+        is model.text_encoder.fragment_relation.layer
+    )
     ours, other = (part.fragment_relation.pool.gru.weight_hh_l0 for part in model.children())
     assert ours.shape == (96, 32) and not torch.equal(ours, other)
 
@@ -205,7 +231,9 @@ def test_the_two_encoders_pool_with_weights_of_their_own():
 def words_of(lengths, longest=None, seed=0):
     lengths = torch.tensor(lengths)
     longest = longest or int(lengths.max())
-    ids = torch.randint(1, len(VOCABULARY), (len(lengths), longest), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        1, len(VOCABULARY), (len(lengths), longest), generator=torch.Generator().manual_seed(seed)
+    )
     return ids.masked_fill(~real_mask(lengths, longest), 0), lengths
 
 
@@ -217,10 +245,14 @@ def recurrent(pooling="maxk+relation", seed=0, **options):
 
 
 def naive_words(encoder, ids, lengths):
-    """Fragments of every caption, its true words alone: the mean of both directions, zero beyond."""
+    """Fragments of every caption, its true words alone: the mean of both directions,
+    zero beyond."""
     found = []
     for caption, length in zip(ids, lengths.tolist()):
-        states = naive_gru(encoder.gru, torch.stack([encoder.words.weight[word] for word in caption[:length].tolist()]))
+        states = naive_gru(
+            encoder.gru,
+            torch.stack([encoder.words.weight[word] for word in caption[:length].tolist()]),
+        )
         states = (states[:, :DIM] + states[:, DIM:]) / 2
         found.append(torch.cat([states, torch.zeros(ids.size(1) - length, DIM)]))
     return torch.stack(found)
@@ -241,7 +273,9 @@ def test_the_recurrent_text_encoder_is_the_loop_over_words(name, pooling):
 
 def test_no_arithmetic_of_the_gru_goes_into_padding():
     encoder, (ids, lengths), seen = recurrent(), words_of([7, 3, 2, 1], longest=9), []
-    encoder.gru.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].data.shape))
+    encoder.gru.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].data.shape)
+    )
     encoder(ids, lengths, least_pieces=9)
     assert seen == [(13, WORD_DIM)]
 
@@ -249,11 +283,16 @@ def test_no_arithmetic_of_the_gru_goes_into_padding():
 def test_words_beyond_the_length_change_nothing():
     encoder, (ids, lengths) = recurrent("gpo+relation"), words_of([6, 4, 1])
     found = encoder(ids, lengths)
-    padded = encoder(torch.nn.functional.pad(ids.masked_fill(ids == 0, 7), (0, 4), value=9), lengths)
+    padded = encoder(
+        torch.nn.functional.pad(ids.masked_fill(ids == 0, 7), (0, 4), value=9), lengths
+    )
     close(padded.embedding, found.embedding)
     close(padded.fragments[:, :6], found.fragments)
     for which, length in enumerate(lengths.tolist()):
-        close(encoder(ids[which : which + 1, :length], lengths[which : which + 1]).embedding, found.embedding[[which]])
+        close(
+            encoder(ids[which : which + 1, :length], lengths[which : which + 1]).embedding,
+            found.embedding[[which]],
+        )
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -274,7 +313,11 @@ def test_gradient_reaches_every_parameter_of_the_published_encoders_with_any_poo
     images = ImageEncoder(REGION_DIM, DIM, HEADS, dropout=0.0, pooling=pooling)
     captions = TextEncoder(bert, DIM, HEADS, dropout=0.0, pooling=pooling)
     lengths = torch.tensor([6, 4, 4, 2])
-    check_gradients(images, (images(normal(4, 6, REGION_DIM), lengths).embedding * normal(4, DIM)).sum(), "mlp.0.bias")
+    check_gradients(
+        images,
+        (images(normal(4, 6, REGION_DIM), lengths).embedding * normal(4, DIM)).sum(),
+        "mlp.0.bias",
+    )
     found = captions(torch.randint(1, 50, (4, 6)), lengths).embedding
     check_gradients(captions, (found * normal(4, DIM)).sum(), "self.key.bias")
 

@@ -1,4 +1,5 @@
-"""The yardsticks compute what ours compute, so that a ratio compares equal work; and every benchmark runs."""
+"""The yardsticks compute what ours compute, so that a ratio compares equal work;
+and every benchmark runs."""
 
 import sys
 
@@ -36,7 +37,9 @@ def test_the_loop_over_captions_finds_the_same_relations():
     t2i, i2t = fragment_matches(words, lengths, regions, topk=6)
     relation_i2t, relation_t2i = module(regions, words, lengths)
     ours = relation_t2i.relevance, t2i.mean, relation_i2t.relevance, i2t.mean
-    theirs = reference.relations_by_caption(words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=6)
+    theirs = reference.relations_by_caption(
+        words, lengths, regions, module.mlp_t2i, module.mlp_i2t, topk=6
+    )
     for left, right in zip(ours, theirs):
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
 
@@ -59,7 +62,13 @@ def test_sorting_finds_the_same_ranks():
 ])  # fmt: skip
 def test_every_benchmark_prints_its_row(script, options, cells, monkeypatch, capsys):
     monkeypatch.setattr(common, "bert_base", small_bert)
-    monkeypatch.setattr(sys, "argv", [script.__name__, *options.split(), "--rounds", "1", "--device", "cpu"])
+    monkeypatch.setattr(
+        sys, "argv", [script.__name__, *options.split(), "--rounds", "1", "--device", "cpu"]
+    )
     script.main()
     printed = capsys.readouterr().out
-    assert printed.startswith("| ") and all(cell in printed for cell in cells) and torch.__version__ in printed
+    assert (
+        printed.startswith("| ")
+        and all(cell in printed for cell in cells)
+        and torch.__version__ in printed
+    )

@@ -1,4 +1,5 @@
-"""Both programs with other poolings, masked padding and a BiGRU, through main([...]), on a small demo data set."""
+"""Both programs with other poolings, masked padding and a BiGRU, through main([...]),
+on a small demo data set."""
 
 import json
 import re
@@ -23,7 +24,10 @@ from lib.results.trained import load
 from lib.system.errors import InputError
 from lib.training import run_parts
 
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 2 --log_step 4"
+OPTIONS = (
+    "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 "
+    "--nhead 2 --workers 0 --warmup 2 --log_step 4"
+)
 BIGRU = "--text_encoder bigru --word_dim 12 --pooling gpo+relation --mask_padding 1".split()
 
 
@@ -44,16 +48,22 @@ def check_evaluation_repeats(folder):
 @pytest.fixture(scope="module")
 def without_bert(data, tmp_path_factory):
     """The same data with no BERT beside them."""
-    return shutil.copytree(data, tmp_path_factory.mktemp("bare") / "data", ignore=shutil.ignore_patterns("bert"))
+    return shutil.copytree(
+        data, tmp_path_factory.mktemp("bare") / "data", ignore=shutil.ignore_patterns("bert")
+    )
 
 
 @pytest.fixture(scope="module")
 def run(without_bert, tmp_path_factory):
     """The run folder of a finished training of a BiGRU; tests leave it as it is."""
-    return shared(fit(without_bert, tmp_path_factory.mktemp("run") / "first", *BIGRU, "--min_word_count", 6))
+    return shared(
+        fit(without_bert, tmp_path_factory.mktemp("run") / "first", *BIGRU, "--min_word_count", 6)
+    )
 
 
-@pytest.mark.parametrize("more", ["--pooling max --mask_padding 1", "--pooling mean+relation", "--pooling gpo"])
+@pytest.mark.parametrize(
+    "more", ["--pooling max --mask_padding 1", "--pooling mean+relation", "--pooling gpo"]
+)
 def test_other_encoders_train_and_are_rebuilt_by_evaluation(data, tmp_path, more):
     folder = fit(data, tmp_path / "run", *more.split())
     assert "skipped" not in (folder / "train.txt").read_text()
@@ -69,14 +79,23 @@ def test_masked_padding_reaches_the_image_encoder_and_the_relations(data, mask):
     options = [*OPTIONS.split(), "--data_path", str(data), "--mask_padding", str(mask)]
     options = arguments.parse_training(parser, options)
     model = build_model(vars(options), bert.model(options.bert_path), demo.FEATURES)
-    assert model.image_encoder.mask_padding is run_parts.build_objective(options).relations.mask_padding is bool(mask)
+    assert (
+        model.image_encoder.mask_padding
+        is run_parts.build_objective(options).relations.mask_padding
+        is bool(mask)
+    )
 
 
 def test_a_bigru_trains_without_a_bert_and_is_rebuilt_by_evaluation(run, tmp_path):
     log = (run / "train.txt").read_text()
     assert "skipped" not in log and "regulariser" in log
     words = read(run)["vocabulary"]
-    assert isinstance(words, list) and len(words) > 20 and "dog" in words and not set(words) & set(SPECIAL)
+    assert (
+        isinstance(words, list)
+        and len(words) > 20
+        and "dog" in words
+        and not set(words) & set(SPECIAL)
+    )
     assert f"vocabulary: {len(words)} words that the training captions hold at least 6 times" in log
     assert read(run)["model"]["text_encoder.words.weight"].shape == (len(words) + 5, 12)
     check_evaluation_repeats(shutil.copytree(run, tmp_path / "copied"))
@@ -92,7 +111,9 @@ def test_the_vocabulary_is_of_the_training_captions_alone(run, without_bert):
 def test_the_same_seed_gives_the_same_bigru(run, without_bert, tmp_path):
     again = fit(without_bert, tmp_path / "again", *BIGRU, "--min_word_count", 6)
     ours, theirs = read(run)["model"], read(again)["model"]
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def test_words_that_training_has_not_seen_are_evaluated(run, without_bert, tmp_path):
@@ -101,23 +122,36 @@ def test_words_that_training_has_not_seen_are_evaluated(run, without_bert, tmp_p
     copied = shutil.copytree(run, tmp_path / "copied")
     for text in ("zebras quarrel", "quagga quagga"):
         captions.write_text(f"{text}\n" * 50)
-        evaluation.main(["--model_path", str(copied), "--data_path", str(new), "--save_results", "1"])
+        evaluation.main(
+            ["--model_path", str(copied), "--data_path", str(new), "--save_results", "1"]
+        )
     first, second = (np.load(path)["sims"] for path in copied.glob("results_demo+data=*.npy"))
     np.testing.assert_array_equal(first, second)
-    assert np.isfinite(first).all() and (first != np.load(copied / "results_demo.npy")["sims"]).any()
+    assert (
+        np.isfinite(first).all() and (first != np.load(copied / "results_demo.npy")["sims"]).any()
+    )
 
 
 def test_glove_is_read_and_its_words_are_told(without_bert, tmp_path, capsys):
     glove = tmp_path / "glove.txt"
-    glove.write_text("dog " + " ".join(["0.5"] * 12) + "\n" + "zebra " + " ".join(["1"] * 12) + "\n")
+    glove.write_text(
+        "dog " + " ".join(["0.5"] * 12) + "\n" + "zebra " + " ".join(["1"] * 12) + "\n"
+    )
     folder = fit(without_bert, tmp_path / "run", *BIGRU, "--glove", glove, "--learning_rate", 1e-9)
     words = read(folder)["vocabulary"]
-    assert f"{glove}: vectors of 1 of {len(words)} words; the others start at random" in capsys.readouterr().out
+    assert (
+        f"{glove}: vectors of 1 of {len(words)} words; the others start at random"
+        in capsys.readouterr().out
+    )
     found = read(folder)["model"]["text_encoder.words.weight"]
-    torch.testing.assert_close(found[5 + words.index("dog")], torch.full((12,), 0.5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        found[5 + words.index("dog")], torch.full((12,), 0.5), atol=1e-6, rtol=0
+    )
     assert found.abs().max() <= 0.5 and not found[0].any()
     glove.write_text("dog 1 2 3\n")
-    with pytest.raises(InputError, match=r"glove.txt: line 1 holds 3 values, expected a word and the 12 values"):
+    with pytest.raises(
+        InputError, match=r"glove.txt: line 1 holds 3 values, expected a word and the 12 values"
+    ):
         fit(without_bert, tmp_path / "refused", *BIGRU, "--glove", glove)
     assert not (tmp_path / "refused").exists()
 
@@ -126,12 +160,19 @@ def test_accents_are_stripped_and_told_or_kept_in_training_and_after_it(without_
     data = shutil.copytree(without_bert, tmp_path / "data")
     for split in ("train", "dev", "test"):
         captions = data / "demo_precomp" / f"{split}_caps.txt"
-        captions.write_text(captions.read_text().replace("red", "schön").replace("blue", "schon"), encoding="utf-8")
-    told = "merges 2 different words into 1 of the vocabulary (schon: schon, schön); --strip_accents 0 keeps them apart"
+        captions.write_text(
+            captions.read_text().replace("red", "schön").replace("blue", "schon"), encoding="utf-8"
+        )
+    told = (
+        "merges 2 different words into 1 of the vocabulary (schon: schon, schön); --strip_accents "
+        "0 keeps them apart"
+    )
     for strip in (1, 0):
         folder = fit(data, tmp_path / f"run{strip}", *BIGRU, "--strip_accents", strip)
         assert (told in (folder / "train.txt").read_text()) is bool(strip)
-        assert {"schon", "schön"} & set(read(folder)["vocabulary"]) == ({"schon"} if strip else {"schon", "schön"})
+        assert {"schon", "schön"} & set(read(folder)["vocabulary"]) == (
+            {"schon"} if strip else {"schon", "schön"}
+        )
         check_evaluation_repeats(folder)
         plain, accented = load(folder).encode_captions(["ein schon ball", "ein schön ball"])
         assert np.array_equal(plain, accented) is bool(strip)
@@ -160,7 +201,10 @@ def test_checkpoints_from_before_these_options_are_the_published_encoders(data, 
     del content["vocabulary"]
     torch.save(content, folder / "model_best.pth")
     check_evaluation_repeats(folder)
-    assert json.loads((folder / "metrics.json").read_text())["test"]["options"][0]["pooling"] == "maxk+relation"
+    assert (
+        json.loads((folder / "metrics.json").read_text())["test"]["options"][0]["pooling"]
+        == "maxk+relation"
+    )
 
 
 @pytest.mark.parametrize("words", [None, ["dog", "dog"], [1], "missing", []], ids=str)
@@ -169,5 +213,7 @@ def test_a_checkpoint_with_a_damaged_vocabulary_is_refused(run, tmp_path, words)
     if words == "missing":
         del content["vocabulary"]
     torch.save(content, tmp_path / "model_best.pth")
-    with pytest.raises(InputError, match="not a checkpoint of this model|a checkpoint of another size"):
+    with pytest.raises(
+        InputError, match="not a checkpoint of this model|a checkpoint of another size"
+    ):
         evaluation.main(["--model_path", str(tmp_path)])

@@ -39,8 +39,12 @@ class Installation(NamedTuple):
         variables = os.environ | {"PYTHONPATH": str(self.foreign), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [self.environment / "bin" / program, *map(str, arguments)],
-            cwd=self.foreign, env=variables, capture_output=True, text=True, timeout=PATIENCE,
-        )  # fmt: skip
+            cwd=self.foreign,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -155,9 +159,13 @@ def test_an_editable_installation_runs_the_files_of_the_checkout(editable, train
     assert shown.startswith("changed\n") and "| 10 |" in shown
 
 
-@pytest.mark.parametrize("argument, expected", [
-    (["--nope"], "hrem-train --help lists"), (["--multi_gpu", "1"], "--no-python hrem-train"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        (["--nope"], "hrem-train --help lists"),
+        (["--multi_gpu", "1"], "--no-python hrem-train"),
+    ],
+)
 def test_messages_name_the_command_that_was_started(argument, expected, monkeypatch, refusal):
     monkeypatch.setattr("sys.argv", ["/usr/bin/hrem-train", *argument])
     refusal(train.main, *argument, expected=[expected])

@@ -14,7 +14,10 @@ import graph_lib
 import train
 from lib.system.errors import InputError
 
-OPTIONS = "--dataset demo --num_epochs 1 --batch_size 30 --embed_size 16 --nhead 2 --warmup 2 --save_results 0"
+OPTIONS = (
+    "--dataset demo --num_epochs 1 --batch_size 30 --embed_size "
+    "16 --nhead 2 --warmup 2 --save_results 0"
+)
 CELL = r"-?\d+\.\d"
 
 
@@ -30,7 +33,9 @@ def data(tmp_path_factory):
 
 
 def fit(data, folder, *more):
-    return train.main([*OPTIONS.split(), "--data_path", str(data), "--logger_name", str(folder), *more])
+    return train.main(
+        [*OPTIONS.split(), "--data_path", str(data), "--logger_name", str(folder), *more]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +69,18 @@ def test_each_seed_has_a_run_folder_and_a_result(trained, data, tmp_path):
     assert {line.split(":")[0] for line in differing} == {"logger_name", "model_name"}
     for seed, result in zip((0, 10, 2), results, strict=True):
         entry = json.loads((folder / f"seed{seed}" / "metrics.json").read_text())["test"]
-        assert entry["seeds"] == [seed] and entry["scores"]["20"]["rsum"] == result.scores["20"].rsum
+        assert (
+            entry["seeds"] == [seed] and entry["scores"]["20"]["rsum"] == result.scores["20"].rsum
+        )
         assert 0 < result.seconds_a_step < 60
 
 
 def test_checkpoints_of_several_seeds_lie_in_the_folder_of_models(data, tmp_path):
     fit(data, tmp_path / "logs", "--model_name", str(tmp_path / "models"), "--seeds", "3")
     assert (tmp_path / "models" / "seed3" / "model_best.pth").exists()
-    assert (tmp_path / "logs" / "seed3" / "test.md").exists() and not (tmp_path / "logs" / "model_best.pth").exists()
+    assert (tmp_path / "logs" / "seed3" / "test.md").exists() and not (
+        tmp_path / "logs" / "model_best.pth"
+    ).exists()
 
 
 def test_a_finished_seed_is_found_before_any_is_trained(runs, data):
@@ -87,15 +96,25 @@ def test_evaluation_of_several_seeds_gives_each_mean_deviation_and_ensemble(runs
     found = rows(printed)
     names = ("seed 0", "seed 2", "seed 10", "mean", "standard deviation", "ensemble")
     assert list(found) == [f"20, {name}" for name in names]
-    assert "ensemble of 3 models (mean of similarities)" in printed and (runs / "seeds.md").read_text() in printed
+    assert (
+        "ensemble of 3 models (mean of similarities)" in printed
+        and (runs / "seeds.md").read_text() in printed
+    )
     for seed in (0, 2, 10):
-        assert found[f"20, seed {seed}"] == rows((runs / f"seed{seed}" / "test.md").read_text())["20"]
-    exact = [json.loads((runs / f"seed{seed}" / "metrics.json").read_text())["test"]["scores"] for seed in (0, 2, 10)]
+        assert (
+            found[f"20, seed {seed}"] == rows((runs / f"seed{seed}" / "test.md").read_text())["20"]
+        )
+    exact = [
+        json.loads((runs / f"seed{seed}" / "metrics.json").read_text())["test"]["scores"]
+        for seed in (0, 2, 10)
+    ]
     rsums = [scores["20"]["rsum"] for scores in exact]
     mean = sum(rsums) / 3
     deviation = (sum((rsum - mean) ** 2 for rsum in rsums) / 2) ** 0.5
     assert found["20, mean"][-1] == pytest.approx(mean, abs=0.051)
-    assert found["20, standard deviation"][-1] == pytest.approx(deviation, abs=0.051) and deviation > 0
+    assert (
+        found["20, standard deviation"][-1] == pytest.approx(deviation, abs=0.051) and deviation > 0
+    )
     ranks = [scores["20"]["t2i"]["meanr"] for scores in exact]
     assert found["20, mean"][-2] == pytest.approx(np.mean(ranks), abs=0.051)
     assert found["20, standard deviation"][-2] == pytest.approx(np.std(ranks, ddof=1), abs=0.051)
@@ -121,7 +140,10 @@ def test_one_seed_has_a_mean_and_no_deviation(runs, capsys):
     shutil.rmtree(runs / "seed10")
     evaluation.main([str(runs)])
     found = rows(capsys.readouterr().out)
-    assert list(found) == ["20, seed 0", "20, mean", "20, ensemble"] and len(set(map(tuple, found.values()))) == 1
+    assert (
+        list(found) == ["20, seed 0", "20, mean", "20, ensemble"]
+        and len(set(map(tuple, found.values()))) == 1
+    )
 
 
 def test_a_seed_without_a_checkpoint_is_no_silent_gap(runs):
@@ -139,7 +161,11 @@ def test_a_run_folder_that_holds_seeds_is_itself_evaluated(runs, capsys):
 @pytest.mark.parametrize("order", ["first", "last", "between"])
 def test_a_run_may_stand_anywhere_on_the_command_line(runs, data, capsys, order):
     run, options = [str(runs / "seed0")], [["--data_path", str(data)], ["--split", "dev"]]
-    argv = {"first": [run, *options], "last": [*options, run], "between": [options[0], run, options[1]]}[order]
+    argv = {
+        "first": [run, *options],
+        "last": [*options, run],
+        "between": [options[0], run, options[1]],
+    }[order]
     evaluation.main(sum(argv, []))
     assert "split dev" in capsys.readouterr().out
 
@@ -152,7 +178,10 @@ def test_runs_with_and_without_the_option_are_one_ensemble(runs, capsys):
 def test_neighbours_train(data, tmp_path):
     fit(data, tmp_path / "run", "--batch_sampling", "neighbour", "--batch_clusters", "5")
     log = (tmp_path / "run" / "train.txt").read_text()
-    assert "batches of 5 clusters x 6 images; k-means found 5 clusters" in log and "4 steps an epoch" in log
+    assert (
+        "batches of 5 clusters x 6 images; k-means found 5 clusters" in log
+        and "4 steps an epoch" in log
+    )
 
 
 @pytest.mark.parametrize("method", arguments.METHODS)
@@ -169,7 +198,9 @@ def test_a_method_sets_options_that_exist_to_values_that_are_allowed(method):
 @pytest.mark.parametrize("method", arguments.METHODS)
 @pytest.mark.parametrize("dataset", ["f30k", "demo"])
 def test_a_method_sets_its_options_and_no_other(method, dataset):
-    plain, chosen = (vars(parse("--dataset", dataset, *more)[1]) for more in ([], ["--method", method]))
+    plain, chosen = (
+        vars(parse("--dataset", dataset, *more)[1]) for more in ([], ["--method", method])
+    )
     assert chosen == plain | arguments.METHODS[method] | {"method": method}
 
 
@@ -184,11 +215,17 @@ def test_the_methods_are_those_of_their_papers():
 
 def test_an_option_given_by_hand_wins_over_the_method():
     options = parse("--base_loss", "trip", "--method", "vsepp", "--vse_mean_warmup_epochs", "3")[1]
-    assert options.base_loss == "trip" and options.max_violation and options.vse_mean_warmup_epochs == 3
+    assert (
+        options.base_loss == "trip"
+        and options.max_violation
+        and options.vse_mean_warmup_epochs == 3
+    )
 
 
 def test_no_option_is_both_the_demos_and_a_methods():
-    assert not {name for settings in arguments.METHODS.values() for name in settings} & set(arguments.DEMO)
+    assert not {name for settings in arguments.METHODS.values() for name in settings} & set(
+        arguments.DEMO
+    )
 
 
 def test_the_seed_is_0_unless_given():

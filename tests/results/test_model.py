@@ -1,4 +1,5 @@
-"""A trained model put to use from Python: `lib.model.load` and what it gives, against the evaluation of its run."""
+"""A trained model put to use from Python: `lib.model.load` and what it gives,
+against the evaluation of its run."""
 
 import re
 from pathlib import Path
@@ -69,9 +70,13 @@ def test_padding_is_told_by_the_number_of_regions(model, data, texts, tmp_path):
     assert np.abs(model.encode_images(regions[1:]) - expected.numpy()[1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("counts", [[36] * 9, 36, [0] + [36] * 9, [37] + [36] * 9, [36.0] * 10, ["36"] * 10])
+@pytest.mark.parametrize(
+    "counts", [[36] * 9, 36, [0] + [36] * 9, [37] + [36] * 9, [36.0] * 10, ["36"] * 10]
+)
 def test_other_than_numbers_of_regions_is_refused(model, test_data, counts):
-    with pytest.raises(InputError, match=r"num_regions: found .*expected 10 whole numbers from 1 to 36"):
+    with pytest.raises(
+        InputError, match=r"num_regions: found .*expected 10 whole numbers from 1 to 36"
+    ):
         model.encode_images(test_data.regions, counts)
 
 
@@ -81,17 +86,25 @@ def test_rows_have_unit_length(model, test_data, texts):
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(model, test_data, texts):
-    np.testing.assert_allclose(model.encode_captions(texts[7:8]), model.encode_captions(texts)[7:8], atol=1e-6)
+    np.testing.assert_allclose(
+        model.encode_captions(texts[7:8]), model.encode_captions(texts)[7:8], atol=1e-6
+    )
     images = np.concatenate([test_data.regions] * 14)  # more than one batch
     found = model.encode_images(images)
-    np.testing.assert_allclose(found.reshape(14, 10, 16), found[None, :10].repeat(14, axis=0), atol=1e-6)
+    np.testing.assert_allclose(
+        found.reshape(14, 10, 16), found[None, :10].repeat(14, axis=0), atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("convert", [np.float64, np.float16, torch.from_numpy], ids=["float64", "float16", "tensor"])
+@pytest.mark.parametrize(
+    "convert", [np.float64, np.float16, torch.from_numpy], ids=["float64", "float16", "tensor"]
+)
 def test_regions_of_any_float_type_are_taken(model, test_data, convert):
     regions = np.array(test_data.regions)
     regions = convert(regions) if convert is torch.from_numpy else regions.astype(convert)
-    np.testing.assert_allclose(model.encode_images(regions), model.encode_images(test_data.regions), atol=2e-3)
+    np.testing.assert_allclose(
+        model.encode_images(regions), model.encode_images(test_data.regions), atol=2e-3
+    )
 
 
 def test_any_caption_is_taken(model):
@@ -101,7 +114,11 @@ def test_any_caption_is_taken(model):
 
 def test_captions_come_in_any_collection(model):
     expected = model.encode_captions(["a dog", "a cat"])
-    for texts in (("a dog", "a cat"), (text for text in ["a dog", "a cat"]), np.array(["a dog", "a cat"])):
+    for texts in (
+        ("a dog", "a cat"),
+        (text for text in ["a dog", "a cat"]),
+        np.array(["a dog", "a cat"]),
+    ):
         np.testing.assert_array_equal(model.encode_captions(texts), expected)
     with pytest.raises(InputError, match="half characters"):
         model.encode_captions(["a \ud800 dog"])
@@ -132,7 +149,9 @@ def test_other_than_regions_is_refused(model, regions, message):
 
 def test_tensors_of_a_short_type_are_taken(model, test_data):
     regions = torch.from_numpy(np.array(test_data.regions[:2])).bfloat16()
-    np.testing.assert_array_equal(model.encode_images(regions), model.encode_images(regions.float()))
+    np.testing.assert_array_equal(
+        model.encode_images(regions), model.encode_images(regions.float())
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
@@ -143,7 +162,9 @@ def test_an_image_that_is_not_finite_is_named(model, test_data, value):
         model.encode_images(regions)
 
 
-def test_a_published_checkpoint_brings_its_sizes_and_takes_a_bert(run, data, tmp_path, texts, model):
+def test_a_published_checkpoint_brings_its_sizes_and_takes_a_bert(
+    run, data, tmp_path, texts, model
+):
     path = tmp_path / "theirs.pth"
     as_published(run, path)
     content = torch.load(path, weights_only=False)

@@ -1,4 +1,5 @@
-"""Search, kept embeddings and export, as people ask for them, against the similarities of the evaluation."""
+"""Search, kept embeddings and export, as people ask for them,
+against the similarities of the evaluation."""
 
 import json
 import os
@@ -47,13 +48,18 @@ def test_a_query_prints_the_best_images(run, data, split, capsys):
     evaluate("--model_path", run, "--query", text, "--topk", 3, "--split", split)
     found = rows(capsys.readouterr().out)
     model = load(run)
-    scores = model.encode_images(np.load(data / "demo_precomp" / f"{split}_ims.npy")) @ model.encode_captions([text])[0]
+    scores = (
+        model.encode_images(np.load(data / "demo_precomp" / f"{split}_ims.npy"))
+        @ model.encode_captions([text])[0]
+    )
     ids = read_lines(data / "demo_precomp" / f"{split}_ids.txt")
     captions = read_lines(data / "demo_precomp" / f"{split}_caps.txt")
     order = sorted(range(10), key=lambda image: -scores[image])[:3]
     assert [int(row[2]) for row in found] == order
     assert [row[3:] for row in found] == [[ids[image], captions[5 * image]] for image in order]
-    assert [float(row[1]) for row in found] == pytest.approx([scores[image] for image in order], abs=1e-4)
+    assert [float(row[1]) for row in found] == pytest.approx(
+        [scores[image] for image in order], abs=1e-4
+    )
 
 
 def test_an_image_is_named_by_its_id_too(run, data, capsys):
@@ -67,7 +73,11 @@ def test_an_image_is_named_by_its_id_too(run, data, capsys):
 
 def test_an_image_has_one_name_where_number_and_id_are_the_same():
     index = search.SplitIndex(["caption"] * 15, ["0", "a", "1"], True, np.arange(15) // 5)
-    assert [index.label(image) for image in range(3)] == ["image 0", "id a (image 1)", "id 1 (image 2)"]
+    assert [index.label(image) for image in range(3)] == [
+        "image 0",
+        "id a (image 1)",
+        "id 1 (image 2)",
+    ]
     assert [index.find(which) for which in ("1", "id:1", "id:a")] == [1, 2, 1]
 
 
@@ -85,8 +95,12 @@ def test_a_query_image_prints_the_best_captions_and_marks_hits(run, data, image,
 def test_rows_that_repeat_are_told_from_images(run, data, tmp_path, capsys):
     other = shutil.copytree(data, tmp_path / "data") / "demo_precomp"
     np.save(other / "test_ims.npy", np.load(other / "test_ims.npy").repeat(5, axis=0))
-    (other / "test_ids.txt").write_text("".join(f"{900 + image}\n" for image in range(10) for _ in range(5)))
-    evaluate("--model_path", run, "--query", "a dog", "--data_path", tmp_path / "data", "--topk", 10)
+    (other / "test_ids.txt").write_text(
+        "".join(f"{900 + image}\n" for image in range(10) for _ in range(5))
+    )
+    evaluate(
+        "--model_path", run, "--query", "a dog", "--data_path", tmp_path / "data", "--topk", 10
+    )
     for row in rows(capsys.readouterr().out):
         assert int(row[3]) == 5 * int(row[2]) and int(row[4]) == 900 + int(row[2])
 
@@ -103,9 +117,17 @@ def test_ids_are_optional_and_must_fit(run, data, tmp_path, capsys):
 
 def test_words_that_no_model_knows_are_named(run, whole, capsys):
     known = Vocabulary(["red", "dog", "!"])
-    assert search.unknown_words("A red Zebra, a DOG and a zebra!", known) == ["a", "zebra", ",", "and"]
+    assert search.unknown_words("A red Zebra, a DOG and a zebra!", known) == [
+        "a",
+        "zebra",
+        ",",
+        "and",
+    ]
     assert search.unknown_words("Red dog!", known) == []
-    assert search.unknown_words("a red zebra 馬", bert.tokeniser(whole / "demo_precomp" / "bert")) == ["馬"]  # pieces
+    # pieces
+    assert search.unknown_words(
+        "a red zebra 馬", bert.tokeniser(whole / "demo_precomp" / "bert")
+    ) == ["馬"]
 
     evaluate("--model_path", run, "--query", "a red 馬 and a 犬", "--topk", 3)
     printed = capsys.readouterr().out.splitlines()
@@ -122,7 +144,9 @@ def test_equal_scores_keep_the_files_order():
 def encodings(monkeypatch):
     """How often the split has been encoded."""
     calls, encode = [], encoding.similarities
-    monkeypatch.setattr(encoding, "similarities", lambda *arguments: calls.append(1) or encode(*arguments))
+    monkeypatch.setattr(
+        encoding, "similarities", lambda *arguments: calls.append(1) or encode(*arguments)
+    )
     return calls
 
 
@@ -260,13 +284,22 @@ def test_a_model_of_the_same_weights_is_known_under_another_time(run, capsys, en
 def test_embeddings_of_somebody_else_are_left_alone(run, capsys, encodings):
     (run / KEPT).write_bytes(b"mine")
     first = ask(run, capsys)
-    assert ask(run, capsys) == first and len(encodings) == 2 and (run / KEPT).read_bytes() == b"mine"
+    assert (
+        ask(run, capsys) == first and len(encodings) == 2 and (run / KEPT).read_bytes() == b"mine"
+    )
 
 
 def test_embeddings_from_before_manifests_are_replaced(run, capsys, encodings):
-    np.savez(run / KEPT, key="0", images=np.zeros((10, 16), np.float32), captions=np.zeros((50, 16), np.float32))
+    np.savez(
+        run / KEPT,
+        key="0",
+        images=np.zeros((10, 16), np.float32),
+        captions=np.zeros((50, 16), np.float32),
+    )
     first = ask(run, capsys)
-    assert ask(run, capsys) == first and len(encodings) == 1 and run_folder.RunFolder(run).is_own(KEPT)
+    assert (
+        ask(run, capsys) == first and len(encodings) == 1 and run_folder.RunFolder(run).is_own(KEPT)
+    )
 
 
 HOSTILE = "\x1b[31mred\x07 | a\tb \u202edog\x9b"
@@ -275,12 +308,25 @@ HOSTILE = "\x1b[31mred\x07 | a\tb \u202edog\x9b"
 def test_hostile_captions_and_ids_are_printed_as_escapes(run, data, tmp_path, capsys):
     folder = shutil.copytree(data, tmp_path / "data") / "demo_precomp"
     (folder / "test_caps.txt").write_text(f"{HOSTILE}\n" * 50, encoding="utf-8")
-    (folder / "test_ids.txt").write_text("".join(f"{HOSTILE}{number}\n" for number in range(10)), encoding="utf-8")
-    evaluate("--model_path", run, "--data_path", tmp_path / "data", "--query", "a | dog", "--query_image", 1)
+    (folder / "test_ids.txt").write_text(
+        "".join(f"{HOSTILE}{number}\n" for number in range(10)), encoding="utf-8"
+    )
+    evaluate(
+        "--model_path",
+        run,
+        "--data_path",
+        tmp_path / "data",
+        "--query",
+        "a | dog",
+        "--query_image",
+        1,
+    )
     printed = capsys.readouterr().out
     assert not set(printed) & set("\x1b\x07\x9b\u202e\t")
     tables = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert tables and all("\\x1b[31mred\\x07 \\| a\\tb" in line for line in tables if "rank" not in line)
+    assert tables and all(
+        "\\x1b[31mred\\x07 \\| a\\tb" in line for line in tables if "rank" not in line
+    )
     for line in tables:  # a bar of a cell is no border
         assert len(re.findall(r"(?<!\\)\|", line)) in (6, 7)
     assert "for id \\x1b[31mred" in printed and "for: a | dog" in printed
@@ -297,16 +343,29 @@ def test_a_run_folder_that_cannot_be_written_is_searched_all_the_same(run, capsy
 def test_a_search_leaves_tables_alone(run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     ask(run, capsys)
-    after = {path.name: path.read_bytes() for path in run.iterdir() if path.name not in (KEPT, run_folder.MANIFEST)}
-    assert after == {name: content for name, content in before.items() if name != run_folder.MANIFEST}
+    after = {
+        path.name: path.read_bytes()
+        for path in run.iterdir()
+        if path.name not in (KEPT, run_folder.MANIFEST)
+    }
+    assert after == {
+        name: content for name, content in before.items() if name != run_folder.MANIFEST
+    }
 
 
 @pytest.mark.parametrize("split", ["test", "dev"])
 def test_exported_embeddings_give_the_table_again(run, data, tmp_path, split):
     folder = tmp_path / "new" / "export"
     evaluate("--model_path", run, "--export", folder, "--split", split)
-    images, captions = (np.load(folder / f"{name}_embeddings.npy", allow_pickle=False) for name in ("image", "caption"))
-    assert images.dtype == captions.dtype == np.float32 and images.shape == (10, 16) and captions.shape == (50, 16)
+    images, captions = (
+        np.load(folder / f"{name}_embeddings.npy", allow_pickle=False)
+        for name in ("image", "caption")
+    )
+    assert (
+        images.dtype == captions.dtype == np.float32
+        and images.shape == (10, 16)
+        and captions.shape == (50, 16)
+    )
     for rows_of in (images, captions):
         np.testing.assert_allclose(np.linalg.norm(rows_of, axis=1), 1, atol=1e-5)
     found = report.tables(Similarity(torch.from_numpy(images), torch.from_numpy(captions)), split)
@@ -317,21 +376,38 @@ def test_exported_embeddings_give_the_table_again(run, data, tmp_path, split):
         assert entry[label]["rsum"] == scores.rsum
     assert report.markdown(found) in (folder / "README.md").read_text()
     assert "Rows have unit length." in (folder / "README.md").read_text()
-    assert (folder / "image_ids.txt").read_text() == (data / "demo_precomp" / f"{split}_ids.txt").read_text()
-    assert [int(line) for line in read_lines(folder / "caption_images.txt")] == [n // 5 for n in range(50)]
-    assert read_lines(folder / "captions.txt") == read_lines(data / "demo_precomp" / f"{split}_caps.txt")
+    assert (folder / "image_ids.txt").read_text() == (
+        data / "demo_precomp" / f"{split}_ids.txt"
+    ).read_text()
+    assert [int(line) for line in read_lines(folder / "caption_images.txt")] == [
+        n // 5 for n in range(50)
+    ]
+    assert read_lines(folder / "captions.txt") == read_lines(
+        data / "demo_precomp" / f"{split}_caps.txt"
+    )
 
 
 def test_an_export_lists_its_files(run, tmp_path):
     evaluate("--model_path", run, "--export", tmp_path / "export")
     text = (tmp_path / "export" / "README.md").read_text()
-    assert all(f"`{path.name}`" in text for path in (tmp_path / "export").iterdir() if path.name != "README.md")
+    assert all(
+        f"`{path.name}`" in text
+        for path in (tmp_path / "export").iterdir()
+        if path.name != "README.md"
+    )
     with pytest.raises(InputError, match="not empty"):
         evaluate("--model_path", run, "--export", tmp_path / "export")
 
 
 def test_an_export_of_a_model_that_does_not_normalise_says_so(data, tmp_path):
-    argv = [*OPTIONS, "--data_path", str(data), "--logger_name", str(tmp_path / "run"), "--no_txtnorm"]
+    argv = [
+        *OPTIONS,
+        "--data_path",
+        str(data),
+        "--logger_name",
+        str(tmp_path / "run"),
+        "--no_txtnorm",
+    ]
     train.main(argv)
     evaluate("--model_path", tmp_path / "run", "--export", tmp_path / "export")
     assert "Rows are not of unit length" in (tmp_path / "export" / "README.md").read_text()

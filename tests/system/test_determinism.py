@@ -1,4 +1,5 @@
-"""--deterministic 1: cuBLAS is told before CUDA starts, or the run is refused with the reason. No GPU is needed."""
+"""--deterministic 1: cuBLAS is told before CUDA starts, or the run is refused with the reason.
+No GPU is needed."""
 
 import os
 
@@ -47,7 +48,9 @@ def test_a_setting_that_is_deterministic_stays(environment):
 def test_a_setting_that_is_not_deterministic_is_refused(environment, value):
     environment.setenv(NAME, value)
     devices.prepare_determinism()
-    with pytest.raises(InputError, match=f"found {NAME}='{value}' .*expected .*:4096:8 or :16:8.*; unset {NAME}"):
+    with pytest.raises(
+        InputError, match=f"found {NAME}='{value}' .*expected .*:4096:8 or :16:8.*; unset {NAME}"
+    ):
         devices.set_determinism(True, GPU)
     assert not torch.are_deterministic_algorithms_enabled()
     devices.set_determinism(True, CPU)  # no cuBLAS, nothing to refuse
@@ -58,7 +61,9 @@ def test_cuda_that_was_started_without_it_is_refused(environment):
     environment.setattr(torch.cuda, "is_initialized", lambda: True)
     devices.prepare_determinism()
     assert setting() is None
-    with pytest.raises(InputError, match="CUDA was started in this process before .*start the run in a new process"):
+    with pytest.raises(
+        InputError, match="CUDA was started in this process before .*start the run in a new process"
+    ):
         devices.set_determinism(True, GPU)
 
 
@@ -81,7 +86,8 @@ def test_a_gpu_with_another_setting_ends_the_run_in_one_line(environment, whole,
     environment.setenv(NAME, ":0:0")
     environment.setattr(devices, "choose_device", lambda *chosen: GPU)
     refusal(
-        train.main, "--dataset", "demo", "--data_path", whole, "--logger_name", tmp_path / "run", "--deterministic", 1,
+        train.main, "--dataset", "demo", "--data_path", whole, "--logger_name", tmp_path / "run",
+        "--deterministic", 1,
         expected=["--deterministic 1", NAME, "unset"],
     )  # fmt: skip
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,8 @@ SAVING = ["--log_step", "1", "--save_step", "2"]
 
 @pytest.fixture
 def disk(tmp_path):
-    """Give a new small file system of so many bytes, such as "8m"; only where this process may mount one."""
+    """Give a new small file system of so many bytes, such as "8m";
+    only where this process may mount one."""
     mounted = []
 
     def make(size):
@@ -71,21 +72,30 @@ def at_step(monkeypatch, number, act):
 @pytest.mark.parametrize("number", [0, 3, 9])
 def test_a_run_on_a_disk_that_fills_up_goes_on_once_there_is_room(
     whole, tmp_path, disk, refusal, monkeypatch, number
-):  # fmt: skip
+):
     folder = disk("60m")
     argv = [*OPTIONS, *SAVING, "--save_results", "0", "--data_path", str(whole)]
     run = [*argv, "--logger_name", str(folder / "run")]
     with monkeypatch.context() as patch:
         at_step(patch, number, lambda: fill(folder))
-        refusal(train.main, *run, expected=["no space left on device", "expected to write there", "--resume auto"])
+        refusal(
+            train.main,
+            *run,
+            expected=["no space left on device", "expected to write there", "--resume auto"],
+        )
     assert not list((folder / "run").glob(".*.part"))
     (folder / "filler").unlink()
     train.main([*run, "--resume", "auto"])
     train.main([*argv, "--logger_name", str(tmp_path / "other")])
-    ours, theirs = (torch.load(place / "last.pth", weights_only=True) for place in (folder / "run", tmp_path / "other"))
+    ours, theirs = (
+        torch.load(place / "last.pth", weights_only=True)
+        for place in (folder / "run", tmp_path / "other")
+    )
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
     logs = [(place / "train.txt").read_text() for place in (folder / "run", tmp_path / "other")]
-    assert logs[0].replace(str(folder / "run"), "RUN") == logs[1].replace(str(tmp_path / "other"), "RUN")
+    assert logs[0].replace(str(folder / "run"), "RUN") == logs[1].replace(
+        str(tmp_path / "other"), "RUN"
+    )
 
 
 @pytest.mark.parametrize("size", ["4k", "8k", "1m"])
@@ -93,14 +103,19 @@ def test_a_disk_too_small_for_a_run_is_told_in_a_line(whole, disk, size):
     folder = disk(size)
     command = [sys.executable, "-W", "ignore", ROOT / "train.py", *OPTIONS, "--data_path", whole]
     done = subprocess.run(
-        [*command, "--logger_name", folder / "run"], capture_output=True, text=True, timeout=300,
+        [*command, "--logger_name", folder / "run"],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "no space left on device" in done.stderr
 
 
-def test_an_export_that_does_not_fit_can_be_repeated_once_there_is_room(finished, tmp_path, disk, refusal):
+def test_an_export_that_does_not_fit_can_be_repeated_once_there_is_room(
+    finished, tmp_path, disk, refusal
+):
     run, folder = shutil.copytree(finished, tmp_path / "run"), disk("16k")
     (folder / "filler").write_bytes(bytes(8192))
     argv = [run, "--export", folder / "exported"]
@@ -123,7 +138,9 @@ def test_a_lock_on_a_full_disk_is_held(disk):
 def test_demo_data_that_do_not_fit_leave_nothing_behind(tmp_path, disk, refusal):
     folder = disk("1m")
     argv = [*OPTIONS, "--data_path", folder, "--logger_name", tmp_path / "run"]
-    error = refusal(train.main, *argv, expected=["demo_precomp", "expected to write there", "make room"])
+    error = refusal(
+        train.main, *argv, expected=["demo_precomp", "expected to write there", "make room"]
+    )
     assert "no space left on device" in error or "not enough free space" in error
     assert not [path for path in folder.rglob("*") if not path.name.endswith(".lock")]
     assert not (tmp_path / "run").exists()
@@ -160,24 +177,29 @@ def rewrite(path):
 
 CHANGES = {
     "cut": (cut, r"changed while it was in use \(found \d+ bytes, 737408 when"),
-    "replaced": (replace, "changed while it was in use"), "written anew": (rewrite, "changed while it was in use"),
+    "replaced": (replace, "changed while it was in use"),
+    "written anew": (rewrite, "changed while it was in use"),
     "removed": (Path.unlink, "no such file or directory"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("change, found", CHANGES.values(), ids=CHANGES)
 def test_features_that_change_during_training_end_it_in_a_line(
     data, tmp_path, refusal, monkeypatch, change, found, workers
-):  # fmt: skip
+):
     path = data / "demo_precomp" / "train_ims.npy"
     at_step(monkeypatch, 2, lambda: change(path))
     argv = [*OPTIONS, "--data_path", data, "--logger_name", tmp_path / "run", "--workers", workers]
-    error = refusal(train.main, *argv, expected=[path, "expected the features to stay", "--resume auto"])
+    error = refusal(
+        train.main, *argv, expected=[path, "expected the features to stay", "--resume auto"]
+    )
     assert re.search(found, error)
 
 
-def test_features_that_are_cut_before_an_evaluation_reads_them_end_it(data, finished, refusal, monkeypatch):
+def test_features_that_are_cut_before_an_evaluation_reads_them_end_it(
+    data, finished, refusal, monkeypatch
+):
     encode = encoding.encode_images
 
     def cut_first(model, split, device):
@@ -209,7 +231,9 @@ def test_features_that_are_cut_during_a_check_are_told(data, monkeypatch):
 
 def test_a_loader_process_that_the_system_ends_is_told_in_a_line(whole, monkeypatch):
     folder = whole / "demo_precomp"
-    pairs = TrainingPairs(RetrievalDataset(folder, "train", bert.tokeniser(folder / "bert")), seed=0)
+    pairs = TrainingPairs(
+        RetrievalDataset(folder, "train", bert.tokeniser(folder / "bert")), seed=0
+    )
     monkeypatch.setattr(TrainingPairs, "draw", lambda *arguments: os.kill(os.getpid(), 9))
     loader = training_loader(pairs, 20, workers=1)
     with pytest.raises(InputError, match="a loader process was ended .*fewer --workers"):
@@ -217,9 +241,12 @@ def test_a_loader_process_that_the_system_ends_is_told_in_a_line(whole, monkeypa
 
 
 def test_a_batch_asks_for_the_file_twice_and_an_image_never(whole, monkeypatch):
-    """Once where it is drawn and once where it is filled: it costs microseconds, and no more with larger batches."""
+    """Once where it is drawn and once where it is filled: it costs microseconds,
+    and no more with larger batches."""
     folder, asked = whole / "demo_precomp", []
     split = RetrievalDataset(folder, "train", bert.tokeniser(folder / "bert"))
-    monkeypatch.setattr(split.regions, "check_unchanged", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(
+        split.regions, "check_unchanged", lambda *arguments: asked.append(arguments)
+    )
     TrainingPairs(split, seed=0)[0, np.arange(100)]
     assert len(asked) == 2

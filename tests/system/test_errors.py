@@ -1,4 +1,5 @@
-"""How a program ends: one line for whatever goes wrong, tracebacks in files, on any console and without one."""
+"""How a program ends: one line for whatever goes wrong, tracebacks in files,
+on any console and without one."""
 
 import errno
 import os
@@ -44,7 +45,9 @@ def ended(capfd):
         with pytest.raises(SystemExit) as error:
             command_line(main)
         line = capfd.readouterr().err
-        assert line.startswith("error: ") and line.count("\n") == 1 and "Traceback" not in line, line
+        assert line.startswith("error: ") and line.count("\n") == 1 and "Traceback" not in line, (
+            line
+        )
         return error.value.code, line
 
     return run
@@ -58,9 +61,16 @@ def fail():
 def test_the_traceback_of_an_unexpected_error_is_saved(ended, temporary):
     status, line = ended(fail)
     (file,) = temporary.iterdir()
-    assert status == 1 and f"its traceback is in {file}" in line and "KeyError" in line and "a mistake of this" in line
+    assert (
+        status == 1
+        and f"its traceback is in {file}" in line
+        and "KeyError" in line
+        and "a mistake of this" in line
+    )
     text = file.read_text()
-    assert text.startswith("Traceback") and "in fail" in text and "KeyError: 'no\\nsuch key'" in text
+    assert (
+        text.startswith("Traceback") and "in fail" in text and "KeyError: 'no\\nsuch key'" in text
+    )
     assert file.stat().st_mode & 0o077 == 0
 
 
@@ -88,11 +98,19 @@ def test_it_is_saved_in_the_run_folder(ended, temporary, tmp_path):
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("make", [
-    lambda folder: None, lambda folder: (folder / TRACEBACK).write_text("of somebody else"),
-    lambda folder: (RunFolder(folder).claim("train.txt"), (folder / TRACEBACK).symlink_to("elsewhere")),
-    lambda folder: (folder / MANIFEST).write_text("{"),
-], ids=["a folder of no run", "a file of somebody else", "a link", "a damaged manifest"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: None,
+        lambda folder: (folder / TRACEBACK).write_text("of somebody else"),
+        lambda folder: (
+            RunFolder(folder).claim("train.txt"),
+            (folder / TRACEBACK).symlink_to("elsewhere"),
+        ),
+        lambda folder: (folder / MANIFEST).write_text("{"),
+    ],
+    ids=["a folder of no run", "a file of somebody else", "a link", "a damaged manifest"],
+)
 def test_it_is_not_saved_in_a_folder_that_is_not_ours(ended, temporary, tmp_path, make):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -104,7 +122,9 @@ def test_it_is_not_saved_in_a_folder_that_is_not_ours(ended, temporary, tmp_path
             fail()
 
     assert ended(main)[0] == 1
-    assert (sorted(folder.iterdir()), contents(folder)) == before and len(list(temporary.iterdir())) == 1
+    assert (sorted(folder.iterdir()), contents(folder)) == before and len(
+        list(temporary.iterdir())
+    ) == 1
 
 
 def test_a_training_saves_it_there(whole, temporary, tmp_path, monkeypatch, ended):
@@ -116,10 +136,16 @@ def test_a_training_saves_it_there(whole, temporary, tmp_path, monkeypatch, ende
     monkeypatch.setattr(engine, "training_step", step)
     argv = [*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder)]
     status, line = ended(lambda: train.main(argv))
-    assert status == 1 and "AttributeError (of our own making)" in line and str(folder / TRACEBACK) in line
+    assert (
+        status == 1
+        and "AttributeError (of our own making)" in line
+        and str(folder / TRACEBACK) in line
+    )
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EFBIG, errno.ENOENT, errno.EMFILE, errno.ENOSPC, errno.ESTALE])
+@pytest.mark.parametrize(
+    "code", [errno.EIO, errno.EFBIG, errno.ENOENT, errno.EMFILE, errno.ENOSPC, errno.ESTALE]
+)
 def test_what_the_system_refuses_is_bad_input(ended, temporary, code):
     def main():
         raise OSError(code, os.strerror(code), "some/file")
@@ -145,9 +171,12 @@ def test_too_little_memory_is_told_in_a_line(ended, temporary):
 
 
 MEMORY = {
-    "Python": MemoryError(), "a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "a CPU": RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
-}  # fmt: skip
+    "Python": MemoryError(),
+    "a GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "a CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+    ),
+}
 
 
 @pytest.mark.parametrize("error", MEMORY.values(), ids=MEMORY)
@@ -156,7 +185,12 @@ def test_an_evaluation_without_memory_is_told_in_a_line(finished, refusal, monke
         raise error
 
     monkeypatch.setattr(encoding, "similarities", fail)
-    refusal(evaluation.main, "--model_path", finished, expected=["out of memory at the evaluation", "more memory"])
+    refusal(
+        evaluation.main,
+        "--model_path",
+        finished,
+        expected=["out of memory at the evaluation", "more memory"],
+    )
 
 
 def test_other_errors_of_torch_are_not_about_memory():
@@ -167,7 +201,11 @@ def test_other_errors_of_torch_are_not_about_memory():
 
 def run(command, **settings):
     return subprocess.run(
-        command, env=ENVIRONMENT | settings.pop("env", {}), capture_output=True, timeout=300, **settings
+        command,
+        env=ENVIRONMENT | settings.pop("env", {}),
+        capture_output=True,
+        timeout=300,
+        **settings,
     )
 
 
@@ -189,19 +227,30 @@ def test_no_console_is_too_poor_to_print_on(foreign, finished, tmp_path, env):
     python, folder = [sys.executable, "-W", "ignore"], tmp_path / "läufe"
     finished = shutil.copytree(finished, tmp_path / "fertig")  # a query keeps its embeddings there
     done = [
-        run([*python, ROOT / "train.py", *OPTIONS, "--data_path", foreign, "--logger_name", folder], env=env),
-        run([*python, ROOT / "eval.py", finished, "--data_path", foreign, "--query", "狗 café"], env=env),
+        run(
+            [*python, ROOT / "train.py", *OPTIONS, "--data_path", foreign, "--logger_name", folder],
+            env=env,
+        ),
+        run(
+            [*python, ROOT / "eval.py", finished, "--data_path", foreign, "--query", "狗 café"],
+            env=env,
+        ),
         run([*python, "-m", "lib.data", "check", foreign / "demo_precomp"], env=env),
-        run([*python, ROOT / "train.py", "--help"], env=env), run([*python, ROOT / "eval.py", "--help"], env=env),
-    ]  # fmt: skip
+        run([*python, ROOT / "train.py", "--help"], env=env),
+        run([*python, ROOT / "eval.py", "--help"], env=env),
+    ]
     for one in done:
-        assert one.returncode == 0 and not one.stderr and one.stdout, one.stderr.decode(errors="replace")[-500:]
+        assert one.returncode == 0 and not one.stderr and one.stdout, one.stderr.decode(
+            errors="replace"
+        )[-500:]
     assert (folder / "test.md").exists()
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&- <&-"])
 def test_a_stream_that_is_closed_is_no_obstacle(whole, tmp_path, closed):
-    arguments = " ".join([*OPTIONS, "--data_path", str(whole), "--logger_name", str(tmp_path / "run")])
+    arguments = " ".join(
+        [*OPTIONS, "--data_path", str(whole), "--logger_name", str(tmp_path / "run")]
+    )
     done = run(["bash", "-c", f"{sys.executable} -W ignore {ROOT}/train.py {arguments} {closed}"])
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert (tmp_path / "run" / "test.md").exists()
@@ -213,10 +262,15 @@ def test_a_full_disk_behind_the_output_is_told_in_a_line(finished, tmp_path):
     finished = shutil.copytree(finished, tmp_path / "finished")
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", ROOT / "eval.py", finished], env=ENVIRONMENT, stdout=full,
-            stderr=subprocess.PIPE, timeout=300,
-        )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"no space left" in done.stderr, done.stderr
+            [sys.executable, "-W", "ignore", ROOT / "eval.py", finished],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=300,
+        )
+    assert (
+        done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"no space left" in done.stderr
+    ), done.stderr
 
 
 @pytest.mark.parametrize("program", ["train.py", "eval.py", "-m lib.data"])
@@ -225,12 +279,20 @@ def test_an_interrupt_during_the_imports_is_no_traceback(program):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     process = subprocess.Popen(
-        [sys.executable, *program.split()], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, *program.split()],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         preexec_fn=restored,
-    )  # fmt: skip
+    )
     maps = Path(f"/proc/{process.pid}/maps")
     deadline = time.monotonic() + 60
-    while "_multiarray_umath" not in maps.read_text() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        "_multiarray_umath" not in maps.read_text()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.001)  # until numpy is being imported
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
@@ -251,7 +313,9 @@ def test_a_message_of_any_length_keeps_its_beginning_and_its_end(ended):
 
     status, line = ended(refuse)
     assert status == 2 and len(line) < 2100
-    assert line.startswith("error: the file: found xxx") and line.endswith("xxx, expected less: the remedy\n")
+    assert line.startswith("error: the file: found xxx") and line.endswith(
+        "xxx, expected less: the remedy\n"
+    )
 
 
 HALF_LAUNCHED = {
@@ -259,7 +323,12 @@ HALF_LAUNCHED = {
     "another launcher": dict(WORLD_SIZE="2", RANK="0"),
     "no address": dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2"),
     "no port": dict(
-        WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="x"
+        WORLD_SIZE="2",
+        RANK="0",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="x",
     ),
 }
 

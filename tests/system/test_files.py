@@ -30,7 +30,9 @@ def test_atomic_write_replaces_a_link_and_leaves_its_target(tmp_path):
     (tmp_path / "file").symlink_to(tmp_path / "precious")
     with files.atomic_write(tmp_path / "file") as file:
         file.write(b"new")
-    assert (tmp_path / "precious").read_text() == "mine" and (tmp_path / "file").read_bytes() == b"new"
+    assert (tmp_path / "precious").read_text() == "mine" and (
+        tmp_path / "file"
+    ).read_bytes() == b"new"
     assert not (tmp_path / "file").is_symlink() and len(list(tmp_path.iterdir())) == 2
 
 
@@ -71,19 +73,26 @@ def test_what_a_living_process_writes_is_not_removed(tmp_path):
     writing.stdout.close()
     files.remove_temporaries(tmp_path, {"other"})
     assert files.find_temporaries(tmp_path) == left
-    with files.atomic_write(tmp_path / "file") as file:  # writing the same file again removes what was left of it
+    # writing the same file again removes what was left of it
+    with files.atomic_write(tmp_path / "file") as file:
         file.write(b"whole")
     assert not files.find_temporaries(tmp_path) and (tmp_path / "file").read_bytes() == b"whole"
 
 
 def test_a_lock_excludes_another_process_and_ends_with_it(tmp_path):
-    held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE)
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE
+    )
     assert held.stdout.readline() == b"held\n"
-    with pytest.raises(InputError, match=f"in use by process {held.pid} on"), files.lock(tmp_path / ".lock"):
+    with (
+        pytest.raises(InputError, match=f"in use by process {held.pid} on"),
+        files.lock(tmp_path / ".lock"),
+    ):
         pass
     held.send_signal(signal.SIGKILL)
     held.wait()
-    with files.lock(tmp_path / ".lock"), files.lock(tmp_path / ".lock"):  # this process may hold it twice
+    # this process may hold it twice
+    with files.lock(tmp_path / ".lock"), files.lock(tmp_path / ".lock"):
         pass
     assert not files._held
 
@@ -91,7 +100,10 @@ def test_a_lock_excludes_another_process_and_ends_with_it(tmp_path):
 def test_a_lock_is_never_a_file_of_somebody_else(tmp_path):
     path = tmp_path / ".lock"
     path.write_text("process 3 on host\nmine\n")
-    with pytest.raises(InputError, match="found a file that this program did not write"), files.lock(path):
+    with (
+        pytest.raises(InputError, match="found a file that this program did not write"),
+        files.lock(path),
+    ):
         pass
     assert path.read_text() == "process 3 on host\nmine\n" and not files._held
     path.rename(tmp_path / "theirs")
@@ -106,10 +118,14 @@ def test_a_lock_is_never_a_file_of_somebody_else(tmp_path):
 
 
 def test_a_lock_can_be_waited_for(tmp_path):
-    held = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE)
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE
+    )
     held.stdout.readline()
     patient = HOLD.replace("])", "], wait=True)")
-    waits = subprocess.Popen([sys.executable, "-c", patient, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE)
+    waits = subprocess.Popen(
+        [sys.executable, "-c", patient, tmp_path / ".lock"], cwd=ROOT, stdout=subprocess.PIPE
+    )
     time.sleep(0.3)
     assert waits.poll() is None
     held.kill()
@@ -134,7 +150,9 @@ def test_a_file_is_claimed_before_it_is_written(tmp_path):
 def test_a_file_of_somebody_else_is_neither_replaced_nor_removed(tmp_path):
     (tmp_path / "test.md").write_text("mine")
     folder = RunFolder(tmp_path)
-    with pytest.raises(InputError, match="test.md: found a file that run_manifest.json does not name"):
+    with pytest.raises(
+        InputError, match="test.md: found a file that run_manifest.json does not name"
+    ):
         folder.claim("test.md")
     folder.remove("test.md")
     assert (tmp_path / "test.md").read_text() == "mine"
@@ -150,7 +168,8 @@ def test_a_link_is_never_ours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../test.md", "/etc/passwd", "a/b.md", ".bashrc", "notes.txt", "results_../x.npy", "a.md\n"]
+    "name",
+    ["../test.md", "/etc/passwd", "a/b.md", ".bashrc", "notes.txt", "results_../x.npy", "a.md\n"],
 )
 def test_a_manifest_with_other_names_is_refused(tmp_path, name):
     (tmp_path / MANIFEST).write_text(json.dumps({"format": "hrem-run-1", "files": [name]}))
@@ -158,7 +177,9 @@ def test_a_manifest_with_other_names_is_refused(tmp_path, name):
         RunFolder(tmp_path).read()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "hrem-run-1", "files": 3}', "[" * 100000])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": "hrem-run-1", "files": 3}', "[" * 100000]
+)
 def test_a_damaged_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(InputError, match=f"{MANIFEST}: cannot be used"):
@@ -166,7 +187,10 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
 
 
 def test_control_characters_are_escaped():
-    assert printable("a\x1b[31mb\x07\x9b\u202e\ud800\u2028é\tx\n") == "a\\x1b[31mb\\x07\\x9b\\u202e\\ud800\\u2028é\tx\n"
+    assert (
+        printable("a\x1b[31mb\x07\x9b\u202e\ud800\u2028é\tx\n")
+        == "a\\x1b[31mb\\x07\\x9b\\u202e\\ud800\\u2028é\tx\n"
+    )
     assert one_line("a\r\nb\t") == "a\\x0d\\nb\\t" and markdown_cell("a|b\n") == "a\\|b\\n"
 
 

@@ -20,8 +20,8 @@ Path({elsewhere!r}).write_text("not watched")
 print("done")
 """
 OPERATIONS = [
-    "os.mkdir new", "open new/a", "os.symlink new/link", "os.rename new/a b", "open b", "os.fsync b", "os.truncate b",
-    "os.remove new/link", "os.rmdir new",
+    "os.mkdir new", "open new/a", "os.symlink new/link", "os.rename new/a b", "open b",
+    "os.fsync b", "os.truncate b", "os.remove new/link", "os.rmdir new",
 ]  # fmt: skip
 
 

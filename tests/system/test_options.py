@@ -1,4 +1,5 @@
-"""What the programs say of their options: help that fits its reader, hints for a wrong name, exit statuses."""
+"""What the programs say of their options: help that fits its reader, hints for a wrong name,
+exit statuses."""
 
 import argparse
 import os
@@ -44,7 +45,11 @@ def test_help_groups_every_option_and_shows_what_is_behind_it(make, monkeypatch)
     for action in parser._actions:
         assert action in grouped or action.dest == "help", action.dest
         assert action.help and (action.option_strings or [action.dest])[0] in text
-        if action.default is not None and action.default is not argparse.SUPPRESS and action.nargs != 0:
+        if (
+            action.default is not None
+            and action.default is not argparse.SUPPRESS
+            and action.nargs != 0
+        ):
             assert f"(default: {action.default})" in one_line, action.dest
     assert text.startswith(f"usage: python {parser.prog} [--option value ...]\n")
 
@@ -111,7 +116,11 @@ def test_an_interrupted_process_ends_with_status_130_and_no_traceback(tmp_path):
         "def main():\n    print('ready', flush=True)\n    time.sleep(300)\ncommand_line(main)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
@@ -133,14 +142,19 @@ def parsers():
 
 
 def options_of(program, accept):
-    """An argument list that names each option of a program that `accept` takes, and the value to put last."""
+    """An argument list that names each option of a program that `accept` takes,
+    and the value to put last."""
     parser = parsers()[program]
     found = [action for action in parser._actions if action.dest != "help" and accept(action)]
     return [(program, action.option_strings[:1], action.dest) for action in found]
 
 
 def is_text(action):
-    return action.nargs != 0 and action.type in (None, Path, arguments.image_name) and not action.choices
+    return (
+        action.nargs != 0
+        and action.type in (None, Path, arguments.image_name)
+        and not action.choices
+    )
 
 
 def is_number(action):
@@ -148,7 +162,8 @@ def is_number(action):
 
 
 ANY_FINITE = {  # options that any finite number may do for
-    "learning_rate", "grad_clip", "margin", "longest_distance", "graph_lr_factor", "mask_weight", "reg_loss_weight",
+    "learning_rate", "grad_clip", "margin", "longest_distance", "graph_lr_factor", "mask_weight",
+    "reg_loss_weight",
 }  # fmt: skip
 REQUIRED = {"check": ["check"], "convert": ["convert", "--tsv", "x", "--json", "x", "--out", "x"]}
 TEXTS = [found for program in parsers() for found in options_of(program, is_text)]
@@ -190,7 +205,13 @@ def test_no_number_is_beyond_all_bounds(found, refusal, tmp_path, monkeypatch):
     if dest in ANY_FINITE:
         values = ["1e400", "nan"]
     for value in values:
-        error = refusal(main_of(program), *REQUIRED.get(program, []), *option, value, expected=[*option, "expected"])
+        error = refusal(
+            main_of(program),
+            *REQUIRED.get(program, []),
+            *option,
+            value,
+            expected=[*option, "expected"],
+        )
         assert len(error) < 400
     assert not list(tmp_path.iterdir())
 
@@ -208,28 +229,44 @@ def as_folder(path):
 
 
 PATHS = {  # options that name a file or a folder -> what they are given beside it
-    ("train.py", "--data_path"): [], ("train.py", "--bert_path"): ["--dataset", "demo"],
+    ("train.py", "--data_path"): [],
+    ("train.py", "--bert_path"): ["--dataset", "demo"],
     ("train.py", "--glove"): ["--dataset", "demo", "--text_encoder", "bigru", "--word_dim", "4"],
-    ("train.py", "--resume"): ["--dataset", "demo"], ("train.py", "--init_from"): ["--dataset", "demo"],
-    ("train.py", "--logger_name"): [], ("train.py", "--model_name"): [],
-    ("eval.py", "--model_path"): [], ("eval.py", "--data_path"): ["--model_path", "RUN"],
-    ("eval.py", "--bert_path"): ["--model_path", "RUN"], ("eval.py", "--export"): ["--model_path", "RUN"],
+    ("train.py", "--resume"): ["--dataset", "demo"],
+    ("train.py", "--init_from"): ["--dataset", "demo"],
+    ("train.py", "--logger_name"): [],
+    ("train.py", "--model_name"): [],
+    ("eval.py", "--model_path"): [],
+    ("eval.py", "--data_path"): ["--model_path", "RUN"],
+    ("eval.py", "--bert_path"): ["--model_path", "RUN"],
+    ("eval.py", "--export"): ["--model_path", "RUN"],
     ("eval.py", "--images"): ["--model_path", "RUN", "--report"],
-    ("check", None): ["check"], ("convert", "--tsv"): REQUIRED["convert"], ("convert", "--json"): REQUIRED["convert"],
-}  # fmt: skip
+    ("check", None): ["check"],
+    ("convert", "--tsv"): REQUIRED["convert"],
+    ("convert", "--json"): REQUIRED["convert"],
+}
 
 
 @pytest.mark.parametrize("put", [as_pipe, as_device])
 @pytest.mark.parametrize("program, option", PATHS, ids=str)
 def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
     whole, finished, tmp_path, refusal, monkeypatch, program, option, put
-):  # fmt: skip
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x").write_text("")
     put(tmp_path / "strange")
     more = [str(finished) if word == "RUN" else word for word in PATHS[program, option]]
     if "demo" in more:
-        more += ["--data_path", str(whole), "--batch_size", "20", "--embed_size", "16", "--nhead", "2"]
+        more += [
+            "--data_path",
+            str(whole),
+            "--batch_size",
+            "20",
+            "--embed_size",
+            "16",
+            "--nhead",
+            "2",
+        ]
     before = contents(finished)
     argv = [*more, *([option] if option else []), tmp_path / "strange"]
     signal.alarm(60)  # what waits for a pipe would wait for ever
@@ -240,24 +277,59 @@ def test_a_pipe_or_a_device_in_place_of_a_path_is_refused_at_once(
 
 def test_all_paths_are_among_those():
     """Every option whose text names a file or a folder is tried above."""
-    no_path = {"dataset", "val_split", "test_split", "split", "query", "query_image", "device", "run", "out"}
-    named = {(program, option[0] if option else None) for program, option, dest in TEXTS if dest not in no_path}
+    no_path = {
+        "dataset",
+        "val_split",
+        "test_split",
+        "split",
+        "query",
+        "query_image",
+        "device",
+        "run",
+        "out",
+    }
+    named = {
+        (program, option[0] if option else None)
+        for program, option, dest in TEXTS
+        if dest not in no_path
+    }
     assert named == set(PATHS)
 
 
 TOO_LARGE = {
     "embeddings": (["--embed_size", "65536", "--nhead", "16"], "--embed_size 65536"),
-    "layers": (["--embed_size", "32768", "--nhead", "16", "--num_layers_enc", "100"], "--num_layers_enc 100"),
+    "layers": (
+        ["--embed_size", "32768", "--nhead", "16", "--num_layers_enc", "100"],
+        "--num_layers_enc 100",
+    ),
 }
 
 
 @pytest.mark.parametrize("more, expected", TOO_LARGE.values(), ids=TOO_LARGE)
-def test_a_model_beyond_the_memory_is_refused_before_it_is_made(whole, tmp_path, refusal, more, expected):
-    argv = [*OPTIONS, "--device", "cpu", "--data_path", whole, "--logger_name", tmp_path / "run", *more]
+def test_a_model_beyond_the_memory_is_refused_before_it_is_made(
+    whole, tmp_path, refusal, more, expected
+):
+    argv = [
+        *OPTIONS,
+        "--device",
+        "cpu",
+        "--data_path",
+        whole,
+        "--logger_name",
+        tmp_path / "run",
+        *more,
+    ]
     refusal(train.main, *argv, expected=[expected, "GB of memory, found", "give smaller ones"])
     assert not (tmp_path / "run").exists()
 
 
 def test_a_query_is_of_characters(finished, refusal):
     for text in ("dog\udcff", "a\x1b[31mdog"):
-        refusal(evaluation.main, "--model_path", finished, "--query", text, expected=["--query", "plain text"])
+        refusal(
+            evaluation.main,
+            "--model_path",
+            finished,
+            "--query",
+            text,
+            expected=["--query", "plain text"],
+        )

@@ -1,4 +1,5 @@
-"""Programs whose reader closes the pipe, as `| head -1` does: no traceback, and what they compute is saved."""
+"""Programs whose reader closes the pipe, as `| head -1` does: no traceback,
+and what they compute is saved."""
 
 import os
 import shutil
@@ -13,23 +14,29 @@ ROOT = Path(__file__).parents[2]
 
 
 def into_closed_pipe(*argv, both=False):
-    """Run a program whose standard output nobody reads; both: nor its errors. Gives (exit status, errors)."""
+    """Run a program whose standard output nobody reads; both: nor its errors. Gives
+    (exit status, errors)."""
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as pipe:
         found = subprocess.run(
-            [sys.executable, *map(str, argv)], cwd=ROOT, stdout=pipe, stderr=pipe if both else subprocess.PIPE,
-            stdin=subprocess.DEVNULL, timeout=300, text=True, env=buffered,
+            [sys.executable, *map(str, argv)], cwd=ROOT, stdout=pipe,
+            stderr=pipe if both else subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=300,
+            text=True, env=buffered,
         )  # fmt: skip
     return found.returncode, found.stderr
 
 
 def without_warnings(errors):
-    return [line for line in errors.splitlines() if "Warning" not in line and not line.startswith("  ")]
+    return [
+        line for line in errors.splitlines() if "Warning" not in line and not line.startswith("  ")
+    ]
 
 
-@pytest.mark.parametrize("program", [["train.py"], ["eval.py"], ["-m", "lib.data"], ["-m", "lib.data", "check"]])
+@pytest.mark.parametrize(
+    "program", [["train.py"], ["eval.py"], ["-m", "lib.data"], ["-m", "lib.data", "check"]]
+)
 def test_help(program):
     status, errors = into_closed_pipe(*program, "--help")
     assert (status, without_warnings(errors)) == (0, [])
@@ -38,9 +45,13 @@ def test_help(program):
 def test_an_evaluation_saves_its_table_and_its_report(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "test.md").unlink()
-    status, errors = into_closed_pipe("eval.py", run, "--report", "--save_results", 1, "--split", "dev")
+    status, errors = into_closed_pipe(
+        "eval.py", run, "--report", "--save_results", 1, "--split", "dev"
+    )
     assert (status, without_warnings(errors)) == (0, [])
-    assert {"dev.md", "report_dev.html", "results_demo+split=dev.npy"} <= {path.name for path in run.iterdir()}
+    assert {"dev.md", "report_dev.html", "results_demo+split=dev.npy"} <= {
+        path.name for path in run.iterdir()
+    }
 
 
 def test_a_search_ends_quietly(finished, tmp_path):

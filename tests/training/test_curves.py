@@ -1,4 +1,5 @@
-"""What validations leave beside scalars: pictures of the graph, histograms of similarities, the table at the end."""
+"""What validations leave beside scalars: pictures of the graph, histograms of similarities,
+the table at the end."""
 
 import re
 import shutil
@@ -22,8 +23,9 @@ from lib.system import charts, run_folder
 from lib.training import engine, logs, reporting, run_parts, validations
 
 OPTIONS = (
-    "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 8 --log_step 4 --val_step 5 "
-    "--save_results 0 --learning_rate 0.002 --workers 0 --save_step 3 --topk 20"
+    "--dataset demo --num_epochs 2 --batch_size 30 --embed_size 32 --nhead 2 --warmup 8 "
+    "--log_step 4 --val_step 5 --save_results 0 --learning_rate 0.002 --workers 0 --save_step 3 "
+    "--topk 20"
 ).split()
 VALIDATED = [5, 10, 15, 20]
 PICTURES = ("graph/connection", "graph/relevance")
@@ -60,7 +62,8 @@ def run(data, tmp_path_factory, drawn):
 
 @torch.no_grad()
 def directly(state):
-    """Connection and relevance of the 12 images of dev with their first captions, put in place pair by pair."""
+    """Connection and relevance of the 12 images of dev with their first captions,
+    put in place pair by pair."""
     split = state.data.validation
     captions = sorted(range(0, 60, 5), key=lambda caption: -split.captions.lengths[caption])
     images = torch.tensor(captions) // 5
@@ -74,7 +77,10 @@ def directly(state):
         for row in range(12):
             for column in range(12):
                 at = top + int(images[row]), left + int(images[column])
-                matrices[0][at], matrices[1][at] = block.is_connected[row, column], block.relevance[row, column]
+                matrices[0][at], matrices[1][at] = (
+                    block.is_connected[row, column],
+                    block.relevance[row, column],
+                )
     return matrices.numpy()
 
 
@@ -84,7 +90,9 @@ def read_grey(content):
     assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:29] == bytes([8, 0, 0, 0, 0])
     size = int.from_bytes(content[33:37], "big")
     assert content[37:41] == b"IDAT"
-    rows = np.frombuffer(zlib.decompress(content[41 : 41 + size]), np.uint8).reshape(height, width + 1)
+    rows = np.frombuffer(zlib.decompress(content[41 : 41 + size]), np.uint8).reshape(
+        height, width + 1
+    )
     return rows[:, 1:]
 
 
@@ -99,32 +107,47 @@ def test_the_graph_is_drawn_once_it_takes_part(run):
 def test_pictures_hold_the_relations(run, drawn):
     found = events(run)
     scale = {
-        end: {one.step: one.value for one in found.Scalars(f"graph/relevance_{end}")} for end in ("lowest", "highest")
+        end: {one.step: one.value for one in found.Scalars(f"graph/relevance_{end}")}
+        for end in ("lowest", "highest")
     }
     for connection, relevance in zip(*(found.Images(name) for name in PICTURES)):
         is_connected, expected = drawn[connection.step][1]
-        np.testing.assert_array_equal(read_grey(connection.encoded_image_string), 255 * is_connected)
+        np.testing.assert_array_equal(
+            read_grey(connection.encoded_image_string), 255 * is_connected
+        )
         assert 0 < is_connected.mean() < 1
         pixels = read_grey(relevance.encoded_image_string).astype(float)
         low, high = scale["lowest"][relevance.step], scale["highest"][relevance.step]
         assert (low, high) == pytest.approx((expected.min(), expected.max()), abs=1e-5)
         np.testing.assert_allclose(pixels, 255 * (expected - low) / (high - low), atol=0.51)
-        assert pixels.min() == 0 and pixels.max() == 255 and (relevance.height, relevance.width) == (24, 24)
+        assert (
+            pixels.min() == 0
+            and pixels.max() == 255
+            and (relevance.height, relevance.width) == (24, 24)
+        )
 
 
 def naive_pairs(similarities):
     """True pairs and hardest negatives by loops."""
     images, captions = similarities.shape
     true = [similarities[caption // 5, caption] for caption in range(captions)]
-    of_images = [max(similarities[i, c] for c in range(captions) if c // 5 != i) for i in range(images)]
-    of_captions = [max(similarities[i, c] for i in range(images) if i != c // 5) for c in range(captions)]
+    of_images = [
+        max(similarities[i, c] for c in range(captions) if c // 5 != i) for i in range(images)
+    ]
+    of_captions = [
+        max(similarities[i, c] for i in range(images) if i != c // 5) for c in range(captions)
+    ]
     return true, of_images, of_captions
 
 
 @pytest.mark.parametrize("num_images, tile", [(2, 250), (7, 3), (6, 3), (5, 1)])
 def test_pairs_and_hardest_negatives_by_loops(monkeypatch, num_images, tile):
     monkeypatch.setattr(metrics, "TILE_IMAGES", tile)
-    similarities = np.random.default_rng(num_images).normal(size=(num_images, 5 * num_images)).astype(np.float32)
+    similarities = (
+        np.random.default_rng(num_images)
+        .normal(size=(num_images, 5 * num_images))
+        .astype(np.float32)
+    )
     before = similarities.copy()
     for found, expected in zip(metrics.pair_similarities(similarities), naive_pairs(similarities)):
         np.testing.assert_array_equal(found, expected)
@@ -146,7 +169,10 @@ def test_histograms_hold_every_pair(run, drawn):
         points = found.Histograms(name)
         assert [point.step for point in points] == VALIDATED
         for point in points:
-            values, told = np.ravel(naive_pairs(drawn[point.step][0])[position]), point.histogram_value
+            values, told = (
+                np.ravel(naive_pairs(drawn[point.step][0])[position]),
+                point.histogram_value,
+            )
             assert told.num == sum(told.bucket) == len(values) == count
             assert (told.min, told.max, told.sum, told.sum_squares) == pytest.approx(
                 (values.min(), values.max(), values.sum(), np.square(values).sum()), rel=1e-5
@@ -165,18 +191,26 @@ def test_without_a_graph_nothing_is_drawn_of_it(data, tmp_path, options):
 
 
 @pytest.mark.parametrize("options", [
-    "--interaction standalone --relation inter --mask_padding 1", "--relation intra", "--relevance 0 --connection 0",
+    "--interaction standalone --relation inter --mask_padding 1", "--relation intra",
+    "--relevance 0 --connection 0",
     "--text_encoder bigru --word_dim 16",
 ], ids=lambda options: options)  # fmt: skip
 def test_other_graphs_are_drawn(data, tmp_path, options):
-    found = events(fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "0", *options.split()))
-    connection, relevance = (read_grey(found.Images(name)[-1].encoded_image_string) for name in PICTURES)
+    found = events(
+        fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "0", *options.split())
+    )
+    connection, relevance = (
+        read_grey(found.Images(name)[-1].encoded_image_string) for name in PICTURES
+    )
     own = np.kron(np.eye(2), np.ones((12, 12))).astype(bool)  # the blocks within a modality
     if "inter" in options.split():
         assert not connection[own].any() and connection[~own].any()
     if "intra" in options.split():
         assert connection[own].any() and not connection[~own].any()
-    assert relevance.any() == ("--relevance" not in options) and set(np.unique(connection)) <= {0, 255}
+    assert relevance.any() == ("--relevance" not in options) and set(np.unique(connection)) <= {
+        0,
+        255,
+    }
     assert (connection == 255).all() == ("--connection" in options)
 
 
@@ -185,7 +219,9 @@ def test_at_most_64_pairs_and_no_more_than_a_batch_are_drawn(data, tmp_path, mon
     assert events(fit(data, tmp_path / "a", "--num_epochs", "1")).Images(PICTURES[0])[0].width == 14
     monkeypatch.undo()
     found = events(fit(data, tmp_path / "b", "--num_epochs", "1", "--batch_size", "10"))
-    assert {image.width for image in found.Images(PICTURES[0])} == {20} and reporting.MOST_DRAWN == 64
+    assert {image.width for image in found.Images(PICTURES[0])} == {
+        20
+    } and reporting.MOST_DRAWN == 64
 
 
 def test_drawing_changes_nothing_of_a_run(run, data, tmp_path, monkeypatch):
@@ -211,7 +247,10 @@ def test_drawing_draws_no_random_number(data, run, monkeypatch):
         run / run_folder.BEST, checkpoint.load(run / run_folder.BEST), options.bert_path, 128, "cpu"
     )
     model.train()
-    before = torch.get_rng_state(), {name: value.clone() for name, value in model.state_dict().items()}
+    before = (
+        torch.get_rng_state(),
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
     found = graph_lib.relation_matrices(model, objective, split, 5, "cpu")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in model.state_dict().items())
@@ -227,10 +266,16 @@ def test_pictures_and_histograms_are_not_doubled_by_going_on(run, data, tmp_path
     fit(data, folder, "--resume", "auto")
     ours, theirs = events(folder), events(run)
     for name in PICTURES:
-        read = [[(one.step, one.encoded_image_string) for one in found.Images(name)] for found in (ours, theirs)]
+        read = [
+            [(one.step, one.encoded_image_string) for one in found.Images(name)]
+            for found in (ours, theirs)
+        ]
         assert read[0] == read[1]
     for name in HISTOGRAMS:
-        read = [[(one.step, one.histogram_value) for one in found.Histograms(name)] for found in (ours, theirs)]
+        read = [
+            [(one.step, one.histogram_value) for one in found.Histograms(name)]
+            for found in (ours, theirs)
+        ]
         assert read[0] == read[1]
     assert (folder / "eval.txt").read_text() == (run / "eval.txt").read_text()
 
@@ -243,7 +288,10 @@ def test_nothing_is_computed_without_tensorboard_logger(data, tmp_path, monkeypa
     log = logs.RunLog(tmp_path / "other")
     log.images({"a": np.zeros((2, 2, 1), np.uint8)}, 1)
     log.histograms({"a": np.zeros(3)}, 1)
-    assert (folder / "test.md").exists() and not [*folder.glob("events*"), *(tmp_path / "other").glob("events*")]
+    assert (folder / "test.md").exists() and not [
+        *folder.glob("events*"),
+        *(tmp_path / "other").glob("events*"),
+    ]
 
 
 def test_greys_and_colours_go_into_a_png():
@@ -261,18 +309,22 @@ def test_training_goes_on_in_training_mode(monkeypatch):
     model, objective = torch.nn.Dropout(), torch.nn.Dropout()
     modes = []
     monkeypatch.setattr(
-        engine, "training_step", lambda *given, **settings: modes.append((given[0].training, given[1].training))
+        engine,
+        "training_step",
+        lambda *given, **settings: modes.append((given[0].training, given[1].training)),
     )
     engine.train_epoch(
-        model, objective, None, [torch.zeros(1)] * 3, step=0, seed=0, warmup=0, hardest=False, grad_clip=1.0,
-        device="cpu", on_step=lambda *told: (model.eval(), objective.eval()),
+        model, objective, None, [torch.zeros(1)] * 3, step=0, seed=0, warmup=0, hardest=False,
+        grad_clip=1.0, device="cpu", on_step=lambda *told: (model.eval(), objective.eval()),
     )  # fmt: skip
     assert modes == [(True, True)] * 3
 
 
 def table(folder):
     """The table of validations in eval.txt: its lines' cells."""
-    lines = (folder / "eval.txt").read_text().split("validations; ")[1].split("\n\n")[1].splitlines()
+    lines = (
+        (folder / "eval.txt").read_text().split("validations; ")[1].split("\n\n")[1].splitlines()
+    )
     assert len({len(line) for line in lines}) == 1
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
@@ -290,7 +342,9 @@ def test_the_table_has_a_row_for_each_validation(run):
     (best,) = (number for number, row in enumerate(rows) if row[0].startswith("* "))
     assert best == max(number for number, line in enumerate(told) if line.endswith("(best so far)"))
     saved = read(run)
-    assert int(rows[best][1]) == saved["step"] and float(rows[best][-1]) == pytest.approx(saved["best_rsum"], abs=0.051)
+    assert int(rows[best][1]) == saved["step"] and float(rows[best][-1]) == pytest.approx(
+        saved["best_rsum"], abs=0.051
+    )
     assert text.index("demo, split dev: 4 validations") < text.index("demo, split test")
     assert "validations" not in (run / "test.md").read_text()
 
@@ -306,16 +360,21 @@ def test_the_table_is_printed(run, data, tmp_path, capsys):
 def test_a_later_validation_of_the_same_rounded_rsum_is_the_best():
     recalls = [10.0] * 6
     found = [validations.Validation(n, 5 * n, "dev", recalls, 60.0, n in (0, 2)) for n in range(4)]
-    starred = [line for line in validations.markdown_of_validations(found).splitlines() if "*" in line]
+    starred = [
+        line for line in validations.markdown_of_validations(found).splitlines() if "*" in line
+    ]
     assert starred == ["|   * 2 |   10 |    10.0 | 10.0 | 10.0 |    10.0 | 10.0 | 10.0 | 60.0 |"]
-    assert "*" not in validations.markdown_of_validations([one._replace(is_best=False) for one in found])
+    assert "*" not in validations.markdown_of_validations(
+        [one._replace(is_best=False) for one in found]
+    )
 
 
 def test_validations_are_read_from_the_log(tmp_path):
     assert validations.read_validations(tmp_path) == []
     (tmp_path / "eval.txt").write_text(
-        "epoch 3 step 40 dev: image to text R@1 1.0 R@5 2.5 R@10 3.0 median 7 mean 8.5; text to image R@1 4.0 R@5 5.0 "
-        "R@10 6.5 median 9 mean 9.9; rsum 22.0 (best so far)\n\nanother line\n| 5 | 1.0 |\nepoch 4 step 50 dev: image"
+        "epoch 3 step 40 dev: image to text R@1 1.0 R@5 2.5 R@10 3.0 median 7 mean 8.5; text to "
+        "image R@1 4.0 R@5 5.0 R@10 6.5 median 9 mean 9.9; rsum 22.0 (best so far)\n\nanother "
+        "line\n| 5 | 1.0 |\nepoch 4 step 50 dev: image"
     )
     assert validations.read_validations(tmp_path) == [
         validations.Validation(3, 40, "dev", [1.0, 2.5, 3.0, 4.0, 5.0, 6.5], 22.0, True)

@@ -1,4 +1,5 @@
-"""--init_from: a run starts from the weights of a trained model, ours or published, of any data set."""
+"""--init_from: a run starts from the weights of a trained model, ours or published,
+of any data set."""
 
 import shutil
 
@@ -18,7 +19,10 @@ from lib.system import run_folder
 from lib.system.errors import InputError
 from lib.training import engine, loop, reporting, run_start
 
-SIZES = "--num_epochs 1 --batch_size 20 --embed_size 32 --nhead 2 --workers 0 --warmup 1 --learning_rate 0.001".split()
+SIZES = (
+    "--num_epochs 1 --batch_size 20 --embed_size 32 --nhead 2 --workers 0 --warmup 1 "
+    "--learning_rate 0.001"
+).split()
 BIGRU = "--text_encoder bigru --word_dim 12 --pooling max --min_word_count 3".split()
 CPU = torch.device("cpu")
 
@@ -38,7 +42,15 @@ def data(tmp_path_factory):
 
 
 def command(data, folder, *more):
-    given = ["--data_path", data, "--logger_name", folder, "--bert_path", data / "demo_precomp" / "bert", *more]
+    given = [
+        "--data_path",
+        data,
+        "--logger_name",
+        folder,
+        "--bert_path",
+        data / "demo_precomp" / "bert",
+        *more,
+    ]
     return [*SIZES, *map(str, given if "--dataset" in more else ["--dataset", "demo", *given])]
 
 
@@ -68,10 +80,15 @@ def table(file, data, dataset="demo"):
     trained = checkpoint.load(file)
     bert_path = find_bert_path(trained, data / "demo_precomp" / "bert")
     longest = None if trained.vocabulary else 64
-    split = RetrievalDataset(data / f"{dataset}_precomp", "dev", load_tokeniser(trained, bert_path), longest)
+    split = RetrievalDataset(
+        data / f"{dataset}_precomp", "dev", load_tokeniser(trained, bert_path), longest
+    )
     model = load_model(file, trained, bert_path, split.region_dim, CPU)
     scores = metrics.scores(metrics.ranks(encoding.similarities(model, split, CPU)))
-    sides = f"image to text {reporting.row(scores.image_to_text)}; text to image {reporting.row(scores.text_to_image)}"
+    sides = (
+        f"image to text {reporting.row(scores.image_to_text)}; text to image "
+        f"{reporting.row(scores.text_to_image)}"
+    )
     return f"{sides}; rsum {scores.rsum:.1f} (best so far)"
 
 
@@ -82,7 +99,11 @@ def first_validation(folder):
 
 
 def first_log_line(folder):
-    lines = [line for line in (folder / "train.txt").read_text().splitlines() if line.startswith("starting from ")]
+    lines = [
+        line
+        for line in (folder / "train.txt").read_text().splitlines()
+        if line.startswith("starting from ")
+    ]
     assert len(lines) == 1
     return lines[0]
 
@@ -92,17 +113,23 @@ def test_a_run_starts_where_another_one_ended(data, source, tmp_path, dataset):
     run = fit(data, tmp_path / "run", "--init_from", source, "--dataset", dataset)
     assert first_validation(run) == table(source / run_folder.BEST, data, dataset)
     line = first_log_line(run)
-    assert line.startswith(f"starting from {source} (trained on demo, 1 epochs): the weights of both encoders; the ")
+    assert line.startswith(
+        f"starting from {source} (trained on demo, 1 epochs): the weights of both encoders; the "
+    )
     assert "instance graph and the optimiser start anew" in line and "warning" not in line
     started, ended = read(source), read(run, run_folder.LAST)
     assert not same(started["model"], ended["model"]) and ended["step"] == 10
     assert ended["options"]["init_from"] == str(source)
 
 
-def test_the_weights_are_those_of_the_file_and_the_graph_is_new(data, source, tmp_path, monkeypatch):
+def test_the_weights_are_those_of_the_file_and_the_graph_is_new(
+    data, source, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loop.Training, "run", lambda training: training.state)
-    new, fresh = (train.main(command(data, tmp_path / name, *more))[0] for name, more in
-                  (("new", ["--init_from", str(source / run_folder.LAST)]), ("fresh", [])))  # fmt: skip
+    new, fresh = (
+        train.main(command(data, tmp_path / name, *more))[0]
+        for name, more in (("new", ["--init_from", str(source / run_folder.LAST)]), ("fresh", []))
+    )
     assert same(dict(new.model.state_dict()), read(source, run_folder.LAST)["model"])
     assert not same(dict(new.model.state_dict()), dict(fresh.model.state_dict()))
     assert not same(dict(new.objective.state_dict()), read(source, run_folder.LAST)["objective"])
@@ -117,7 +144,9 @@ def test_a_published_checkpoint_is_a_start_too(data, source, tmp_path):
     assert f"starting from {published} (published format, 7 epochs)" in first_log_line(run)
 
 
-def test_the_start_stays_the_best_where_training_makes_it_worse(data, source, tmp_path, monkeypatch):
+def test_the_start_stays_the_best_where_training_makes_it_worse(
+    data, source, tmp_path, monkeypatch
+):
     compute = engine.train_epoch
 
     def spoilt(model, *parts, **settings):
@@ -145,18 +174,25 @@ def test_words_of_the_checkpoint_keep_their_embedding(data, words, tmp_path, mon
     assert torch.equal(weight[: 5 + len(old)], read(words)["model"]["text_encoder.words.weight"])
     added = weight[5 + len(old) :]
     assert len(added) == len(new) - len(old) and added.any(1).all() and added.abs().max() <= 0.1
-    assert f"; {len(old)} words keep their embedding, {len(added)} new words start at random" in first_log_line(run)
+    assert (
+        f"; {len(old)} words keep their embedding, {len(added)} new words start at random"
+        in first_log_line(run)
+    )
 
 
 def test_new_words_start_from_glove(data, words, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Training, "run", lambda training: training.state)
     glove = tmp_path / "glove.txt"
-    glove.write_text("".join(f"{word} " + " ".join(["0.5"] * 12) + "\n" for word in ("every", "ball")))
+    glove.write_text(
+        "".join(f"{word} " + " ".join(["0.5"] * 12) + "\n" for word in ("every", "ball"))
+    )
     more = [*BIGRU, "--init_from", words, "--dataset", "other", "--glove", glove]
     training = train.main(command(data, tmp_path / "run", *more))[0]
     weight, ids = training.model.text_encoder.words.weight, training.vocabulary.ids
     assert (weight[ids["every"]] == 0.5).all()
-    assert torch.equal(weight[ids["ball"]], read(words)["model"]["text_encoder.words.weight"][ids["ball"]])
+    assert torch.equal(
+        weight[ids["ball"]], read(words)["model"]["text_encoder.words.weight"][ids["ball"]]
+    )
     assert "new words start from --glove or at random" in first_log_line(tmp_path / "run")
 
 
@@ -168,7 +204,9 @@ def test_a_bigru_starts_where_another_one_ended(data, words, tmp_path, dataset):
 
 
 @pytest.mark.parametrize("encoder", ["bert", "bigru"])
-def test_a_run_that_started_so_goes_on_without_the_file(data, source, words, tmp_path, encoder, capsys):
+def test_a_run_that_started_so_goes_on_without_the_file(
+    data, source, words, tmp_path, encoder, capsys
+):
     start = shutil.copytree(source if encoder == "bert" else words, tmp_path / "start")
     more = ["--init_from", start, "--dataset", "other", *(BIGRU if encoder == "bigru" else [])]
     straight = fit(data, tmp_path / "straight", *more, "--num_epochs", 2)
@@ -177,14 +215,19 @@ def test_a_run_that_started_so_goes_on_without_the_file(data, source, words, tmp
     fit(data, run, *more, "--resume", "auto", "--num_epochs", 2)
     for name in (run_folder.LAST, run_folder.BEST):
         ours, theirs = read(run, name), read(straight, name)
-        assert all(same(ours[part], theirs[part]) for part in ("model", "objective", "optimizer", "step", "vocabulary"))
+        assert all(
+            same(ours[part], theirs[part])
+            for part in ("model", "objective", "optimizer", "step", "vocabulary")
+        )
     text = (straight / "train.txt").read_text().replace(str(straight), str(run))
     assert [line for line in text.splitlines() if "epochs, graph" not in line] == [
         line for line in (run / "train.txt").read_text().splitlines() if "epochs, graph" not in line
     ]
 
 
-def test_a_run_killed_before_its_first_validation_starts_it_again(data, source, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_validation_starts_it_again(
+    data, source, tmp_path, monkeypatch
+):
     def killed(training):
         raise KeyboardInterrupt
 
@@ -216,33 +259,67 @@ def narrow(folder):
 
 def broken(folder, **values):
     state = read(folder)["model"]
-    saved_with(folder / run_folder.BEST, model=state | {name.replace("__", "."): new for name, new in values.items()})
+    saved_with(
+        folder / run_folder.BEST,
+        model=state | {name.replace("__", "."): new for name, new in values.items()},
+    )
 
 
 REFUSED = {
-    "no such file": (lambda run: run.rename(run.with_name("gone")), [], ["no such checkpoint", "with --init_from"]),
-    "another size": (None, ["--embed_size", 16], ["a model of --embed_size 32", "give --embed_size 32"]),
+    "no such file": (
+        lambda run: run.rename(run.with_name("gone")),
+        [],
+        ["no such checkpoint", "with --init_from"],
+    ),
+    "another size": (
+        None,
+        ["--embed_size", 16],
+        ["a model of --embed_size 32", "give --embed_size 32"],
+    ),
     "other heads": (None, ["--nhead", 4], ["--nhead 2", "as this run has it; give --nhead 2"]),
     "another pooling": (None, ["--pooling", "mean"], ["give --pooling maxk+relation"]),
-    "another encoder": (None, BIGRU, ["a model of --text_encoder bert", "give --text_encoder bert"]),
-    "no checkpoint": (lambda run: (run / "model_best.pth").write_bytes(b"junk"), [], ["cannot be read as a checkpo"]),
-    "weights of NaN": (
-        lambda run: broken(run, image_encoder__projection__bias=torch.full((32,), torch.nan)), [], ["NaN or Inf"],
+    "another encoder": (
+        None,
+        BIGRU,
+        ["a model of --text_encoder bert", "give --text_encoder bert"],
     ),
-    "an entry too few": (lambda run: broken(run, image_encoder__projection__bias=None), [], ["projection.bias is not"]),
+    "no checkpoint": (
+        lambda run: (run / "model_best.pth").write_bytes(b"junk"),
+        [],
+        ["cannot be read as a checkpo"],
+    ),
+    "weights of NaN": (
+        lambda run: broken(run, image_encoder__projection__bias=torch.full((32,), torch.nan)),
+        [],
+        ["NaN or Inf"],
+    ),
+    "an entry too few": (
+        lambda run: broken(run, image_encoder__projection__bias=None),
+        [],
+        ["projection.bias is not"],
+    ),
     "another BERT": (
-        lambda run: broken(run, text_encoder__bert__embeddings__word_embeddings__weight=torch.ones(9, 128)), [],
+        lambda run: broken(
+            run, text_encoder__bert__embeddings__word_embeddings__weight=torch.ones(9, 128)
+        ),
+        [],
         ["word_embeddings.weight is (9, 128)", "--bert_path"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage, more, expected", REFUSED.values(), ids=REFUSED)
-def test_what_does_not_fit_is_refused_in_a_line(data, source, tmp_path, refusal, damage, more, expected):
+def test_what_does_not_fit_is_refused_in_a_line(
+    data, source, tmp_path, refusal, damage, more, expected
+):
     start = shutil.copytree(source, tmp_path / "start")
     if damage:
         damage(start)
-    refusal(train.main, *command(data, tmp_path / "run", "--init_from", start, *more), expected=[start, *expected])
+    refusal(
+        train.main,
+        *command(data, tmp_path / "run", "--init_from", start, *more),
+        expected=[start, *expected],
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -250,13 +327,17 @@ def test_other_features_or_word_sizes_are_refused(data, source, words, tmp_path,
     narrowed = shutil.copytree(data, tmp_path / "data")
     narrow(narrowed)
     expected = ["a model of regions of 128 features, expected 64 as the data have"]
-    refusal(train.main, *command(narrowed, tmp_path / "run", "--init_from", source), expected=expected)
+    refusal(
+        train.main, *command(narrowed, tmp_path / "run", "--init_from", source), expected=expected
+    )
     more = [*BIGRU, "--word_dim", 20, "--init_from", words]
     refusal(train.main, *command(data, tmp_path / "run", *more), expected=["give --word_dim 12"])
     damaged = shutil.copytree(words, tmp_path / "words")
     broken(damaged, text_encoder__words__weight=torch.ones(3, 12))
     more = [*BIGRU, "--init_from", damaged]
-    refusal(train.main, *command(data, tmp_path / "run", *more), expected=["words.weight is (3, 12)"])
+    refusal(
+        train.main, *command(data, tmp_path / "run", *more), expected=["words.weight is (3, 12)"]
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -266,7 +347,10 @@ def test_a_bert_of_another_tokeniser_is_refused(data, source, tmp_path, refusal)
     *words, last, before = (other / "vocab.txt").read_text().split()
     (other / "vocab.txt").write_text("\n".join([*words, before, last]) + "\n")
     more = ["--init_from", source, "--bert_path", other]
-    expected = [f"--bert_path {other}: other tokeniser than the BERT that {source}", "give that BERT"]
+    expected = [
+        f"--bert_path {other}: other tokeniser than the BERT that {source}",
+        "give that BERT",
+    ]
     refusal(train.main, *command(data, tmp_path / "run", *more), expected=expected)
     assert not (tmp_path / "run").exists()
 
@@ -276,11 +360,17 @@ def test_a_run_does_not_replace_what_it_starts_from(data, source, tmp_path, refu
     before = contents(start)
     for path in (start, start / run_folder.LAST):
         more = ["--init_from", path, "--overwrite", 1]
-        refusal(train.main, *command(data, start, *more), expected=["in the folder of this run", "another --logger_"])
+        refusal(
+            train.main,
+            *command(data, start, *more),
+            expected=["in the folder of this run", "another --logger_"],
+        )
     assert contents(start) == before
 
 
-@pytest.mark.parametrize("name, before, other", [("init_from", None, "runs/x"), ("strip_accents", 1, 0)])
+@pytest.mark.parametrize(
+    "name, before, other", [("init_from", None, "runs/x"), ("strip_accents", 1, 0)]
+)
 def test_a_run_from_before_these_options_goes_on_with_their_defaults(name, before, other):
     run_start.check_resumed("last.pth", {name: before}, {})
     with pytest.raises(InputError, match=f"started with --{name} {before}, found --{name} {other}"):
@@ -293,8 +383,18 @@ def test_a_run_that_did_not_start_so_does_not_go_on_so(data, source, tmp_path, r
     begun = shutil.copytree(source, tmp_path / "begun")
     if is_old:  # from before the option
         options = read(begun, run_folder.LAST)["options"]
-        saved_with(begun / run_folder.LAST, options={name: options[name] for name in options if name != "init_from"})
+        saved_with(
+            begun / run_folder.LAST,
+            options={name: options[name] for name in options if name != "init_from"},
+        )
     run = begun if resume == "auto" else tmp_path / "run"
-    more = ["--init_from", source, "--resume", "auto" if resume == "auto" else begun / run_folder.LAST]
-    with pytest.raises(InputError, match=f"started with --init_from None, found --init_from {source}"):
+    more = [
+        "--init_from",
+        source,
+        "--resume",
+        "auto" if resume == "auto" else begun / run_folder.LAST,
+    ]
+    with pytest.raises(
+        InputError, match=f"started with --init_from None, found --init_from {source}"
+    ):
         fit(data, run, *more)

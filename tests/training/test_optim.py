@@ -1,4 +1,5 @@
-"""Parameter groups, rates, single optimisation steps that count or change nothing, and encoding by blocks."""
+"""Parameter groups, rates, single optimisation steps that count or change nothing,
+and encoding by blocks."""
 
 import copy
 from types import SimpleNamespace
@@ -21,7 +22,9 @@ RATE = 1e-3
 def setting(seed=0, graph_lr_factor=1.0, dropout=0.0, **options):
     """A tiny model with its objective and optimiser."""
     torch.manual_seed(seed)
-    bert = small_bert(vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=3, intermediate_size=32)
+    bert = small_bert(
+        vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=3, intermediate_size=32
+    )
     model = HREM(bert, REGION_DIM, DIM, HEADS, dropout=dropout).train()
     objective = Objective(DIM, HEADS, dropout=dropout, topk=4, **options)
     return model, objective, optim.build(model, objective, RATE, graph_lr_factor)
@@ -29,9 +32,13 @@ def setting(seed=0, graph_lr_factor=1.0, dropout=0.0, **options):
 
 def batch_of(seed=0, lengths=(8, 6, 5, 3)):
     generator = torch.Generator().manual_seed(seed)
-    draw = [torch.randint(1, VOCABULARY, (length,), generator=generator).numpy() for length in lengths]
+    draw = [
+        torch.randint(1, VOCABULARY, (length,), generator=generator).numpy() for length in lengths
+    ]
     regions = torch.randn(len(lengths), 5, REGION_DIM, generator=generator)
-    return Batch(regions, torch.full((len(lengths),), 5), *pad_pieces(draw), torch.arange(len(lengths)))
+    return Batch(
+        regions, torch.full((len(lengths),), 5), *pad_pieces(draw), torch.arange(len(lengths))
+    )
 
 
 def bad_batch():
@@ -66,8 +73,13 @@ def parameters_of(optimizer):
 def test_groups_hold_every_parameter_once():
     model, objective, optimizer = setting()
     found = [id(parameter) for parameter in parameters_of(optimizer)]
-    assert sorted(found) == sorted(id(parameter) for part in (model, objective) for parameter in part.parameters())
-    groups = {group["name"]: {id(parameter) for parameter in group["params"]} for group in optimizer.param_groups}
+    assert sorted(found) == sorted(
+        id(parameter) for part in (model, objective) for parameter in part.parameters()
+    )
+    groups = {
+        group["name"]: {id(parameter) for parameter in group["params"]}
+        for group in optimizer.param_groups
+    }
     assert groups["bert"] == {id(parameter) for parameter in model.text_encoder.bert.parameters()}
     assert groups["relations"] == {id(parameter) for parameter in objective.parameters()}
     assert id(model.text_encoder.projection.weight) in groups["encoders"]
@@ -83,8 +95,8 @@ def test_bert_learns_at_a_tenth_and_the_relations_at_a_factor(factor):
 
 
 @pytest.mark.parametrize("schedule, decays", [
-    ([15, 25], {0: 0, 14: 0, 15: 1, 24: 1, 25: 2, 29: 2}), ([25, 15], {14: 0, 20: 1, 29: 2}), ([], {0: 0, 29: 0}),
-    ([5, 5], {4: 0, 5: 2}), ([0], {0: 1, 9: 1}),
+    ([15, 25], {0: 0, 14: 0, 15: 1, 24: 1, 25: 2, 29: 2}), ([25, 15], {14: 0, 20: 1, 29: 2}),
+    ([], {0: 0, 29: 0}), ([5, 5], {4: 0, 5: 2}), ([0], {0: 1, 9: 1}),
 ])  # fmt: skip
 def test_rates_decay_at_every_milestone_reached(schedule, decays):
     optimizer = setting(graph_lr_factor=2.0)[2]
@@ -113,13 +125,17 @@ def test_a_step_is_adamw_on_the_gradient_clipped_over_all_parameters(grad_clip):
     assert float(report.loss) == pytest.approx(float(total.detach()), rel=1e-5)
     clip = min(1.0, grad_clip / norm)
     for name, before, after in zip(names, twins, ours, strict=True):
-        rate = RATE * (0.1 if ".bert." in name else 3 if name.startswith(("relations", "fusion")) else 1)
+        rate = RATE * (
+            0.1 if ".bert." in name else 3 if name.startswith(("relations", "fusion")) else 1
+        )
         gradient = clip * before.grad
         torch.testing.assert_close(after.grad, gradient, atol=1e-6, rtol=1e-3)
         is_clear = gradient.abs() > 1e-4 * clip  # near zero Adam's first step hangs on rounding
         expected = before * (1 - rate * 1e-4) - rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(after[is_clear], expected[is_clear], atol=1e-6, rtol=1e-4)
-    assert sum(float(parameter.grad.square().sum()) for parameter in ours) ** 0.5 <= grad_clip * 1.001
+    assert (
+        sum(float(parameter.grad.square().sum()) for parameter in ours) ** 0.5 <= grad_clip * 1.001
+    )
 
 
 @pytest.mark.parametrize("use_graph", [False, True])
@@ -130,8 +146,12 @@ def test_a_finite_step_changes_all_that_it_trains(use_graph):
     report = step(model, objective, optimizer, batch_of(1), 1, use_graph=use_graph)
     changed = differing(before, everything(model, objective, optimizer))
     assert report.is_finite and report.loss.isfinite() and report.gradient_norm > 0
-    assert report.terms.keys() == ({"base", "cross", "graph", "regulariser"} if use_graph else {"base"})
-    assert not report.loss.requires_grad and not any(term.requires_grad for term in report.terms.values())
+    assert report.terms.keys() == (
+        {"base", "cross", "graph", "regulariser"} if use_graph else {"base"}
+    )
+    assert not report.loss.requires_grad and not any(
+        term.requires_grad for term in report.terms.values()
+    )
     for name in (
         "model.image_encoder.projection.weight",
         "model.image_encoder.mlp.1.running_mean",
@@ -165,7 +185,9 @@ def test_a_finite_loss_with_a_gradient_that_is_not_changes_nothing(value):
     model, objective, optimizer = setting()
     step(model, objective, optimizer, batch_of())
     before = everything(model, objective, optimizer)
-    hook = model.image_encoder.projection.bias.register_hook(lambda gradient: torch.full_like(gradient, value))
+    hook = model.image_encoder.projection.bias.register_hook(
+        lambda gradient: torch.full_like(gradient, value)
+    )
     report = step(model, objective, optimizer, batch_of(1), 1)
     assert report.loss.isfinite() and not report.is_finite
     assert differing(before, everything(model, objective, optimizer)) == []
@@ -195,8 +217,13 @@ def test_the_seed_of_a_step_depends_on_seed_and_step_alone():
 
 
 def train(parts, batches, first=0, warmup=2, seen=None, **options):
-    settings = dict(step=first, seed=0, warmup=warmup, hardest=False, grad_clip=2.0, device="cpu") | options
-    return engine.train_epoch(*parts, batches, on_step=seen or (lambda *arguments: None), **settings)
+    settings = (
+        dict(step=first, seed=0, warmup=warmup, hardest=False, grad_clip=2.0, device="cpu")
+        | options
+    )
+    return engine.train_epoch(
+        *parts, batches, on_step=seen or (lambda *arguments: None), **settings
+    )
 
 
 def test_an_epoch_may_be_cut_anywhere_and_the_graph_begins_at_its_step():
@@ -227,7 +254,9 @@ def test_hardest_and_the_clip_reach_every_step():
             grad_clip=0.01,
             seen=lambda done, report, *times: reports.append(report),
         )
-        clipped = sum(float(p.grad.square().sum()) for p in parameters_of(parts[2]) if p.grad is not None)
+        clipped = sum(
+            float(p.grad.square().sum()) for p in parameters_of(parts[2]) if p.grad is not None
+        )
         assert clipped**0.5 == pytest.approx(0.01, rel=1e-3)
     assert reports[1].loss < reports[0].loss
 
@@ -237,7 +266,10 @@ def test_every_precision_trains_weights_of_float32(precision):
     parts, twins = (setting(base_loss="vse", gnn_loss="vse") for _ in range(2))
     report, exact = step(*parts, batch_of(), precision=precision), step(*twins, batch_of())
     assert report.is_finite
-    assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in parameters_of(parts[2]))
+    assert all(
+        parameter.dtype == parameter.grad.dtype == torch.float32
+        for parameter in parameters_of(parts[2])
+    )
     assert float(report.loss) == pytest.approx(float(exact.loss), rel=0.05)
     assert torch.equal(report.loss, exact.loss) is (precision != "bf16")
 
@@ -249,7 +281,9 @@ def test_matrix_products_use_tf32_only_where_it_is_asked_for_and_only_inside(pre
         for before in ("highest", "high"):
             torch.set_float32_matmul_precision(before)
             with pytest.raises(KeyError), engine.matrix_products(precision):
-                assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else "highest")
+                assert torch.get_float32_matmul_precision() == (
+                    "high" if precision == "tf32" else "highest"
+                )
                 raise KeyError
             assert torch.get_float32_matmul_precision() == before
     finally:
@@ -257,16 +291,20 @@ def test_matrix_products_use_tf32_only_where_it_is_asked_for_and_only_inside(pre
 
 
 def split_of(num_images=4, seed=0):
-    """What the engine reads of a `RetrievalDataset`: blocks of images, and captions of many lengths."""
+    """What the engine reads of a `RetrievalDataset`: blocks of images,
+    and captions of many lengths."""
     draw = np.random.default_rng(seed)
     regions = torch.from_numpy(draw.standard_normal((num_images, 5, REGION_DIM), dtype=np.float32))
     ids = [draw.integers(1, VOCABULARY, length) for length in draw.integers(2, 12, 5 * num_images)]
     return SimpleNamespace(
-        num_images=num_images, regions=regions, ids=ids, captions=SimpleNamespace(lengths=np.array([*map(len, ids)])),
+        num_images=num_images,
+        regions=regions,
+        ids=ids,
+        captions=SimpleNamespace(lengths=np.array([*map(len, ids)])),
         caption_images=np.arange(5 * num_images) // 5,
         image_block=lambda start, stop: (regions[start:stop], torch.full((stop - start,), 5)),
         caption_block=lambda which: pad_pieces([ids[caption] for caption in which]),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20, 128])
@@ -279,13 +317,18 @@ def test_encoding_by_blocks_is_encoding_one_by_one_in_the_files_order(batch_size
         expected = model.image_encoder(regions[None], torch.tensor([5])).embedding[0]
         torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=0)
     for found, ids in zip(captions, split.ids, strict=True):
-        expected = model.text_encoder(torch.from_numpy(ids)[None], torch.tensor([len(ids)])).embedding[0]
+        expected = model.text_encoder(
+            torch.from_numpy(ids)[None], torch.tensor([len(ids)])
+        ).embedding[0]
         torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=0)
 
 
 def test_similarities_are_the_dot_products_of_both_encodings():
     model, split = setting()[0], split_of()
     found = encoding.similarities(model, split, "cpu")
-    expected = encoding.encode_images(model, split, "cpu") @ encoding.encode_captions(model, split, "cpu").T
+    expected = (
+        encoding.encode_images(model, split, "cpu")
+        @ encoding.encode_captions(model, split, "cpu").T
+    )
     assert found.shape == (4, 20)
     np.testing.assert_allclose(found[:, :], expected.numpy(), atol=1e-6)

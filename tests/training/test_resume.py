@@ -23,8 +23,8 @@ from lib.training import engine, logs
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = (
-    "--dataset demo --num_epochs 3 --batch_size 30 --embed_size 32 --nhead 2 --warmup 6 --log_step 4 --val_step 7 "
-    "--save_results 0 --learning_rate 0.002 --workers 0 --save_step 3"
+    "--dataset demo --num_epochs 3 --batch_size 30 --embed_size 32 --nhead 2 --warmup 6 "
+    "--log_step 4 --val_step 7 --save_results 0 --learning_rate 0.002 --workers 0 --save_step 3"
 ).split()
 STEPS = 30  # of a whole run
 
@@ -53,7 +53,9 @@ def check_same_run(folder, whole):
         for part in ("model", "objective", "optimizer", "epoch", "step", "best_rsum"):
             assert same(ours[part], theirs[part]), f"{name}: {part}"
     for name in ("train.txt", "eval.txt", "test.md"):
-        assert (folder / name).read_text() == (whole / name).read_text().replace(str(whole), str(folder)), name
+        assert (folder / name).read_text() == (whole / name).read_text().replace(
+            str(whole), str(folder)
+        ), name
     ours, theirs = scalars(folder), scalars(whole)
     for name in ("batch_time", "data_time"):
         assert [step for step, _ in ours.pop(name)] == [step for step, _ in theirs.pop(name)]
@@ -82,7 +84,9 @@ def stop_at_step(monkeypatch, step):
 @pytest.mark.parametrize(
     "step, workers", [*((step, "0") for step in (0, 2, 3, 8, 10, 11, 20, 29)), (8, "2"), (20, "2")]
 )
-def test_a_stopped_run_goes_on_as_if_it_never_had(data, whole, tmp_path, monkeypatch, step, workers):
+def test_a_stopped_run_goes_on_as_if_it_never_had(
+    data, whole, tmp_path, monkeypatch, step, workers
+):
     with monkeypatch.context() as patched:
         stop_at_step(patched, step)
         with pytest.raises(Stopped):
@@ -93,7 +97,8 @@ def test_a_stopped_run_goes_on_as_if_it_never_had(data, whole, tmp_path, monkeyp
 
 @pytest.mark.parametrize("number", range(1, 8))
 def test_a_run_stopped_while_a_file_is_written_goes_on(data, whole, tmp_path, monkeypatch, number):
-    """The number-th checkpoint is written half; what is there before is what the run goes on from."""
+    """The number-th checkpoint is written half; what is there before is what the run goes on
+    from."""
     met, save = [], torch.save
 
     def save_half(content, file):
@@ -149,7 +154,9 @@ def test_auto_starts_a_run_where_there_is_none(data, whole, tmp_path):
 def test_what_a_folder_holds_is_not_replaced_unasked(data, whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(InputError, match=r"last\.pth: the folder holds a run.*--resume auto.*--overwrite 1"):
+    with pytest.raises(
+        InputError, match=r"last\.pth: the folder holds a run.*--resume auto.*--overwrite 1"
+    ):
         train.main(command(data, folder))
     (folder / run_folder.LAST).unlink()
     with pytest.raises(InputError, match=r"model_best\.pth: the folder holds a run"):
@@ -165,14 +172,24 @@ def test_overwriting_leaves_nothing_of_the_run_before(data, whole, tmp_path, mon
     stop_at_step(monkeypatch, 1)
     with pytest.raises(Stopped):
         train.main(command(data, folder, "--overwrite", "1"))
-    names = {re.sub(r"tfevents\..*", "tfevents", path.name) for path in folder.iterdir() if path.name[0] != "."}
+    names = {
+        re.sub(r"tfevents\..*", "tfevents", path.name)
+        for path in folder.iterdir()
+        if path.name[0] != "."
+    }
     assert names == {
-        "last.pth", "train.txt", "Parameters.txt", "events.out.tfevents", "run_manifest.json"
-    }  # fmt: skip
+        "last.pth",
+        "train.txt",
+        "Parameters.txt",
+        "events.out.tfevents",
+        "run_manifest.json",
+    }
     assert read(folder, run_folder.LAST)["step"] == 0
 
 
-@pytest.mark.parametrize("option, value", [("--batch_size", "20"), ("--seed", "1"), ("--mask_weight", "1.5")])
+@pytest.mark.parametrize(
+    "option, value", [("--batch_size", "20"), ("--seed", "1"), ("--mask_weight", "1.5")]
+)
 def test_a_run_goes_on_with_the_options_it_began_with(data, whole, tmp_path, option, value):
     folder = shutil.copytree(whole, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -181,14 +198,34 @@ def test_a_run_goes_on_with_the_options_it_began_with(data, whole, tmp_path, opt
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("damage, expected", [
-    (lambda path: os.truncate(path, 5000), "cannot be read as a checkpoint"),
-    (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
-    (lambda path: shutil.copy(path.with_name(run_folder.BEST), path), "expected a last.pth written by train.py"),
-    (lambda path: torch.save({"opt": 1}, path), "expected a last.pth written by train.py"),
-    (lambda path: torch.save(torch.load(path, weights_only=True) | {"optimizer": {}}, path), "does not fit this run"),
-    (lambda path: torch.save(torch.load(path, weights_only=True) | {"model": {}}, path), "does not fit this run"),
-], ids=["truncated", "empty", "the best model", "another program's", "without moments", "without weights"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        (lambda path: os.truncate(path, 5000), "cannot be read as a checkpoint"),
+        (lambda path: path.write_bytes(b""), "cannot be read as a checkpoint"),
+        (
+            lambda path: shutil.copy(path.with_name(run_folder.BEST), path),
+            "expected a last.pth written by train.py",
+        ),
+        (lambda path: torch.save({"opt": 1}, path), "expected a last.pth written by train.py"),
+        (
+            lambda path: torch.save(torch.load(path, weights_only=True) | {"optimizer": {}}, path),
+            "does not fit this run",
+        ),
+        (
+            lambda path: torch.save(torch.load(path, weights_only=True) | {"model": {}}, path),
+            "does not fit this run",
+        ),
+    ],
+    ids=[
+        "truncated",
+        "empty",
+        "the best model",
+        "another program's",
+        "without moments",
+        "without weights",
+    ],
+)
 def test_a_damaged_file_is_not_gone_on_from(data, whole, tmp_path, damage, expected):
     folder = shutil.copytree(whole, tmp_path / "run")
     damage(folder / run_folder.LAST)
@@ -199,11 +236,15 @@ def test_a_damaged_file_is_not_gone_on_from(data, whole, tmp_path, damage, expec
 
 
 def start(data, folder, *more, own_environment=(), **settings):
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     environment |= dict(own_environment)
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *command(data, folder, *more)], cwd=folder.parent, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **settings,
+        [sys.executable, str(ROOT / "train.py"), *command(data, folder, *more)], cwd=folder.parent,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **settings,
     )  # fmt: skip
 
 
@@ -217,7 +258,8 @@ def wait_for(process, text):
 
 @pytest.fixture(scope="module")
 def whole_with_one_thread(data, tmp_path_factory):
-    """As `whole`, in a process like those that tests end: the number of threads may change the last bits."""
+    """As `whole`, in a process like those that tests end: the number of threads may change the last
+    bits."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     process = start(data, folder)
     printed = process.communicate()[0]
@@ -225,7 +267,9 @@ def whole_with_one_thread(data, tmp_path_factory):
     return shared(folder)
 
 
-@pytest.mark.parametrize("number, status, workers", [(signal.SIGINT, 130, "0"), (signal.SIGTERM, 143, "1")])
+@pytest.mark.parametrize(
+    "number, status, workers", [(signal.SIGINT, 130, "0"), (signal.SIGTERM, 143, "1")]
+)
 def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
     data, whole_with_one_thread, tmp_path, number, status, workers
 ):
@@ -234,9 +278,16 @@ def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
     os.killpg(process.pid, number)  # to the workers too, as a terminal and a scheduler do
     printed = process.communicate(timeout=PROCESS_TIMEOUT)[0]
     assert process.returncode == status, printed
-    assert "stopped at step" in printed and "--resume auto goes on" in printed and "Traceback" not in printed
+    assert (
+        "stopped at step" in printed
+        and "--resume auto goes on" in printed
+        and "Traceback" not in printed
+    )
     step = read(tmp_path / "run", run_folder.LAST)["step"]
-    assert 8 <= step < STEPS and f"stopped at step {step}, saved in {tmp_path / 'run' / 'last.pth'}" in printed
+    assert (
+        8 <= step < STEPS
+        and f"stopped at step {step}, saved in {tmp_path / 'run' / 'last.pth'}" in printed
+    )
     resumed = start(data, tmp_path / "run", "--workers", workers, "--resume", "auto")
     assert f"step {step}" in resumed.communicate()[0] and resumed.returncode == 0
     check_same_run(tmp_path / "run", whole_with_one_thread)
@@ -253,7 +304,8 @@ def test_a_second_interrupt_stops_at_once(monkeypatch):
 
 
 def kill_and_go_on(data, whole, folder, kills, seed):
-    """Kill a run at random moments, saving among them, going on each time; it ends as the undisturbed one."""
+    """Kill a run at random moments, saving among them, going on each time;
+    it ends as the undisturbed one."""
     generator, killed = random.Random(seed), 0
     while killed < kills:
         process = start(data, folder, "--resume", "auto", "--save_step", "1")
@@ -279,11 +331,15 @@ def test_twenty_kills_change_nothing(data, whole_with_one_thread, tmp_path):
     killed, number = 0, 0
     while killed < 20:
         number += 1
-        killed += kill_and_go_on(data, whole_with_one_thread, tmp_path / f"run{number}", kills=20 - killed, seed=number)
+        killed += kill_and_go_on(
+            data, whole_with_one_thread, tmp_path / f"run{number}", kills=20 - killed, seed=number
+        )
 
 
 @pytest.mark.parametrize("limit", [30_000, 250_000])
-def test_a_full_disk_stops_with_the_earlier_checkpoint_whole(data, whole, tmp_path, monkeypatch, limit):
+def test_a_full_disk_stops_with_the_earlier_checkpoint_whole(
+    data, whole, tmp_path, monkeypatch, limit
+):
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         stop_at_step(patched, 13)
@@ -294,7 +350,10 @@ def test_a_full_disk_stops_with_the_earlier_checkpoint_whole(data, whole, tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(InputError, match=r"\.pth.*: found file too large, expected to write there.*--resume auto"):
+        with pytest.raises(
+            InputError,
+            match=r"\.pth.*: found file too large, expected to write there.*--resume auto",
+        ):
             train.main(command(data, folder, "--resume", "auto"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -332,10 +391,14 @@ def test_files_are_flushed_before_they_are_renamed(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(files.os, "fsync", lambda descriptor: told.append("flushed"))
     rename = os.replace
-    monkeypatch.setattr(files.os, "replace", lambda *paths: (told.append("renamed"), rename(*paths)))
+    monkeypatch.setattr(
+        files.os, "replace", lambda *paths: (told.append("renamed"), rename(*paths))
+    )
     with files.atomic_write(tmp_path / "file") as file:
         file.write(b"content")
-    assert told == ["flushed", "renamed", "flushed"] and (tmp_path / "file").read_bytes() == b"content"
+    assert (
+        told == ["flushed", "renamed", "flushed"] and (tmp_path / "file").read_bytes() == b"content"
+    )
 
 
 def poison_steps(monkeypatch, steps):
@@ -362,12 +425,17 @@ def test_twenty_steps_in_a_row_without_a_number_stop_the_run(data, tmp_path, mon
         with pytest.raises(Stopped):
             train.main(command(data, tmp_path / "good", *options, "--save_step", "1"))
     poison_steps(monkeypatch, range(8, 28))
-    with pytest.raises(InputError, match=r"last\.pth: stopped at step 30: .*20 steps in a row.*--learning_rate"):
+    with pytest.raises(
+        InputError, match=r"last\.pth: stopped at step 30: .*20 steps in a row.*--learning_rate"
+    ):
         train.main(command(data, folder, *options))
     stopped, good = read(folder, run_folder.LAST), read(tmp_path / "good", run_folder.LAST)
     for part in ("model", "objective", "optimizer"):
         assert same(stopped[part], good[part])
-    assert "skipped 2 steps that were not finite (2 so far) in base" in (folder / "train.txt").read_text()
+    assert (
+        "skipped 2 steps that were not finite (2 so far) in base"
+        in (folder / "train.txt").read_text()
+    )
 
 
 def test_nineteen_do_not(data, tmp_path, monkeypatch):
@@ -379,33 +447,48 @@ def test_nineteen_do_not(data, tmp_path, monkeypatch):
 
 def test_out_of_memory_is_told_in_a_line(data, tmp_path, monkeypatch):
     def step(*arguments, **settings):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"
+        )
 
     monkeypatch.setattr(engine, "training_step", step)
-    with pytest.raises(InputError, match=r"--batch_size 30 \(CUDA out of memory\).*try --batch_size 15"):
+    with pytest.raises(
+        InputError, match=r"--batch_size 30 \(CUDA out of memory\).*try --batch_size 15"
+    ):
         train.main(command(data, tmp_path / "run"))
 
 
 @pytest.mark.long
 def test_a_thousand_epochs_hold_no_more_than_a_hundred(data, tmp_path):
-    """Memory, open files and threads do not grow over a long run with a worker, validation and saving.
+    """Memory, open files and threads do not grow over a long run with a worker,
+    validation and saving.
 
-    glibc raises the size from which it gives memory back to the system with what a program has freed so far, and its
-    heap then spreads for a thousand epochs; held at its first value, resident memory is what the run holds.
+    glibc raises the size from which it gives memory back to the system with what a program has
+    freed so far, and its heap then spreads for a thousand epochs; held at its first value, resident
+    memory is what the run holds.
     """
     process = start(
-        data, tmp_path / "run", "--num_epochs", "1000", "--batch_size", "100", "--val_step", "0", "--save_step", "0",
-        "--workers", "1", "--log_step", "100", own_environment={"MALLOC_MMAP_THRESHOLD_": "131072"},
+        data, tmp_path / "run", "--num_epochs", "1000", "--batch_size", "100", "--val_step", "0",
+        "--save_step", "0", "--workers", "1", "--log_step", "100",
+        own_environment={"MALLOC_MMAP_THRESHOLD_": "131072"},
     )  # fmt: skip
     held = []  # after every epoch: kB, threads, open files
     for line in process.stdout:
         if re.match(r"epoch \d+ step \d+ dev", line):
             status = Path(f"/proc/{process.pid}/status").read_text()
-            memory, threads = (int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads"))
+            memory, threads = (
+                int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads")
+            )
             held.append((memory, threads, len(os.listdir(f"/proc/{process.pid}/fd"))))
     assert process.wait() == 0 and len(held) == 1000
     for epoch in range(0, 1000, 100):
-        print(f"epochs {epoch} to {epoch + 99}: {np.min(held[epoch : epoch + 100], 0)} (kB, threads, open files)")
+        print(
+            f"epochs {epoch} to {epoch + 99}: {np.min(held[epoch : epoch + 100], 0)} (kB, "
+            "threads, open files)"
+        )
     # the least of many moments: a worker that is just starting or leaving has files open too
-    (memory, *open_before), (memory_after, *open_after) = np.min(held[100:200], 0), np.min(held[900:], 0)
+    (memory, *open_before), (memory_after, *open_after) = (
+        np.min(held[100:200], 0),
+        np.min(held[900:], 0),
+    )
     assert memory_after < memory + 10_000 and open_after == open_before

@@ -1,4 +1,5 @@
-"""Runs and evaluations that are killed before each of their file operations: nothing is lost, all of them can go on."""
+"""Runs and evaluations that are killed before each of their file operations: nothing is lost,
+all of them can go on."""
 
 import json
 import re
@@ -17,10 +18,12 @@ from lib.model import checkpoint
 from lib.system import files
 from lib.system.run_folder import RunFolder
 
-SETUP = "import torch._dynamo\nimport train\nimport eval as evaluation"  # what the first step would import
+# what the first step would import
+SETUP = "import torch._dynamo\nimport train\nimport eval as evaluation"
 OPTIONS = (
-    "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup 1 --log_step 2 "
-    "--text_encoder bigru --word_dim 8 --min_word_count 1 --val_step 2 --save_step 2 --learning_rate 0.01"
+    "--dataset demo --num_epochs 1 --batch_size 20 --embed_size 16 --nhead 2 --workers 0 --warmup "
+    "1 --log_step 2 --text_encoder bigru --word_dim 8 --min_word_count 1 --val_step 2 --save_step "
+    "2 --learning_rate 0.01"
 ).split()
 PARTS = ("model", "objective", "optimizer", "epoch", "step", "best_rsum")  # of a checkpoint
 FEW = [*range(3, 36, 8), *range(40, 400, 23)]  # of the operations; the first ones decide
@@ -47,7 +50,16 @@ class Place(NamedTuple):
     root: object
 
     def train(self, *more, seed=0, kill_at=None):
-        argv = [*OPTIONS, "--data_path", self.data, "--logger_name", self.root / "run", "--seed", seed, *more]
+        argv = [
+            *OPTIONS,
+            "--data_path",
+            self.data,
+            "--logger_name",
+            self.root / "run",
+            "--seed",
+            seed,
+            *more,
+        ]
         return self.run(f"train.main({list(map(str, argv))!r})", kill_at)
 
     def evaluate(self, *more, kill_at=None):
@@ -69,7 +81,8 @@ def succeed(ended):
 
 
 def killed_trials(place, template, program, numbers):
-    """Run `program(kill_at=...)` on a copy of what `template` holds, once for each number; yields what was killed."""
+    """Run `program(kill_at=...)` on a copy of what `template` holds, once for each number;
+    yields what was killed."""
     for number in numbers:
         shutil.rmtree(place.root, ignore_errors=True)
         shutil.copytree(template, place.root)
@@ -80,7 +93,8 @@ def killed_trials(place, template, program, numbers):
 
 
 def outcome(root):
-    """What a finished run is, without times and random names: by file, for every folder in `root`."""
+    """What a finished run is, without times and random names: by file,
+    for every folder in `root`."""
     found = {}
     for path in sorted(path for path in root.rglob("*") if path.is_file() and path.name[0] != "."):
         name = str(path.relative_to(root))
@@ -94,7 +108,9 @@ def outcome(root):
             own = {re.sub(r"tfevents\..*", "tfevents", name) for name in content["files"]}
             found[name] = own, content["discarded"], content["run"] and content["run"]["saved"]
         elif path.name == "metrics.json":
-            found[name] = {key: entry["scores"] for key, entry in json.loads(path.read_text()).items()}
+            found[name] = {
+                key: entry["scores"] for key, entry in json.loads(path.read_text()).items()
+            }
         elif path.name != "Parameters.txt":  # --resume and --overwrite stand there
             found[name] = path.read_bytes()
     assert not [left for folder in root.rglob("") for left in files.find_temporaries(folder)]
@@ -103,7 +119,10 @@ def outcome(root):
 
 def curves(folder):
     found = scalars(folder)
-    return {name: found[name] if "time" not in name else [step for step, _ in found[name]] for name in found}
+    return {
+        name: found[name] if "time" not in name else [step for step, _ in found[name]]
+        for name in found
+    }
 
 
 def check_same(place, expected):
@@ -133,12 +152,15 @@ def templates(programs, data, tmp_path_factory):
     assert stopped.train(kill_at=last).status == -signal.SIGKILL
     assert torch.load(stopped.root / "run" / "last.pth", weights_only=True)["step"] == 2
     assert files.find_temporaries(stopped.root / "run")
-    shutil.copytree(root / "stopped" / "run", root / "elsewhere" / "first", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(
+        root / "stopped" / "run", root / "elsewhere" / "first", ignore=shutil.ignore_patterns(".*")
+    )
     return root
 
 
 ALL = pytest.mark.parametrize(
-    "numbers", [pytest.param(FEW, id="some"), pytest.param(range(10**6), id="all", marks=pytest.mark.long)]
+    "numbers",
+    [pytest.param(FEW, id="some"), pytest.param(range(10**6), id="all", marks=pytest.mark.long)],
 )
 
 
@@ -155,7 +177,9 @@ def test_a_new_run_killed_anywhere_goes_on(place, templates, numbers):
     for operation in killed_trials(place, templates / "empty", place.train, numbers):
         has_saved = (place.root / "run" / "last.pth").exists()
         again = place.train(kill_at=0) if has_saved else None
-        assert not again or again.status == 2 and "the folder holds a run" in again.output, operation
+        assert not again or again.status == 2 and "the folder holds a run" in again.output, (
+            operation
+        )
         succeed(place.train("--resume", "auto"))
         check_same(place, expected)
 
@@ -171,7 +195,8 @@ def test_a_new_run_killed_before_it_saved_can_be_repeated(place, templates):
 @ALL
 @pytest.mark.parametrize("kind", ["old", "two"])
 def test_replacing_a_run_is_one_decision(place, templates, numbers, kind):
-    """Killed anywhere, there is the old run whole, or the new one's beginning, from which --resume auto goes on."""
+    """Killed anywhere, there is the old run whole, or the new one's beginning,
+    from which --resume auto goes on."""
     more = ["--model_name", place.root / "models"] if kind == "two" else []
 
     def replace(kill_at=None):
@@ -205,8 +230,12 @@ def test_a_replaced_run_is_read_no_more(place, templates, kind):
     replace = [*more, "--overwrite", "1"]
     shutil.copytree(templates / kind, place.root)
     operations = succeed(place.train(*replace)).operations
-    decision = next(number for number, name in enumerate(operations) if name.startswith("os.remove"))
-    for _ in killed_trials(place, templates / kind, lambda kill_at: place.train(*replace, kill_at=kill_at), [decision]):
+    decision = next(
+        number for number, name in enumerate(operations) if name.startswith("os.remove")
+    )
+    for _ in killed_trials(
+        place, templates / kind, lambda kill_at: place.train(*replace, kill_at=kill_at), [decision]
+    ):
         assert (models / "last.pth").exists() and (models / "model_best.pth").exists()
         with pytest.raises(ValueError, match="model_best.pth: no such checkpoint"):
             checkpoint.find(models)
@@ -223,7 +252,8 @@ def test_a_resumed_run_killed_anywhere_goes_on(place, templates, numbers):
     shutil.rmtree(place.root)
     whole = undisturbed(place, templates / "empty", place.train)
     here, there = (str(folder / "run").encode() for folder in (place.root, templates / "stopped"))
-    whole["run/train.txt"] = whole["run/train.txt"].replace(here, there)  # where the best epoch is kept
+    # where the best epoch is kept
+    whole["run/train.txt"] = whole["run/train.txt"].replace(here, there)
     assert [name for name in whole if not same(whole[name], expected[name])] == []
     for _ in killed_trials(place, templates / "stopped", resume, numbers):
         succeed(resume())
@@ -258,9 +288,17 @@ def test_an_evaluation_killed_anywhere_is_repeated(place, templates, numbers):
         return place.evaluate("--split", "dev", kill_at=kill_at)
 
     expected = undisturbed(place, templates / "old", evaluate)
-    run = {name: content for name, content in contents(templates / "old").items() if name.suffix in (".pth", ".txt")}
-    for _ in killed_trials(place, templates / "old", evaluate, range(0, 40, 3) if numbers is FEW else numbers):
+    run = {
+        name: content
+        for name, content in contents(templates / "old").items()
+        if name.suffix in (".pth", ".txt")
+    }
+    for _ in killed_trials(
+        place, templates / "old", evaluate, range(0, 40, 3) if numbers is FEW else numbers
+    ):
         assert run.items() <= contents(place.root).items()
-        assert (place.root / "run" / "test.md").read_bytes() == (templates / "old" / "run" / "test.md").read_bytes()
+        assert (place.root / "run" / "test.md").read_bytes() == (
+            templates / "old" / "run" / "test.md"
+        ).read_bytes()
         succeed(evaluate())
         check_same(place, expected)

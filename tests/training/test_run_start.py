@@ -1,4 +1,5 @@
-"""What a run may begin in, go on with and replace, what it leaves alone, and that one process at a time is at work."""
+"""What a run may begin in, go on with and replace, what it leaves alone,
+and that one process at a time is at work."""
 
 import json
 import os
@@ -24,9 +25,13 @@ from lib.training import engine
 
 ROOT = Path(__file__).parents[2]
 FOREIGN = {
-    "report_old.html": "<p>", "results_mine.npy": "x", "embeddings_mine.npz": "x", "events.out.tfevents.1.host": "x",
-    "README.md": "mine", "notes.txt": "mine",
-}  # fmt: skip
+    "report_old.html": "<p>",
+    "results_mine.npy": "x",
+    "embeddings_mine.npz": "x",
+    "events.out.tfevents.1.host": "x",
+    "README.md": "mine",
+    "notes.txt": "mine",
+}
 
 
 def command(whole, folder, *more):
@@ -54,9 +59,13 @@ def older(copied):
     (copied / MANIFEST).unlink()
     for name in ("last.pth", "model_best.pth"):
         options = torch.load(copied / name, weights_only=True)["options"]
-        saved_with(copied / name, options={key: options[key] for key in options if key != "strip_accents"})
+        saved_with(
+            copied / name, options={key: options[key] for key in options if key != "strip_accents"}
+        )
     lines = (copied / "Parameters.txt").read_text().splitlines(keepends=True)
-    (copied / "Parameters.txt").write_text("".join(line for line in lines if not line.startswith("strip_accents")))
+    (copied / "Parameters.txt").write_text(
+        "".join(line for line in lines if not line.startswith("strip_accents"))
+    )
     return copied
 
 
@@ -77,7 +86,11 @@ def check_there(folder, files):
 def test_a_folder_with_other_files_is_no_place_to_start_a_run(whole, tmp_path, refusal):
     folder = place(tmp_path / "run", FOREIGN)
     for more in ([], ["--resume", "auto"]):
-        refusal(train.main, *command(whole, folder, *more), expected=["found files and no run", "--overwrite 1"])
+        refusal(
+            train.main,
+            *command(whole, folder, *more),
+            expected=["found files and no run", "--overwrite 1"],
+        )
         assert set(contents(folder)) == set(map(Path, FOREIGN))
     check_there(folder, FOREIGN)
 
@@ -86,18 +99,25 @@ def test_asked_for_a_run_starts_beside_other_files_and_leaves_them(whole, tmp_pa
     folder = place(tmp_path / "run", FOREIGN)
     fit(whole, folder, "--overwrite", "1")
     check_there(folder, FOREIGN)
-    assert not set(FOREIGN) & set(RunFolder(folder).read()["files"]) and (folder / "test.md").exists()
+    assert (
+        not set(FOREIGN) & set(RunFolder(folder).read()["files"]) and (folder / "test.md").exists()
+    )
     fit(whole, folder, "--overwrite", "1")  # and once more, over that run
     check_there(folder, FOREIGN)
     fit(whole, folder, "--resume", "auto", "--num_epochs", "2")
     check_there(folder, FOREIGN)
 
 
-@pytest.mark.parametrize("name", ["train.txt", "eval.txt", "test.md", "results_demo.npy", "metrics.json", "last.pth",
+@pytest.mark.parametrize(
+    "name", ["train.txt", "eval.txt", "test.md", "results_demo.npy", "metrics.json", "last.pth",
                                   "model_best.pth", "Parameters.txt"])  # fmt: skip
-def test_a_file_of_others_with_a_name_of_ours_is_refused_before_anything_is_written(whole, tmp_path, refusal, name):
+def test_a_file_of_others_with_a_name_of_ours_is_refused_before_anything_is_written(
+    whole, tmp_path, refusal, name
+):
     folder = place(tmp_path / "run", {name: "mine"})
-    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "away"])
+    refusal(
+        train.main, *command(whole, folder, "--overwrite", "1"), expected=[folder / name, "away"]
+    )
     assert visible(folder) == {Path(name): b"mine"}
 
 
@@ -125,8 +145,9 @@ def test_a_damaged_table_of_the_run_before_is_replaced(whole, copied, damage):
 
 
 @pytest.mark.parametrize("more, expected", [
-    (["--dataset", "nowhere"], "nowhere_precomp: no such folder"), (["--bert_path", "nowhere"], "nowhere"),
-    (["--val_split", "nowhere"], "nowhere"), (["--img_dim", "7"], "--img_dim"),
+    (["--dataset", "nowhere"], "nowhere_precomp: no such folder"),
+    (["--bert_path", "nowhere"], "nowhere"), (["--val_split", "nowhere"], "nowhere"),
+    (["--img_dim", "7"], "--img_dim"),
 ], ids=["data", "BERT", "split", "features"])  # fmt: skip
 def test_nothing_is_deleted_before_all_is_checked(whole, copied, refusal, more, expected):
     before = contents(copied)
@@ -135,10 +156,14 @@ def test_nothing_is_deleted_before_all_is_checked(whole, copied, refusal, more, 
 
 
 def test_a_damaged_manifest_stops_all(whole, copied, refusal):
-    (copied / MANIFEST).write_text(json.dumps({"format": "hrem-run-1", "files": ["../precious.md"]}))
+    (copied / MANIFEST).write_text(
+        json.dumps({"format": "hrem-run-1", "files": ["../precious.md"]})
+    )
     before = contents(copied)
     for more in ([], ["--overwrite", "1"], ["--resume", "auto"]):
-        refusal(train.main, *command(whole, copied, *more), expected=[copied / MANIFEST, "move it away"])
+        refusal(
+            train.main, *command(whole, copied, *more), expected=[copied / MANIFEST, "move it away"]
+        )
     assert contents(copied) == before
 
 
@@ -150,23 +175,40 @@ def test_a_run_whose_checkpoints_were_moved_away_is_not_replaced(whole, copied, 
         (copied / name).rename(tmp_path / name)
     before = contents(copied)
     for more in ([], ["--resume", "auto"]):
-        expected = [copied, "found neither last.pth nor model_best.pth", "put them back", "--overwrite 1"]
+        expected = [
+            copied,
+            "found neither last.pth nor model_best.pth",
+            "put them back",
+            "--overwrite 1",
+        ]
         refusal(train.main, *command(whole, copied, *more), expected=expected)
-        assert visible(copied) == {name: content for name, content in before.items() if name.name[0] != "."}
+        assert visible(copied) == {
+            name: content for name, content in before.items() if name.name[0] != "."
+        }
     fit(whole, copied, "--overwrite", "1")
     assert (copied / "last.pth").exists()
 
 
-def test_logs_of_another_run_are_not_replaced_by_a_run_with_its_models_elsewhere(whole, copied, tmp_path, refusal):
+def test_logs_of_another_run_are_not_replaced_by_a_run_with_its_models_elsewhere(
+    whole, copied, tmp_path, refusal
+):
     before = visible(copied)
     more = ["--model_name", tmp_path / "models"]
-    refusal(train.main, *command(whole, copied, *more), expected=[copied, "another run", "--overwrite 1"])
+    refusal(
+        train.main,
+        *command(whole, copied, *more),
+        expected=[copied, "another run", "--overwrite 1"],
+    )
     assert visible(copied) == before and not (tmp_path / "models").exists()
     fit(whole, copied, *more, "--overwrite", "1")
     assert not (copied / "last.pth").exists() and (tmp_path / "models" / "last.pth").exists()
     models, logs = (RunFolder(folder).read() for folder in (tmp_path / "models", copied))
     assert models["run"]["id"] == models["run"]["log"] == logs["log"] and logs["run"] is None
-    refusal(train.main, *command(whole, tmp_path / "models"), expected=["models/last.pth: the folder holds a run"])
+    refusal(
+        train.main,
+        *command(whole, tmp_path / "models"),
+        expected=["models/last.pth: the folder holds a run"],
+    )
 
 
 def test_files_of_others_where_the_logs_would_go_are_refused(whole, tmp_path, refusal):
@@ -177,21 +219,32 @@ def test_files_of_others_where_the_logs_would_go_are_refused(whole, tmp_path, re
     check_there(folder, FOREIGN)
 
 
-def test_a_run_that_goes_on_with_other_logs_begins_them_and_keeps_the_first(whole, tmp_path, refusal):
+def test_a_run_that_goes_on_with_other_logs_begins_them_and_keeps_the_first(
+    whole, tmp_path, refusal
+):
     models = ["--model_name", tmp_path / "models"]
     first = fit(whole, tmp_path / "first", *models)
     before = contents(first)
     fit(whole, tmp_path / "second", *models, "--resume", "auto", "--num_epochs", "2")
-    assert "epoch 1 step" in (tmp_path / "second" / "train.txt").read_text() and contents(first) == before
+    assert (
+        "epoch 1 step" in (tmp_path / "second" / "train.txt").read_text()
+        and contents(first) == before
+    )
     more = [*models, "--resume", "auto", "--num_epochs", "3"]
     refusal(train.main, *command(whole, first, *more), expected=[first, "another run"])
-    assert visible(first) == {name: content for name, content in before.items() if name.name[0] != "."}
+    assert visible(first) == {
+        name: content for name, content in before.items() if name.name[0] != "."
+    }
     fit(whole, tmp_path / "second", *more)
-    epochs = re.findall(r"^epoch (\d) step", (tmp_path / "second" / "eval.txt").read_text(), re.MULTILINE)
+    epochs = re.findall(
+        r"^epoch (\d) step", (tmp_path / "second" / "eval.txt").read_text(), re.MULTILINE
+    )
     assert epochs == ["1", "2"]
 
 
-def test_a_run_that_has_only_begun_goes_on_from_the_file_it_was_given(whole, copied, tmp_path, monkeypatch):
+def test_a_run_that_has_only_begun_goes_on_from_the_file_it_was_given(
+    whole, copied, tmp_path, monkeypatch
+):
     """Killed before its first saving, whichever way the command is repeated."""
     monkeypatch.setattr(checkpoint, "save", lambda *arguments, **settings: 1 / 0)
     more = ["--num_epochs", "2"]
@@ -208,18 +261,36 @@ def test_a_run_that_has_only_begun_goes_on_from_the_file_it_was_given(whole, cop
 
 def test_a_run_does_not_go_on_from_a_file_that_it_would_delete(whole, copied, tmp_path, refusal):
     before = visible(copied)
-    more = ["--model_name", tmp_path / "models", "--overwrite", "1", "--resume", copied, "--num_epochs", "2"]
-    refusal(train.main, *command(whole, copied, *more), expected=[copied / "last.pth", "give another --logger_name"])
+    more = [
+        "--model_name",
+        tmp_path / "models",
+        "--overwrite",
+        "1",
+        "--resume",
+        copied,
+        "--num_epochs",
+        "2",
+    ]
+    refusal(
+        train.main,
+        *command(whole, copied, *more),
+        expected=[copied / "last.pth", "give another --logger_name"],
+    )
     assert visible(copied) == before and not visible(tmp_path / "models")
 
 
-def test_best_of_the_run_before_does_not_count_where_its_model_is_missing(whole, copied, tmp_path, capsys):
+def test_best_of_the_run_before_does_not_count_where_its_model_is_missing(
+    whole, copied, tmp_path, capsys
+):
     """The old best score would keep every later model from being kept."""
     saved_with(copied / "last.pth", best_rsum=599.0)
     (copied / "model_best.pth").unlink()
     elsewhere = shutil.copytree(copied, tmp_path / "source")
     fit(whole, copied, "--resume", "auto", "--num_epochs", "2")
-    assert "model_best.pth: no such file: the next model that is validated becomes the best" in capsys.readouterr().out
+    assert (
+        "model_best.pth: no such file: the next model that is validated becomes the best"
+        in capsys.readouterr().out
+    )
     fit(whole, tmp_path / "new", "--resume", elsewhere, "--num_epochs", "2")
     for folder in (copied, tmp_path / "new"):
         assert torch.load(folder / "model_best.pth", weights_only=True)["epoch"] == 2
@@ -236,7 +307,11 @@ def test_a_finished_run_without_its_best_model_is_refused(whole, copied, refusal
 def test_another_val_split_does_not_go_on_with_the_best_score_of_the_first(whole, copied, refusal):
     before = contents(copied)
     more = ["--resume", "auto", "--num_epochs", "2", "--val_split", "test"]
-    refusal(train.main, *command(whole, copied, *more), expected=["started with --val_split dev", "--val_split test"])
+    refusal(
+        train.main,
+        *command(whole, copied, *more),
+        expected=["started with --val_split dev", "--val_split test"],
+    )
     assert contents(copied) == before
 
 
@@ -251,7 +326,11 @@ def test_skipped_steps_in_a_row_are_counted_across_a_restart(whole, tmp_path, mo
     fit(whole, tmp_path / "run")  # ten steps
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["position"]["skipped"] == 10
     more = ["--resume", "auto", "--num_epochs", "3"]
-    refusal(train.main, *command(whole, tmp_path / "run", *more), expected=["stopped at step 20", "20 steps in a row"])
+    refusal(
+        train.main,
+        *command(whole, tmp_path / "run", *more),
+        expected=["stopped at step 20", "20 steps in a row"],
+    )
 
 
 # Runs from before there were manifests
@@ -262,16 +341,30 @@ def test_an_older_run_goes_on_and_its_files_are_ours_then(whole, older):
     names = set(contents(older))
     fit(whole, older, "--resume", "auto", "--num_epochs", "2")
     own = set(RunFolder(older).read()["files"])
-    assert {"train.txt", "eval.txt", "last.pth", "model_best.pth", "Parameters.txt", "test.md", "metrics.json"} <= own
+    assert {
+        "train.txt",
+        "eval.txt",
+        "last.pth",
+        "model_best.pth",
+        "Parameters.txt",
+        "test.md",
+        "metrics.json",
+    } <= own
     assert "results_demo.npy" in own and not own & set(FOREIGN) and names <= set(contents(older))
     check_there(older, FOREIGN)
-    assert len(re.findall("^epoch . step 10:", (older / "train.txt").read_text(), re.MULTILINE)) == 1
+    assert (
+        len(re.findall("^epoch . step 10:", (older / "train.txt").read_text(), re.MULTILINE)) == 1
+    )
 
 
 def test_an_older_run_is_replaced_when_asked_and_nothing_else(whole, older, refusal):
     place(older, FOREIGN)
     before = contents(older)
-    refusal(train.main, *command(whole, older), expected=["last.pth: the folder holds a run", "--overwrite 1"])
+    refusal(
+        train.main,
+        *command(whole, older),
+        expected=["last.pth: the folder holds a run", "--overwrite 1"],
+    )
     assert contents(older) == before
     fit(whole, older, "--overwrite", "1", "--seed", "1", "--save_results", "0")
     check_there(older, FOREIGN)
@@ -298,9 +391,15 @@ def test_a_published_run_folder_is_evaluated_and_never_changed(whole, tmp_path, 
     assert before.items() <= contents(folder).items() and (folder / "test.md").exists()
     before = visible(folder)
     for more in ([], ["--resume", "auto"]):
-        error = refusal(train.main, *command(whole, folder, *more), expected=["model_best.pth: the folder holds a run"])
+        error = refusal(
+            train.main,
+            *command(whole, folder, *more),
+            expected=["model_best.pth: the folder holds a run"],
+        )
         assert "--overwrite" not in error  # it would not help
-    refusal(train.main, *command(whole, folder, "--overwrite", "1"), expected=["move the file away"])
+    refusal(
+        train.main, *command(whole, folder, "--overwrite", "1"), expected=["move the file away"]
+    )
     assert visible(folder) == before
 
 
@@ -337,10 +436,16 @@ def at_work(whole, tmp_path):
     process.stdout.close()
 
 
-def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_dead(whole, tmp_path, at_work, refusal):
+def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_dead(
+    whole, tmp_path, at_work, refusal
+):
     run = tmp_path / "run"
     before = contents(run)
-    for more in (["--resume", "auto"], ["--overwrite", "1"], ["--overwrite", "1", "--model_name", tmp_path / "models"]):
+    for more in (
+        ["--resume", "auto"],
+        ["--overwrite", "1"],
+        ["--overwrite", "1", "--model_name", tmp_path / "models"],
+    ):
         expected = [run, f"in use by process {at_work.pid} on", "end it"]
         refusal(train.main, *command(whole, run, *more), expected=expected)
         assert contents(run) == before and not (tmp_path / "models").exists()
@@ -366,7 +471,10 @@ def test_two_builds_of_the_demo_at_once_make_one(tmp_path):
     builds = [subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [build.communicate()[1] for build in builds]
     assert [build.returncode for build in builds] == [0, 0], printed
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [".demo_precomp.lock", "demo_precomp"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        ".demo_precomp.lock",
+        "demo_precomp",
+    ]
 
 
 def test_what_killed_builds_leave_is_not_in_the_way_of_the_next(tmp_path):
@@ -382,7 +490,9 @@ def test_what_killed_builds_leave_is_not_in_the_way_of_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--dataset", "--val_split"])
-@pytest.mark.parametrize("name", ["group/mini", "..", "/tmp/x", "a\x1b[31m", "a\nb", "x" * 81, "a\ud800"])
+@pytest.mark.parametrize(
+    "name", ["group/mini", "..", "/tmp/x", "a\x1b[31m", "a\nb", "x" * 81, "a\ud800"]
+)
 def test_names_that_no_file_can_have_are_refused_at_the_start(tmp_path, refusal, option, name):
     expected = [option, "cannot be part of a file's name", "rename"]
     refusal(train.main, "--logger_name", tmp_path / "run", f"{option}={name}", expected=expected)

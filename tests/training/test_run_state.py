@@ -54,7 +54,10 @@ def test_a_best_model_holds_no_position(whole, tmp_path):
     state = open_state(whole, tmp_path / "run")
     state.write(state.best_file, 1)
     assert read(tmp_path / "run", LAST)["position"]["skipped"] == 3
-    assert "position" not in read(tmp_path / "run", BEST) and read(tmp_path / "run", BEST)["epoch"] == 1
+    assert (
+        "position" not in read(tmp_path / "run", BEST)
+        and read(tmp_path / "run", BEST)["epoch"] == 1
+    )
 
 
 # The loop
@@ -80,15 +83,17 @@ def state():
     """What loop and reporting read of a state, and a record of the checkpoints that are written."""
     written = []
     return SimpleNamespace(
-        model=torch.nn.Identity(), objective=torch.nn.Identity(), device="cpu", log=Log(), epoch=2, step=30,
-        best_rsum=-1.0, best_file=Path("model_best.pth"), last_file=Path("last.pth"), skipped=torch.tensor(0),
-        data=Data(None, None, None), options=SimpleNamespace(val_split="dev", dataset="demo", save_results=0),
-        write=lambda path, epoch: written.append((path.name, epoch)), written=written,
+        model=torch.nn.Identity(), objective=torch.nn.Identity(), device="cpu", log=Log(), epoch=2,
+        step=30, best_rsum=-1.0, best_file=Path("model_best.pth"), last_file=Path("last.pth"),
+        skipped=torch.tensor(0), data=Data(None, None, None),
+        options=SimpleNamespace(val_split="dev", dataset="demo", save_results=0), write=lambda path,
+        epoch: written.append((path.name, epoch)), written=written,
     )  # fmt: skip
 
 
 def similar(correct):
-    """Similarities of 4 images with 20 captions, where the first `correct` images match their captions."""
+    """Similarities of 4 images with 20 captions, where the first `correct` images match their
+    captions."""
     found = np.zeros((4, 20), np.float32)
     for image in range(4):
         found[image if image < correct else (image + 1) % 4, 5 * image : 5 * image + 5] = 1
@@ -104,8 +109,14 @@ def test_the_first_of_the_best_validations_is_kept(state, monkeypatch):
         training._validate()
         kept.append(len(state.written))
     assert kept == [1, 1, 2, 2] and state.best_rsum == 600
-    assert state.written == [("model_best.pth", 2), ("model_best.pth", 3)]  # before the first step no epoch is counted
-    assert [line.endswith(" (best so far)") for line in state.log.lines] == [True, False, True, False]
+    # before the first step no epoch is counted
+    assert state.written == [("model_best.pth", 2), ("model_best.pth", 3)]
+    assert [line.endswith(" (best so far)") for line in state.log.lines] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_signal_ends_the_loop_with_its_status(state, capsys):
@@ -135,13 +146,27 @@ def test_a_validation_is_a_line_and_ten_points(state):
     ]
     ((step, values),) = state.log.points
     assert step == 30 and values == dict(
-        r1=10, r5=20, r10=30, medr=4, meanr=5.5, r1i=11, r5i=21, r10i=31, medri=5, meanri=6.5, rsum=123
+        r1=10,
+        r5=20,
+        r10=30,
+        medr=4,
+        meanr=5.5,
+        r1i=11,
+        r5i=21,
+        r10i=31,
+        medri=5,
+        meanri=6.5,
+        rsum=123,
     )
 
 
-@pytest.mark.parametrize("save_results, expected", [
-    (0, ["test.md", "metrics.json"]), (1, ["test.md", "metrics.json", "results_demo.npy"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "save_results, expected",
+    [
+        (0, ["test.md", "metrics.json"]),
+        (1, ["test.md", "metrics.json", "results_demo.npy"]),
+    ],
+)
 def test_the_tables_of_a_run_are_named_before_it_starts(state, save_results, expected):
     assert reporting.find_tables(state) == []  # without a test split there are none
     state.data = state.data._replace(test=SimpleNamespace(split="test"))

@@ -1,6 +1,8 @@
-"""How a run is put together: three epochs of a COCO-like folder with options of its own, step by step.
+"""How a run is put together: three epochs of a COCO-like folder with options of its own,
+step by step.
 
-Every training step is recorded as `engine.training_step` is called; what the options must do to it is stated here.
+Every training step is recorded as `engine.training_step` is called; what the options must do to it
+is stated here.
 """
 
 import copy
@@ -19,19 +21,22 @@ from lib.system import run_folder
 from lib.training import engine
 
 EPOCHS, STEPS, LOG_STEP, WARMUP = 3, 6, 4, 5  # steps of an epoch
-RATE, BERT, GRAPH = 0.002, 0.1, 3.0  # the learning rate, and what those of BERT and of the graph are times it
+# the learning rate, and what those of BERT and of the graph are times it
+RATE, BERT, GRAPH = 0.002, 0.1, 3.0
 OPTIONS = (
-    f"--dataset coco_mini --num_epochs {EPOCHS} --batch_size 20 --embed_size 16 --nhead 2 --workers 0 "
-    f"--warmup {WARMUP} --log_step {LOG_STEP} --learning_rate {RATE} --lr_schedules 1 2 --decay_rate 0.5 "
-    f"--graph_lr_factor {GRAPH} --base_loss vse --gnn_loss trip --vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 "
-    "--mask_weight 1.5 --threshold 0.4 --topk 6 --reg_loss_weight 7 --num_layers_enc 2 --mask_repeat 0 --norm_input 0 "
-    "--distance l2sq --grad_clip 0.7 --residual_weight 0.6"
+    f"--dataset coco_mini --num_epochs {EPOCHS} --batch_size 20 --embed_size 16 --nhead 2 "
+    f"--workers 0 --warmup {WARMUP} --log_step {LOG_STEP} --learning_rate {RATE} --lr_schedules 1 "
+    f"2 --decay_rate 0.5 --graph_lr_factor {GRAPH} --base_loss vse --gnn_loss trip "
+    "--vse_mean_warmup_epochs 1 --dropout 0.3 --margin 0.3 --mask_weight 1.5 --threshold 0.4 "
+    "--topk 6 --reg_loss_weight 7 --num_layers_enc 2 --mask_repeat 0 --norm_input 0 --distance "
+    "l2sq --grad_clip 0.7 --residual_weight 0.6"
 ).split()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The demo data as a folder of COCO's kind, with as many regions an image as there are, 20 to 36."""
+    """The demo data as a folder of COCO's kind, with as many regions an image as there are,
+    20 to 36."""
     folder = make_data(tmp_path_factory, train=24, dev=10, test=10)
     (folder / "demo_precomp").rename(folder / "coco_mini_precomp")
     for path in list((folder / "coco_mini_precomp").glob("test_*")):
@@ -42,7 +47,8 @@ def data(tmp_path_factory):
 
 
 def run(data, folder, *more):
-    """Train into `folder`. Returns what was recorded of every step, and the module of the last one."""
+    """Train into `folder`. Returns what was recorded of every step,
+    and the module of the last one."""
     steps, compute = [], engine.training_step
 
     def training_step(model, objective, optimizer, batch, **settings):
@@ -51,8 +57,8 @@ def run(data, folder, *more):
         noise = torch.random.get_rng_state()
         report = compute(model, objective, optimizer, batch, **settings)
         steps.append(SimpleNamespace(
-            batch=copy.deepcopy(batch), settings=settings, rates=rates, report=report, noise=noise, before=before,
-            model=model, objective=objective,
+            batch=copy.deepcopy(batch), settings=settings, rates=rates, report=report, noise=noise,
+            before=before, model=model, objective=objective,
         ))  # fmt: skip
         return report
 
@@ -83,12 +89,14 @@ def epochs(steps):
 
 
 def order(steps):
-    """The images of each batch of an epoch; inside a batch the lengths of captions, which vary, decide the order."""
+    """The images of each batch of an epoch; inside a batch the lengths of captions,
+    which vary, decide the order."""
     return [sorted(step.batch.image_ids.tolist()) for step in steps]
 
 
 def shown(steps, image, of):
-    """What an epoch shows of an image, once for each of its captions, in an order that says nothing."""
+    """What an epoch shows of an image, once for each of its captions,
+    in an order that says nothing."""
     found = []
     for step in steps:
         for row in np.flatnonzero(step.batch.image_ids == image):
@@ -120,38 +128,51 @@ def test_every_step_has_the_settings_of_its_epoch(steps):
         assert step.settings["hardest"] is (epoch >= 1)
         assert step.settings["grad_clip"] == 0.7 and step.settings["precision"] == "fp32"
         rate = RATE * 0.5**epoch
-        assert step.rates == pytest.approx({"encoders": rate, "bert": BERT * rate, "relations": GRAPH * rate})
+        assert step.rates == pytest.approx(
+            {"encoders": rate, "bert": BERT * rate, "relations": GRAPH * rate}
+        )
         assert step.report.is_finite
 
 
 def test_the_options_reach_the_objective(steps):
     objective, model = steps[0].objective, steps[0].model
     found = {name: getattr(objective, name) for name in (
-        "base_loss", "gnn_loss", "margin", "longest_distance", "mask_repeat", "norm_input", "cross_loss",
-        "reg_loss_weight", "interaction", "distance", "pieces_read",
+        "base_loss", "gnn_loss", "margin", "longest_distance", "mask_repeat", "norm_input",
+        "cross_loss", "reg_loss_weight", "interaction", "distance", "pieces_read",
     )}  # fmt: skip
     assert found == dict(
-        base_loss="vse", gnn_loss="trip", margin=0.3, longest_distance=1.9, mask_repeat=False, norm_input=False,
-        cross_loss=True, reg_loss_weight=7.0, interaction="fusion", distance="l2sq", pieces_read=6,
+        base_loss="vse", gnn_loss="trip", margin=0.3, longest_distance=1.9, mask_repeat=False,
+        norm_input=False, cross_loss=True, reg_loss_weight=7.0, interaction="fusion",
+        distance="l2sq", pieces_read=6,
     )  # fmt: skip
     relations, fusion = objective.relations, objective.fusion
     assert (relations.threshold, relations.distance, relations.cross_modal.topk) == (0.4, "l2sq", 6)
     assert fusion.mask_weight == 1.5 and len(fusion.layers) == 2
-    dropped = {module.p for part in (model.image_encoder, fusion) for module in part.modules()
-               if isinstance(module, torch.nn.Dropout)}  # fmt: skip
+    dropped = {
+        module.p
+        for part in (model.image_encoder, fusion)
+        for module in part.modules()
+        if isinstance(module, torch.nn.Dropout)
+    }
     assert dropped == {0.3}
     assert {layer.self_attn.dropout for layer in fusion.layers} == {0.3}
     assert {layer.self_attn.num_heads for layer in fusion.layers} == {2}
 
 
 def test_precision_and_hardest_negatives_reach_every_step(data, tmp_path):
-    found = run(data, tmp_path / "run", "--precision", "bf16", "--max_violation", "--num_epochs", "1")
-    assert {(step.settings["precision"], step.settings["hardest"]) for step in found} == {("bf16", True)}
+    found = run(
+        data, tmp_path / "run", "--precision", "bf16", "--max_violation", "--num_epochs", "1"
+    )
+    assert {(step.settings["precision"], step.settings["hardest"]) for step in found} == {
+        ("bf16", True)
+    }
 
 
 def test_terms_join_with_the_graph(steps):
     for step in steps:
-        expected = {"base", "cross", "graph", "regulariser"} if step.settings["use_graph"] else {"base"}
+        expected = (
+            {"base", "cross", "graph", "regulariser"} if step.settings["use_graph"] else {"base"}
+        )
         assert step.report.terms.keys() == expected
 
 
@@ -177,7 +198,10 @@ def test_without_size_augment_all_regions_are_shown_and_words_still_altered(data
     counts = np.load(data / "coco_mini_precomp" / "train_num_regions.npy")
     for step in found:
         np.testing.assert_array_equal(step.batch.region_lengths, counts[step.batch.image_ids])
-    assert share_changed(first, second, regions_of) == 0 and share_changed(first, second, words_of) > 0.5
+    assert (
+        share_changed(first, second, regions_of) == 0
+        and share_changed(first, second, words_of) > 0.5
+    )
     dropped = [step.batch.region_lengths.numpy() < counts[step.batch.image_ids] for step in steps]
     assert np.mean(np.concatenate(dropped)) > 0.9
 
@@ -189,12 +213,17 @@ def test_the_seed_decides_all_that_is_random(steps, of_seed_1):
     ours, theirs = epochs(steps)[:2], epochs(of_seed_1)
     before = [found[0].before["image_encoder.projection.weight"] for found in (steps, of_seed_1)]
     assert not torch.equal(*before)
-    noise = {step.noise.numpy().tobytes() for found in (steps[: 2 * STEPS], of_seed_1) for step in found}
+    noise = {
+        step.noise.numpy().tobytes() for found in (steps[: 2 * STEPS], of_seed_1) for step in found
+    }
     assert len(noise) == 4 * STEPS  # dropout and drawn negatives: of each step of each seed its own
     for left in ours:
         for right in theirs:  # of another epoch too: seed 1 is not seed 0 an epoch later
             assert order(left) != order(right)
-            assert share_changed(left, right, regions_of) > 0.99 and share_changed(left, right, words_of) > 0.5
+            assert (
+                share_changed(left, right, regions_of) > 0.99
+                and share_changed(left, right, words_of) > 0.5
+            )
 
 
 def test_the_same_seed_repeats_all_of_it(data, steps, tmp_path):
@@ -213,7 +242,9 @@ def logged(folder):
     found = {}
     for line in (folder / "train.txt").read_text().splitlines():
         if match := re.match(r"epoch \d+ step (\d+): (.*)", line):
-            found[int(match[1])] = {name: float(value) for name, value in re.findall(r"(\w+) (-?[\d.]+)", match[2])}
+            found[int(match[1])] = {
+                name: float(value) for name, value in re.findall(r"(\w+) (-?[\d.]+)", match[2])
+            }
     return found
 
 
@@ -222,7 +253,9 @@ def test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_hav
     assert list(lines) == [4, 6, 10, 12, 16, 18]
     for last, numbers in lines.items():
         some = steps[first:last]
-        assert numbers["loss"] == pytest.approx(np.mean([float(step.report.loss) for step in some]), rel=1e-3)
+        assert numbers["loss"] == pytest.approx(
+            np.mean([float(step.report.loss) for step in some]), rel=1e-3
+        )
         norms = [float(step.report.gradient_norm) for step in some]
         assert numbers["gradient"] == pytest.approx(np.mean(norms), rel=1e-3)
         for term in ("base", "cross", "graph", "regulariser"):
@@ -231,7 +264,8 @@ def test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_hav
             if values:
                 assert numbers[term] == pytest.approx(np.mean(values), rel=1e-3, abs=1e-4)
         first = last
-    assert WARMUP < 6 and "graph" in lines[6] and "graph" not in lines[4]  # the line of step 6 has both kinds of steps
+    # the line of step 6 has both kinds of steps
+    assert WARMUP < 6 and "graph" in lines[6] and "graph" not in lines[4]
 
 
 # Which model is reported
@@ -239,7 +273,8 @@ def test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_hav
 
 @pytest.fixture(scope="module")
 def judged(data, tmp_path_factory):
-    """A run whose validations are the same twice, and then worse: its folder, and the models that were evaluated."""
+    """A run whose validations are the same twice, and then worse: its folder,
+    and the models that were evaluated."""
     folder, evaluated, compute = tmp_path_factory.mktemp("runs") / "run", [], encoding.similarities
 
     def similarities(model, dataset, *more):
@@ -278,4 +313,6 @@ def test_the_table_is_that_of_the_reported_model(judged):
     scores = json.loads((folder / "metrics.json").read_text())["testall"]["scores"]
     whole = metrics.scores(metrics.ranks(sims))
     folds = metrics.fold_scores(sims)
-    assert sorted(table["rsum"] for table in scores.values()) == pytest.approx(sorted([whole.rsum, folds.rsum]))
+    assert sorted(table["rsum"] for table in scores.values()) == pytest.approx(
+        sorted([whole.rsum, folds.rsum])
+    )

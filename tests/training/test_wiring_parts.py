@@ -1,4 +1,5 @@
-"""Small connections between the parts of a run that no formula shows: precision, processes, data that do not fit."""
+"""Small connections between the parts of a run that no formula shows: precision, processes,
+data that do not fit."""
 
 import copy
 from types import SimpleNamespace
@@ -43,15 +44,25 @@ def test_low_precision_is_of_the_encoders_alone(precision):
 
     def note(name, inputs):
         sides = inputs if name == "objective" else ()
-        dtypes = {getattr(side, field).dtype for side in sides[:2] for field in ("embedding", "unnormalised")}
+        dtypes = {
+            getattr(side, field).dtype
+            for side in sides[:2]
+            for field in ("embedding", "unnormalised")
+        }
         seen[name] = torch.is_autocast_enabled("cpu"), dtypes
 
-    for name, module in (("model", model), ("objective", objective), ("relations", objective.relations)):
+    for name, module in (
+        ("model", model),
+        ("objective", objective),
+        ("relations", objective.relations),
+    ):
         module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs))
     step(model, objective, optimizer, batch_of(), precision=precision)
     assert seen == {
-        "model": (precision == "bf16", set()), "objective": (False, {torch.float32}), "relations": (False, set())
-    }  # fmt: skip
+        "model": (precision == "bf16", set()),
+        "objective": (False, {torch.float32}),
+        "relations": (False, set()),
+    }
 
 
 # What is not finite
@@ -62,7 +73,9 @@ def test_embeddings_that_are_not_finite_are_not_evaluated(split, side):
     model = SimpleNamespace(eval=lambda: None)
     for name in ("image_encoder", "text_encoder"):
         value = float("nan") if name == side else 1.0
-        encode = lambda rows, lengths, value=value, **_: SimpleNamespace(embedding=torch.full((len(rows), 4), value))
+        encode = lambda rows, lengths, value=value, **_: SimpleNamespace(
+            embedding=torch.full((len(rows), 4), value)
+        )
         setattr(model, name, encode)
     with pytest.raises(InputError, match="NaN or Inf of the test split"):
         encoding.similarities(model, split, torch.device("cpu"))
@@ -110,37 +123,56 @@ def test_the_log_averages_the_finite_steps_and_counts_the_others():
     log.scalars = lambda values, step: curves.append((step, values))
     step_log = StepLog(log, 4)
     nan = float("nan")
-    for number, report in enumerate((
-        report_of(1.0, base=1.0), report_of(2.0, base=1.5, graph=4.0), report_of(nan, False, base=nan, graph=nan),
-        report_of(6.0, base=5.0, graph=8.0),
-    ), 1):  # fmt: skip
+    for number, report in enumerate(
+        (
+            report_of(1.0, base=1.0),
+            report_of(2.0, base=1.5, graph=4.0),
+            report_of(nan, False, base=nan, graph=nan),
+            report_of(6.0, base=5.0, graph=8.0),
+        ),
+        1,
+    ):
         step_log.add(0, number, number, 0.1, report, 0.5, 1.0)
     assert lines == [
-        "epoch 0 step 4: loss 3.0000 (base 2.5000, graph 6.0000), gradient 6.000, rate 0.1; skipped 1 steps that were "
-        "not finite (1 so far) in base, graph"
+        (
+            "epoch 0 step 4: loss 3.0000 (base 2.5000, graph 6.0000), gradient 6.000, rate 0.1; "
+            "skipped 1 steps that were not finite (1 so far) in base, graph"
+        )
     ]
-    (at, values), = curves
-    assert at == 4 and values["Loss"] == 3 and values["Loss_graph"] == 6 and values["batch_time"] == 1.0
-    assert values["data_time"] == 0.5 and values["lr"] == 0.1 and values["step"] == values["Iter"] == 4
+    ((at, values),) = curves
+    assert (
+        at == 4
+        and values["Loss"] == 3
+        and values["Loss_graph"] == 6
+        and values["batch_time"] == 1.0
+    )
+    assert (
+        values["data_time"] == 0.5 and values["lr"] == 0.1 and values["step"] == values["Iter"] == 4
+    )
 
 
 # Several processes
 
 
 def drawn_in_a_step():
-    """What the encoders and the objective would drop in a step of two processes: random numbers drawn inside each."""
+    """What the encoders and the objective would drop in a step of two processes:
+    random numbers drawn inside each."""
     model, objective, _ = setting(base_loss="vse", gnn_loss="vse")
     found = {}
     for name, module in (("model", model), ("objective", objective)):
         module.register_forward_pre_hook(lambda *_, name=name: found.update({name: torch.rand(8)}))
     engine.seed_step(0, 3)
-    engine.batch_loss(model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32")
+    engine.batch_loss(
+        model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32"
+    )
     return found
 
 
 def own_shard(batch):
     own = distributed.shard()
-    return batch._replace(**{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"})
+    return batch._replace(
+        **{name: getattr(batch, name)[own] for name in batch._fields if name != "image_ids"}
+    )
 
 
 def test_each_process_drops_units_of_its_own_in_the_encoders_and_the_same_ones_in_the_graph():
@@ -150,7 +182,8 @@ def test_each_process_drops_units_of_its_own_in_the_encoders_and_the_same_ones_i
 
 
 def test_what_is_gathered_is_the_whole_batch_on_both_sides():
-    """The objective is given the rows of all shards: embeddings, unnormalised ones, fragments by the relations."""
+    """The objective is given the rows of all shards: embeddings, unnormalised ones,
+    fragments by the relations."""
     alone = given_to_the_objective()
     for found in in_processes(2, given_to_the_objective):
         for name, rows in alone.items():
@@ -168,20 +201,32 @@ def given_to_the_objective():
                 found[f"{side}.{field}"] = getattr(encoded, field).detach().clone()
 
     objective.register_forward_pre_hook(note)
-    engine.batch_loss(model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32")
+    engine.batch_loss(
+        model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32"
+    )
     return found
 
 
 @pytest.mark.parametrize("nodes, is_apart", [("1", True), ("2", False)])
-def test_a_restart_does_not_read_what_the_processes_before_left_in_the_store(monkeypatch, nodes, is_apart):
-    """torchrun's store outlives the processes that it starts again; those of several nodes must find each other."""
+def test_a_restart_does_not_read_what_the_processes_before_left_in_the_store(
+    monkeypatch, nodes, is_apart
+):
+    """torchrun's store outlives the processes that it starts again;
+    those of several nodes must find each other."""
     stores, agent = [], dist.HashStore()
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(agent, 0, 2)]))
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, store, rank, world_size: stores.append(store))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, store, rank, world_size: stores.append(store)
+    )
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for restart in ("0", "1"):
-        for name, value in (("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0"),
-                            ("GROUP_WORLD_SIZE", nodes), ("TORCHELASTIC_RESTART_COUNT", restart)):  # fmt: skip
+        for name, value in (
+            ("WORLD_SIZE", "2"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("LOCAL_RANK", "0"),
+            ("GROUP_WORLD_SIZE", nodes),
+            ("TORCHELASTIC_RESTART_COUNT", restart),
+        ):
             monkeypatch.setenv(name, value)
         with distributed.process_group():
             assert stores
