@@ -1,7 +1,9 @@
 # make demo: everything from nothing to a retrieval table.  make lint, make test: what the CI runs.
 # make test-long: what takes minutes: twenty kills, a thousand epochs.
-# make mutants: plants mistakes in a copy of the code, one by one, and names those that no test sees.
-# make ablation: every part of the method changed or left out, on the demo data; resumes where it was stopped.
+# make mutants: plants mistakes in a copy of the code, one by one, and names those that no test
+# sees.
+# make ablation: every part of the method changed or left out, on the demo data; resumes where it
+# was stopped.
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,7 +32,8 @@ ablation: $(VENV)/.installed
 	$(RUN) -m benchmarks.ablation
 
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
+	"Python 3.10 to 3.13 needed, found " + sys.version + "; try: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

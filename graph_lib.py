@@ -180,9 +180,8 @@ class Objective(nn.Module):
             relations = self.relations(images, captions)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
             if self.cross_loss:
-                terms["cross"] = loss(self.gnn_loss, u, enhanced_w) + loss(
-                    self.gnn_loss, enhanced_u, w
-                )
+                cross = loss(self.gnn_loss, u, enhanced_w)
+                terms["cross"] = cross + loss(self.gnn_loss, enhanced_u, w)
             terms["graph"] = loss(self.gnn_loss, enhanced_u, enhanced_w)
             if self.has_regulariser:
                 terms["regulariser"] = self.reg_loss_weight * regulariser(

@@ -1,8 +1,10 @@
 """What each part of the method is worth on the demo data:
 every row of ROWS trained with several seeds.
 
-python -m benchmarks.ablation                               every row, 5 seeds: benchmarks/ablation.log and .md
-python -m benchmarks.ablation --rows hrem gpo --epochs 1    a quick look; its log and table stay in its run folder
+python -m benchmarks.ablation
+    every row, 5 seeds: benchmarks/ablation.log and .md
+python -m benchmarks.ablation --rows hrem gpo --epochs 1
+    a quick look; its log and table stay in its run folder
 
 The log is the record, one run a line as JSON, and the table is made from it. A run that stands
 there is not run again, so that a stopped ablation goes on where it was, on another machine too; one
@@ -86,7 +88,7 @@ def main(argv=None):
 
 def parser():
     """The options of this script."""
-    found = Parser(prog="ablation", description=__doc__.splitlines()[0])
+    found = Parser(prog="ablation", description=__doc__.split("\n\n")[0])
     found.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows")
     found.add_argument(
         "--seeds",

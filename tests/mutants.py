@@ -131,8 +131,8 @@ MUTANTS = {
     "dropout does not depend on the seed": Mutant(
         LOOP, "step=state.step, seed=options.seed,", "step=state.step, seed=0,", SEED),
     "order and augmentation do not depend on the seed": Mutant(
-        RUN_STATE, "TrainingPairs(self.data.train, options.seed,",
-        "TrainingPairs(self.data.train, 0,", SEED),
+        RUN_STATE, "self.data.train, options.seed, drop_regions=",
+        "self.data.train, 0, drop_regions=", SEED),
     "--size_augment 0 also stops word alteration": Mutant(
         RUN_STATE, "drop_regions=bool(options.size_augment)",
         "drop_regions=bool(options.size_augment), augment_words=bool(options.size_augment)",
@@ -147,7 +147,7 @@ MUTANTS = {
         LOOP, "warmup=options.warmup,", "warmup=options.warmup + 1,", SETTINGS
     ),
     "the graph's rate is left at its default": Mutant(
-        RUN_STATE, "options.learning_rate, options.graph_lr_factor)", "options.learning_rate)",
+        RUN_STATE, "options.learning_rate, options.graph_lr_factor", "options.learning_rate",
         SETTINGS),
     "the precision is left at its default": Mutant(
         LOOP, "precision=options.precision,", 'precision="fp32",',
@@ -171,7 +171,7 @@ MUTANTS = {
     "every process draws negatives of its own": Mutant(
         ENGINE, "        torch.manual_seed(seed)  #", "        # ", PARTS),
     "unnormalised embeddings are not gathered": Mutant(
-        ENGINE, ", unnormalised=distributed.gather(side.unnormalised)", "", PARTS),
+        ENGINE, "unnormalised=distributed.gather(side.unnormalised),", "", PARTS),
     "the seed of a step does not depend on the step": Mutant(
         ENGINE, "SeedSequence([seed, step])", "SeedSequence([seed, 0])", SEED),
     "seeds of steps are added": Mutant(
@@ -242,7 +242,7 @@ MUTANTS = {
         REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found',
         TEST_PROGRAMS),
     "results on other data replace those of the usual": Mutant(
-        REPORT, "    is_other_data = isinstance(data, dict) and", "    is_other_data = False and",
+        REPORT, "isinstance(data, dict) and data.get(", "False and data.get(",
         TEST_RESULTS),
     "an ensemble is the first model": Mutant(
         "eval.py", "    similarities = metrics.ensemble(models)\n    text,",

@@ -231,10 +231,10 @@ def test_the_documentation_names_every_option(pages):
     assert len(options) > 10 and [names for names in options if not named & set(names)] == []
 
 
-def test_no_line_is_longer_than_120():
+def test_no_line_is_longer_than_100():
     folders = [ROOT / folder for folder in ("lib", "tests", "benchmarks")]
     for file in [
         *ROOT.glob("*.py"),
         *(file for folder in folders for file in folder.rglob("*.py")),
     ]:
-        assert max(map(len, file.read_text().splitlines()), default=0) <= 120, file
+        assert max(map(len, file.read_text().splitlines()), default=0) <= 100, file

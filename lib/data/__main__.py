@@ -1,7 +1,9 @@
 """The command for data folders.
 
-python -m lib.data check data/f30k_precomp     what is in a folder, and what to mend (lib/data/check.py)
-python -m lib.data convert --help              a folder of own features (lib/data/convert.py)
+python -m lib.data check data/f30k_precomp
+    what is in a folder, and what to mend (lib/data/check.py)
+python -m lib.data convert --help
+    a folder of own features (lib/data/convert.py)
 """
 
 if __name__ == "__main__":

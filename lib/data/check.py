@@ -39,7 +39,7 @@ HUGE = 1e4  # no detector or backbone gives features beyond; bottom-up-attention
 def add_command(commands):
     """Add `check` to the commands of lib/data/__main__.py."""
     parser = commands.add_parser(
-        "check", description=__doc__.split("\n")[0], help="what a folder holds, what to mend"
+        "check", description=__doc__.split("\n\n")[0], help="what a folder holds, what to mend"
     )
     parser.add_argument("folder", type=Path, help="such as data/f30k_precomp")
     parser.add_argument(

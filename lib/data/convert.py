@@ -1,7 +1,8 @@
 """A data folder (docs/method.md, section 1) from bottom-up-attention TSV files and a Karpathy split
 JSON.
 
-    python -m lib.data convert --tsv FILE [FILE ...] --json dataset_flickr30k.json --out data/mine_precomp
+    python -m lib.data convert --tsv FILE [FILE ...] --json dataset_flickr30k.json \\
+        --out data/mine_precomp
 
 The TSV files (lib/data/tsv.py) are read twice, a line at a time: first for names and lengths, so
 that whatever is missing is told before anything is written, then for the features, which go into
@@ -32,7 +33,7 @@ IMAGES_PER_WRITE = 64  # images
 def add_command(commands):
     """Add `convert` to the commands of lib/data/__main__.py."""
     parser = commands.add_parser(
-        "convert", description=__doc__.split("\n")[0], help="make a folder of own features"
+        "convert", description=__doc__.split("\n\n")[0], help="make a folder of own features"
     )
     parser.add_argument(
         "--tsv", type=Path, nargs="+", required=True, help="bottom-up-attention features"

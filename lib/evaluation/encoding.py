@@ -43,9 +43,8 @@ def encode_captions(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
             model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu()
         )
 
-    return torch.cat(distributed.map_sharded(encode, range(0, len(order), batch_size), "captions"))[
-        np.argsort(order)
-    ]
+    blocks = distributed.map_sharded(encode, range(0, len(order), batch_size), "captions")
+    return torch.cat(blocks)[np.argsort(order)]
 
 
 def similarities(model, dataset, device):

@@ -47,7 +47,8 @@ class ResultName(NamedTuple):
 
     def results(self):
         """The file of the similarities."""
-        return f"results_{escape(self.dataset)}{self._suffix(dict(split=self._other_split, models=self.models))}.npy"
+        suffix = self._suffix(dict(split=self._other_split, models=self.models))
+        return f"results_{escape(self.dataset)}{suffix}.npy"
 
     def report(self):
         """The file of the page."""

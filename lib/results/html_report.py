@@ -35,13 +35,13 @@ BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogr
 TRAIN_LINE = re.compile(r"epoch \d+ step (\d{1,15}): loss (\S+) .*, rate ([^\s;]+)")
 
 STYLE = """
-:root { color-scheme: light dark; --page: #fcfcfb; --ink: #1f2328; --soft: #656d76; --rule: #d8dce1; --panel: #f2f3f5;
-  --accent: #0b63b8; --hit: #1a7f37; --hit-panel: #e3f4e7; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e4e7eb; --soft: #9aa4af; --rule: #343b44;
-  --panel: #1f242a; --accent: #6cb6ff; --hit: #57c773; --hit-panel: #17301f; } }
+:root { color-scheme: light dark; --page: #fcfcfb; --ink: #1f2328; --soft: #656d76;
+  --rule: #d8dce1; --panel: #f2f3f5; --accent: #0b63b8; --hit: #1a7f37; --hit-panel: #e3f4e7; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171b; --ink: #e4e7eb; --soft: #9aa4af;
+  --rule: #343b44; --panel: #1f242a; --accent: #6cb6ff; --hit: #57c773; --hit-panel: #17301f; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 72rem; background: var(--page);
+  color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { margin: 0 0 .25rem; font-size: 1.9rem; line-height: 1.2; }
 h2 { margin: 3rem 0 .5rem; padding-bottom: .3rem; border-bottom: 1px solid var(--rule); }
 h3 { margin: 2rem 0 .25rem; }
@@ -53,17 +53,18 @@ nav a { display: inline-block; margin-right: 1rem; }
 .soft, figcaption { color: var(--soft); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { position: sticky; left: 0; max-width: calc(100vw - 2.5rem); text-align: left; color: var(--soft);
-  padding-bottom: .4rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
+caption { position: sticky; left: 0; max-width: calc(100vw - 2.5rem); text-align: left;
+  color: var(--soft); padding-bottom: .4rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--rule); text-align: right;
+  white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; }
 tbody th, thead tr:last-child th:first-child { text-align: left; }
 th[colspan] { text-align: center; }
 tr.ours { background: var(--panel); font-weight: 600; }
 figure { margin: 0; }
 figcaption { font-size: .9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); gap: 1.5rem;
-  margin-top: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr));
+  gap: 1.5rem; margin-top: 1rem; }
 .chart { width: 100%; height: auto; }
 .chart text { font-size: 12px; fill: var(--soft); }
 .grid { stroke: var(--rule); }
@@ -78,14 +79,16 @@ figcaption { font-size: .9rem; }
 .query.text { grid-template-columns: 1fr; }
 .picture { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 8px;
   background: var(--panel); }
-.none { display: grid; place-items: center; padding: .5rem; color: var(--soft); font-size: .8rem; line-height: 1.35;
-  text-align: center; overflow-wrap: anywhere; }
+.none { display: grid; place-items: center; padding: .5rem; color: var(--soft); font-size: .8rem;
+  line-height: 1.35; text-align: center; overflow-wrap: anywhere; }
 ol.captions, ol.images { margin: 0; padding: 0; list-style: none; }
-ol.captions li { display: flex; gap: .75rem; padding: .2rem .6rem; border-left: 3px solid transparent; }
+ol.captions li { display: flex; gap: .75rem; padding: .2rem .6rem;
+  border-left: 3px solid transparent; }
 ol.captions .score { min-width: 3.2rem; }
-ol.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .75rem;
-  align-items: start; }
-ol.images li { padding: .35rem; border-radius: 11px; border: 2px solid transparent; max-width: 13rem; }
+ol.images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+  gap: .75rem; align-items: start; }
+ol.images li { padding: .35rem; border-radius: 11px; border: 2px solid transparent;
+  max-width: 13rem; }
 li.hit { background: var(--hit-panel); }
 ol.captions li.hit { border-left-color: var(--hit); }
 ol.images li.hit { border-color: var(--hit); }
@@ -98,7 +101,8 @@ ol.images li.truth .mark { display: block; font-size: .85rem; white-space: norma
 .words { overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { .query { grid-template-columns: 1fr; } .query .picture { max-width: 11rem; } }
+@media (max-width: 40rem) { .query { grid-template-columns: 1fr; }
+  .query .picture { max-width: 11rem; } }
 """.replace("{scale}", ", ".join(f"rgb{colour}" for colour in charts.COLOURS))
 
 

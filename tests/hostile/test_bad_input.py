@@ -445,8 +445,8 @@ REFUSED = {
             "workers seed seeds val_step save_step gpu_id "
             "vse_mean_warmup_epochs lr_schedules warmup"
         ): BELOW_ZERO + BROKEN,
-        "size_augment overwrite deterministic compile save_results multi_gpu mask_repeat": BELOW_ZERO
-        + ABOVE_ONE,
+        "size_augment overwrite deterministic compile": BELOW_ZERO + ABOVE_ONE,
+        "save_results multi_gpu mask_repeat": BELOW_ZERO + ABOVE_ONE,
         "norm_input cross_loss connection relevance mask_padding strip_accents": BELOW_ZERO
         + ABOVE_ONE,
         "allow_changed_data": BELOW_ZERO + ABOVE_ONE,
