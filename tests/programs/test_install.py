@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 from damage import OPTIONS
-from helpers import PATIENCE
+from helpers import PROCESS_TIMEOUT
 from packaging.requirements import Requirement
 
 import train
@@ -43,7 +43,7 @@ class Installation(NamedTuple):
             env=variables,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=PROCESS_TIMEOUT,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -63,7 +63,7 @@ def install(place, foreign, *options):
     pip = [found.environment / "bin" / "python", "-m", "pip", "install"]
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command = [*pip, *offline, *options, found.source]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_TIMEOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     return found
 
