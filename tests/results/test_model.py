@@ -43,7 +43,10 @@ def texts(data):
 
 
 def test_embeddings_are_those_of_the_evaluation(model, run, test_data, texts):
-    images, captions = model.encode_images(test_data.regions), model.encode_captions(texts)
+    images, captions = (
+        model.encode_images(np.load(test_data.regions_path)),
+        model.encode_captions(texts),
+    )
     assert images.shape == (10, 16) and captions.shape == (50, 16)
     assert images.dtype == captions.dtype == np.float32
     np.testing.assert_array_equal(images, encoding.encode_images(model.model, test_data, "cpu"))
@@ -77,11 +80,14 @@ def test_other_than_numbers_of_regions_is_refused(model, test_data, counts):
     with pytest.raises(
         InputError, match=r"num_regions: found .*expected 10 whole numbers from 1 to 36"
     ):
-        model.encode_images(test_data.regions, counts)
+        model.encode_images(np.load(test_data.regions_path), counts)
 
 
 def test_rows_have_unit_length(model, test_data, texts):
-    for rows in (model.encode_images(test_data.regions), model.encode_captions(texts)):
+    for rows in (
+        model.encode_images(np.load(test_data.regions_path)),
+        model.encode_captions(texts),
+    ):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
@@ -89,7 +95,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(model, test_data, texts):
     np.testing.assert_allclose(
         model.encode_captions(texts[7:8]), model.encode_captions(texts)[7:8], atol=1e-6
     )
-    images = np.concatenate([test_data.regions] * 14)  # more than one batch
+    images = np.concatenate([np.load(test_data.regions_path)] * 14)  # more than one batch
     found = model.encode_images(images)
     np.testing.assert_allclose(
         found.reshape(14, 10, 16), found[None, :10].repeat(14, axis=0), atol=1e-6
@@ -100,10 +106,12 @@ def test_a_sample_does_not_depend_on_its_neighbours(model, test_data, texts):
     "convert", [np.float64, np.float16, torch.from_numpy], ids=["float64", "float16", "tensor"]
 )
 def test_regions_of_any_float_type_are_taken(model, test_data, convert):
-    regions = np.array(test_data.regions)
+    regions = np.load(test_data.regions_path)
     regions = convert(regions) if convert is torch.from_numpy else regions.astype(convert)
     np.testing.assert_allclose(
-        model.encode_images(regions), model.encode_images(test_data.regions), atol=2e-3
+        model.encode_images(regions),
+        model.encode_images(np.load(test_data.regions_path)),
+        atol=2e-3,
     )
 
 
@@ -148,7 +156,7 @@ def test_other_than_regions_is_refused(model, regions, message):
 
 
 def test_tensors_of_a_short_type_are_taken(model, test_data):
-    regions = torch.from_numpy(np.array(test_data.regions[:2])).bfloat16()
+    regions = torch.from_numpy(np.load(test_data.regions_path)[:2]).bfloat16()
     np.testing.assert_array_equal(
         model.encode_images(regions), model.encode_images(regions.float())
     )
@@ -156,7 +164,7 @@ def test_tensors_of_a_short_type_are_taken(model, test_data):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20])
 def test_an_image_that_is_not_finite_is_named(model, test_data, value):
-    regions = np.concatenate([test_data.regions] * 14)
+    regions = np.concatenate([np.load(test_data.regions_path)] * 14)
     regions[135, 3, 100] = value
     with pytest.raises(InputError, match="image 135 .from 0. holds NaN, Inf or"):
         model.encode_images(regions)
