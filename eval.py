@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import arguments
 from lib.data import fingerprint
-from lib.data.dataset import NO_SPLIT, RetrievalDataset, conventions, data_folder
+from lib.data.conventions import NO_SPLIT, conventions
+from lib.data.dataset import RetrievalDataset, data_folder
 from lib.data.region_file import FileState, file_state
 from lib.evaluation import bootstrap, encoding, extended, metrics, report
 from lib.evaluation.report import find_facts, save_results, summarise

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib.data.dataset import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
+from lib.data.conventions import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.model.fragment import POOLINGS, after_attention, transformer_layer
 from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph

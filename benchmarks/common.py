@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
-from lib.data.dataset import Batch, pad_pieces
+from lib.data.batches import Batch
+from lib.data.dataset import pad_pieces
 from lib.model.network import HREM
 
 REGIONS, REGION_DIM, EMBED_SIZE = 36, 2048, 1024

@@ -12,7 +12,8 @@ from transformers import BertTokenizerFast
 
 from benchmarks import common
 from benchmarks.reference import OnePairAtATime, collate
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
 
 HEADER = common.header("batch", "batches", "one at a time", "one at a time / batches")
 WORDS = [f"{a}{b}{c}" for a in "bcdfgklmnprst" for b in "aeiou" for c in "bdgklmnprst"]

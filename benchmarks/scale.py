@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from benchmarks import common
 from graph_lib import Objective
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
 from lib.model.network import HREM
 from lib.training import engine, optim
 

@@ -73,6 +73,12 @@ def finished(whole, tmp_path_factory):
 
 
 @pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of a finished run, for one test."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
 def refusal(capfd):
     """Run a program as its command line does; give its one line of refusal,
     which must hold all of `expected`."""

@@ -55,7 +55,7 @@ DRAWN = f"{WIRING}::test_every_epoch_drops_other_regions_and_alters_other_words"
 SEED = f"{WIRING}::test_the_seed_decides_all_that_is_random"
 AUGMENT = f"{WIRING}::test_without_size_augment_all_regions_are_shown_and_words_still_altered"
 LOG = f"{WIRING}::test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_have_it"
-DATASET = "lib/data/dataset.py"
+BATCHES = "lib/data/batches.py"
 DISTRIBUTED = "lib/system/distributed.py"
 ENCODING = "lib/evaluation/encoding.py"
 ENGINE = "lib/training/engine.py"
@@ -71,7 +71,7 @@ RUN_PARTS = "lib/training/run_parts.py"
 RUN_STATE = "lib/training/run_state.py"
 SAMPLING = "lib/data/sampling.py"
 TEST_DATASET = "data/test_dataset.py"
-TEST_DISTRIBUTED = "system/test_distributed.py"
+TEST_DISTRIBUTED = "system/test_distributed_steps.py"
 TEST_GRAPH = "objective/test_graph.py"
 TEST_LOSSES = "objective/test_losses.py"
 TEST_METRICS = "evaluation/test_metrics.py"
@@ -186,23 +186,23 @@ MUTANTS = {
     "captions stay in order of length": Mutant(ENCODING, "[np.argsort(order)]", "", TEST_OPTIM),
     "skipped steps are never forgotten": Mutant(
         ENGINE, "(skipped + 1) * ~is_finite", "skipped + 1", PARTS),
-    # Data: lib/data/dataset.py, lib/data/sampling.py
+    # Data: lib/data/batches.py, lib/data/sampling.py
     "regions and words are those of epoch 0": Mutant(
-        DATASET, "default_rng((self.seed, epoch, int(caption)))",
+        BATCHES, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((self.seed, 0, int(caption)))", DRAWN),
     "regions and words of seed 1 are those of seed 0 an epoch later": Mutant(
-        DATASET, "default_rng((self.seed, epoch, int(caption)))",
+        BATCHES, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((self.seed + epoch, int(caption)))", SEED),
     "regions and words do not depend on the seed": Mutant(
-        DATASET, "default_rng((self.seed, epoch, int(caption)))",
+        BATCHES, "default_rng((self.seed, epoch, int(caption)))",
         "default_rng((epoch, int(caption)))", SEED),
     "words are never altered": Mutant(
-        DATASET, "generator if self.augment_words else None", "None", DRAWN
+        BATCHES, "generator if self.augment_words else None", "None", DRAWN
     ),
     "fewer regions are kept": Mutant(
-        DATASET, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
+        BATCHES, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
     "an image may lose all regions": Mutant(
-        DATASET, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept",
+        BATCHES, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept",
         TEST_DATASET),
     "every epoch has the order of epoch 0": Mutant(
         SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",

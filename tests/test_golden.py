@@ -9,8 +9,8 @@ from helpers import close
 from published import GOLDEN, golden, published_name, small_model, small_objective, small_tokeniser
 
 from graph_lib import longest_distance
+from lib.data.batches import Batch
 from lib.data.captions import split_words, tokenise
-from lib.data.dataset import Batch
 from lib.evaluation import metrics
 from lib.model.checkpoint import OBJECTIVE_NAMES, rename
 from lib.model.encoders import Encoded

@@ -23,7 +23,8 @@ ORDER = (
     "lib.data.region_file",
     "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type",
     "lib.data.tsv_columns", "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion",
-    "lib.data.convert", "lib.data.__main__", "lib.data.sampling", "lib.data.dataset",
+    "lib.data.convert", "lib.data.__main__", "lib.data.sampling", "lib.data.conventions",
+    "lib.data.dataset", "lib.data.batches",
     "lib.model.pooling", "lib.model.packing", "lib.model.bert", "lib.model.splits",
     "lib.model.fragment", "lib.model.state", "lib.model.checkpoint", "lib.model.pretrained",
     "lib.model.encoders", "lib.model.network", "lib.objective.losses", "lib.objective.relation",
@@ -238,3 +239,49 @@ def test_no_line_is_longer_than_100():
         *(file for folder in folders for file in folder.rglob("*.py")),
     ]:
         assert max(map(len, file.read_text().splitlines()), default=0) <= 100, file
+
+
+LONG_FILES = {  # still to be split, or with no clear seam
+    "lib/data/check.py",
+    "lib/data/conversion.py",
+    "lib/data/convert.py",
+    "lib/data/demo.py",
+    "lib/data/pairing.py",
+    "lib/evaluation/metrics.py",
+    "lib/evaluation/report.py",
+    "lib/model/bert.py",
+    "lib/model/checkpoint.py",
+    "lib/model/state.py",
+    "lib/objective/relation.py",
+    "lib/results/html_report.py",
+    "lib/system/distributed.py",
+    "lib/training/logs.py",
+    "lib/training/run_start.py",
+    "tests/data/test_conversion.py",
+    "tests/data/test_dataset.py",
+    "tests/data/test_demo.py",
+    "tests/data/test_pairing.py",
+    "tests/data/test_tsv.py",
+    "tests/evaluation/test_results.py",
+    "tests/hostile/test_bad_input.py",
+    "tests/hostile/test_damaged_files.py",
+    "tests/model/test_state.py",
+    "tests/mutants.py",
+    "tests/objective/test_interaction.py",
+    "tests/objective/test_relation.py",
+    "tests/programs/test_properties.py",
+    "tests/results/test_html_report.py",
+    "tests/results/test_search.py",
+    "tests/test_golden.py",
+}
+
+
+def test_no_file_is_too_long():
+    """At most 300 lines in lib/, 400 in tests/; an exception is one only while it is longer."""
+    long = {
+        file.relative_to(ROOT).as_posix()
+        for folder, limit in (("lib", 300), ("tests", 400))
+        for file in (ROOT / folder).rglob("*.py")
+        if len(file.read_text().splitlines()) > limit
+    }
+    assert long == LONG_FILES

@@ -42,7 +42,7 @@ class HREM(nn.Module):
         self.text_encoder = read(reader, normalise=normalise_captions, **shared)
 
     def forward(self, batch, least_pieces=None):
-        """Encode a `lib.data.dataset.Batch`; least_pieces: see `TextEncoder`.
+        """Encode a `lib.data.batches.Batch`; least_pieces: see `TextEncoder`.
         Returns `Encoded` images and captions."""
         return (
             self.image_encoder(batch.regions, batch.region_lengths),

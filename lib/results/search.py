@@ -16,7 +16,7 @@ import torch
 
 from ..data import fingerprint
 from ..data.captions import split_words
-from ..data.dataset import read_lines
+from ..data.layout import read_lines
 from ..data.pairing import ids_of_images
 from ..evaluation import encoding
 from ..evaluation.metrics import Similarity, resolve_caption_images, top_indices

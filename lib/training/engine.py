@@ -78,7 +78,7 @@ def training_step(
     precision="fp32", skipped=None,
     replicas=None,
 ):  # fmt: skip
-    """One optimisation step on a `lib.data.dataset.Batch`.
+    """One optimisation step on a `lib.data.batches.Batch`.
     If the loss or the gradient is not finite nothing changes.
 
     use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest

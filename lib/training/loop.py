@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..data.dataset import batches
+from ..data.batches import batches
 from ..evaluation import encoding, metrics
 from ..system import distributed
 from ..system.distributed import print_line

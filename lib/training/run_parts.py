@@ -7,7 +7,8 @@ import torch
 
 import graph_lib
 
-from ..data.dataset import NO_SPLIT, RetrievalDataset, conventions
+from ..data.conventions import NO_SPLIT, conventions
+from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
 from ..data.vocabulary import (
     Vocabulary,

@@ -6,7 +6,7 @@ import os
 import torch
 
 from ..data import fingerprint
-from ..data.dataset import TrainingPairs, training_loader
+from ..data.batches import TrainingPairs, training_loader
 from ..model import bert, checkpoint, pretrained
 from ..model.network import build_model
 from ..system import devices, distributed

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from lib.data import caption_forms, demo
-from lib.data.dataset import read_lines
+from lib.data.layout import read_lines
 
 CAPTIONS = [
     "a red ball, and a dog", "two dogs run", 'a "big" cube', "3 cats on 2 mats", "it's a cup",

@@ -12,7 +12,7 @@ import eval as evaluation
 import train
 from lib.data import __main__ as data_command
 from lib.data import demo
-from lib.data.dataset import read_lines
+from lib.data.layout import read_lines
 from lib.evaluation import encoding
 from lib.system.errors import command_line
 

@@ -14,7 +14,7 @@ import eval as evaluation
 import graph_lib
 import train
 from lib.data import demo
-from lib.data.dataset import conventions
+from lib.data.conventions import conventions
 from lib.evaluation import extended, metrics, report
 from lib.training import run_parts
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from damage import edit
 from kills import Programs
+from own_features import DIM, entry, features, tsv_line, write_json
 from test_check import run
-from test_convert import DIM, entry, features, tsv_line, write_json
 
 import train
 from lib.data import __main__ as data_command

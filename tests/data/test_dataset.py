@@ -1,6 +1,7 @@
 """Regions, captions, batches and loaders of a split."""
 
 import itertools
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -15,8 +16,11 @@ from helpers import PROCESS_TIMEOUT, make_data
 from transformers import BertConfig, BertModel
 
 from lib.data import dataset, demo
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, read_lines, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
+from lib.data.layout import read_lines
 from lib.data.region_file import RegionFile
+from lib.data.sampling import EpochSampler
 from lib.evaluation import encoding, metrics
 from lib.model import bert
 from lib.model.network import HREM
@@ -156,13 +160,13 @@ def test_epochs_and_seeds_differ(train):
 
 
 def test_an_epoch_has_every_caption_at_most_once_and_no_incomplete_batch():
-    sampler = dataset.EpochSampler(150, 32, seed=0)
+    sampler = EpochSampler(150, 32, seed=0)
     found = [captions for _, captions in sampler]
     assert len(sampler) == len(found) == 4 and {len(captions) for captions in found} == {32}
     assert len(set(np.concatenate(found))) == 128 and set(np.concatenate(found)) <= set(range(150))
     sampler.epoch = 1
     assert set(np.concatenate([captions for _, captions in sampler])) != set(np.concatenate(found))
-    whole = np.concatenate([captions for _, captions in dataset.EpochSampler(150, 30, seed=0)])
+    whole = np.concatenate([captions for _, captions in EpochSampler(150, 30, seed=0)])
     assert sorted(whole) == list(range(150))
 
 
@@ -194,7 +198,7 @@ def test_regions_are_kept_in_order_four_of_five(folder, train):
 
 
 def test_one_region_is_kept_at_least(folder, train, monkeypatch):
-    monkeypatch.setattr(dataset, "REGION_KEEP_PROBABILITY", 0)
+    monkeypatch.setattr("lib.data.batches.REGION_KEEP_PROBABILITY", 0)
     batch = TrainingPairs(train, seed=0)[0, np.arange(100)]
     assert set(batch.region_lengths.tolist()) == {1}
     places = [
@@ -420,7 +424,7 @@ def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
 def test_batches_are_the_same_where_there_are_no_huge_pages(train, monkeypatch):
     pairs, which = TrainingPairs(train, seed=0), np.arange(50)
     expected = pairs[0, which]
-    monkeypatch.delattr(dataset.mmap, "MADV_HUGEPAGE", raising=False)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert same_batches([pairs[0, which]], [expected])
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lib.data import demo, pairing, sampling
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
 from lib.data.pairing import Pairing, find_repeats, ids_of_images
 from lib.evaluation import bootstrap, metrics
 from lib.evaluation.metrics import Similarity

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lib.data import demo, sampling
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
 from lib.data.sampling import (
     EpochSampler,
     NeighbourSampler,

@@ -33,8 +33,9 @@ from safetensors.torch import load_file, save_file
 import eval as evaluation
 import train
 from lib.data import check, dataset
+from lib.data.batches import TrainingPairs
 from lib.data.captions import tokenise
-from lib.data.dataset import LARGEST_FEATURE, RetrievalDataset, TrainingPairs
+from lib.data.dataset import LARGEST_FEATURE, RetrievalDataset
 from lib.data.region_file import RegionFile
 from lib.model import bert
 from lib.system import files

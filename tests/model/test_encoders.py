@@ -8,7 +8,7 @@ import torch
 from helpers import close
 from published import small_bert
 
-from lib.data.dataset import Batch
+from lib.data.batches import Batch
 from lib.model.encoders import ImageEncoder, TextEncoder
 from lib.model.network import HREM
 from lib.model.pooling import real_mask

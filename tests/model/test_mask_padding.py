@@ -15,7 +15,7 @@ from test_encoders import (
 from test_relation import BATCHES, BLOCKS, FLOAT32, fragments, naive_pair
 
 from graph_lib import Objective
-from lib.data.dataset import Batch
+from lib.data.batches import Batch
 from lib.model.encoders import Encoded
 from lib.model.network import HREM
 from lib.model.pooling import real_mask

@@ -11,7 +11,7 @@ from helpers import normal
 from published import small_bert
 
 from graph_lib import Objective
-from lib.data.dataset import Batch
+from lib.data.batches import Batch
 from lib.data.vocabulary import Vocabulary, word_embeddings
 from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.model.fragment import POOLINGS, FragmentRelation

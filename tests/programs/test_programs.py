@@ -321,7 +321,7 @@ def test_val_split_test_repeats_the_published_protocol(data, tmp_path):
     ],
 )
 def test_other_options_train(data, tmp_path, options, monkeypatch):
-    monkeypatch.setattr("lib.data.dataset.EpochSampler.__len__", lambda sampler: 3)
+    monkeypatch.setattr("lib.data.batches.EpochSampler.__len__", lambda sampler: 3)
     folder = fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "1", *options.split())
     assert "skipped" not in (folder / "train.txt").read_text() and (folder / "test.md").exists()
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published import small_tokeniser
 
-from lib.data import dataset
+from lib.data.batches import TrainingPairs
 from lib.data.captions import (
     AUGMENT_PROBABILITY,
     MASK_SHARE,
@@ -24,7 +24,9 @@ from lib.data.captions import (
     split_words,
     tokenise,
 )
-from lib.data.dataset import RetrievalDataset, TrainingPairs, pad_pieces, read_lines
+from lib.data.dataset import RetrievalDataset, pad_pieces
+from lib.data.layout import read_lines
+from lib.data.sampling import EpochSampler
 from lib.evaluation import metrics
 from lib.model.pooling import l2_normalise, length_groups, masked_mean, max_k_mean, real_mask
 from lib.objective import relation
@@ -236,7 +238,7 @@ def test_a_batch_is_what_its_pairs_are_one_at_a_time(folder, data):
 @property_of()
 @given(st.integers(0, 40), st.integers(1, 12), SEEDS, st.integers(0, 5))
 def test_an_epoch_takes_every_pair_at_most_once(num_pairs, batch_size, seed, epoch):
-    sampler = dataset.EpochSampler(num_pairs, batch_size, seed)
+    sampler = EpochSampler(num_pairs, batch_size, seed)
     sampler.epoch = epoch
     found = list(sampler)
     taken = [int(caption) for _, captions in found for caption in captions]

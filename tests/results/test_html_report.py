@@ -17,7 +17,7 @@ from helpers import PROCESS_TIMEOUT, shared
 import eval as evaluation
 import train
 from lib.data import demo
-from lib.data.dataset import read_lines
+from lib.data.layout import read_lines
 from lib.evaluation import bootstrap, metrics, report
 from lib.results import html_report, pictures, search
 from lib.system import charts

@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_programs import as_published
 
-from lib.data.dataset import RetrievalDataset, read_lines
+from lib.data.dataset import RetrievalDataset
+from lib.data.layout import read_lines
 from lib.evaluation import encoding
 from lib.model import bert, checkpoint
 from lib.results.trained import load

@@ -13,7 +13,7 @@ from damage import OPTIONS
 from helpers import evaluate, read
 
 import train
-from lib.data.dataset import read_lines
+from lib.data.layout import read_lines
 from lib.data.vocabulary import Vocabulary
 from lib.evaluation import encoding, metrics, report
 from lib.evaluation.metrics import Similarity

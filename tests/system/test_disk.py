@@ -17,7 +17,8 @@ from damage import OPTIONS, contents
 import eval as evaluation
 import train
 from lib.data import check
-from lib.data.dataset import RetrievalDataset, TrainingPairs, batches, training_loader
+from lib.data.batches import TrainingPairs, batches, training_loader
+from lib.data.dataset import RetrievalDataset
 from lib.evaluation import encoding
 from lib.model import bert
 from lib.results import export

@@ -16,7 +16,7 @@ from test_resume import Stopped, stop_at_step
 
 import arguments
 import graph_lib
-from lib.data.dataset import Batch
+from lib.data.batches import Batch
 from lib.evaluation import metrics
 from lib.model import checkpoint, network
 from lib.system import charts, run_folder

@@ -10,7 +10,8 @@ import torch
 from published import small_bert
 
 from graph_lib import Objective
-from lib.data.dataset import Batch, pad_pieces
+from lib.data.batches import Batch
+from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
 from lib.model.network import HREM
 from lib.training import engine, optim

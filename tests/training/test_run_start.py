@@ -1,29 +1,21 @@
-"""What a run may begin in, go on with and replace, what it leaves alone,
-and that one process at a time is at work."""
+"""What a run may begin in, go on with and replace, and what it leaves alone."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from damage import OPTIONS, contents, saved_with
-from test_programs import as_published
 
 import eval as evaluation
 import train
-from lib.data import demo
 from lib.model import checkpoint
 from lib.system import run_folder
 from lib.system.run_folder import MANIFEST, RunFolder
 from lib.training import engine
 
-ROOT = Path(__file__).parents[2]
 FOREIGN = {
     "report_old.html": "<p>",
     "results_mine.npy": "x",
@@ -46,27 +38,6 @@ def fit(whole, folder, *more):
 def visible(folder):
     """Contents of a folder but for locks."""
     return {name: content for name, content in contents(folder).items() if name.name[0] != "."}
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def older(copied):
-    """A run folder from before there were manifests, and some of the options."""
-    (copied / MANIFEST).unlink()
-    for name in ("last.pth", "model_best.pth"):
-        options = torch.load(copied / name, weights_only=True)["options"]
-        saved_with(
-            copied / name, options={key: options[key] for key in options if key != "strip_accents"}
-        )
-    lines = (copied / "Parameters.txt").read_text().splitlines(keepends=True)
-    (copied / "Parameters.txt").write_text(
-        "".join(line for line in lines if not line.startswith("strip_accents"))
-    )
-    return copied
 
 
 def place(folder, files):
@@ -331,159 +302,6 @@ def test_skipped_steps_in_a_row_are_counted_across_a_restart(whole, tmp_path, mo
         *command(whole, tmp_path / "run", *more),
         expected=["stopped at step 20", "20 steps in a row"],
     )
-
-
-# Runs from before there were manifests
-
-
-def test_an_older_run_goes_on_and_its_files_are_ours_then(whole, older):
-    place(older, FOREIGN)
-    names = set(contents(older))
-    fit(whole, older, "--resume", "auto", "--num_epochs", "2")
-    own = set(RunFolder(older).read()["files"])
-    assert {
-        "train.txt",
-        "eval.txt",
-        "last.pth",
-        "model_best.pth",
-        "Parameters.txt",
-        "test.md",
-        "metrics.json",
-    } <= own
-    assert "results_demo.npy" in own and not own & set(FOREIGN) and names <= set(contents(older))
-    check_there(older, FOREIGN)
-    assert (
-        len(re.findall("^epoch . step 10:", (older / "train.txt").read_text(), re.MULTILINE)) == 1
-    )
-
-
-def test_an_older_run_is_replaced_when_asked_and_nothing_else(whole, older, refusal):
-    place(older, FOREIGN)
-    before = contents(older)
-    refusal(
-        train.main,
-        *command(whole, older),
-        expected=["last.pth: the folder holds a run", "--overwrite 1"],
-    )
-    assert contents(older) == before
-    fit(whole, older, "--overwrite", "1", "--seed", "1", "--save_results", "0")
-    check_there(older, FOREIGN)
-    assert not (older / "results_demo.npy").exists() and len(list(older.glob("*tfevents*"))) == 2
-
-
-def test_an_older_run_in_two_folders_goes_on(whole, tmp_path):
-    models = ["--model_name", tmp_path / "models"]
-    fit(whole, tmp_path / "logs", *models)
-    for folder in ("models", "logs"):
-        (tmp_path / folder / MANIFEST).unlink()
-    fit(whole, tmp_path / "logs", *models, "--resume", "auto", "--num_epochs", "2")
-    log = (tmp_path / "logs" / "train.txt").read_text()
-    assert "epoch 0 step 10:" in log and "epoch 1 step 20:" in log
-    assert "train.txt" in RunFolder(tmp_path / "logs").read()["files"]
-
-
-def test_a_published_run_folder_is_evaluated_and_never_changed(whole, tmp_path, refusal):
-    folder = place(tmp_path / "published", {"train.log": "theirs", "README.md": "theirs"})
-    as_published(fit(whole, tmp_path / "run", "--embed_size", "32"), folder / "model_best.pth")
-    before = contents(folder)
-    argv = [folder, "--data_path", whole, "--bert_path", whole / "demo_precomp" / "bert"]
-    evaluation.main([str(argument) for argument in argv])
-    assert before.items() <= contents(folder).items() and (folder / "test.md").exists()
-    before = visible(folder)
-    for more in ([], ["--resume", "auto"]):
-        error = refusal(
-            train.main,
-            *command(whole, folder, *more),
-            expected=["model_best.pth: the folder holds a run"],
-        )
-        assert "--overwrite" not in error  # it would not help
-    refusal(
-        train.main, *command(whole, folder, "--overwrite", "1"), expected=["move the file away"]
-    )
-    assert visible(folder) == before
-
-
-# Two processes
-
-
-HOLD = """
-import sys, time
-import train
-from lib.training import engine
-compute, met = engine.training_step, []
-def step(*arguments, **settings):
-    met.append(None)
-    if len(met) == 3:
-        print("at work", flush=True)
-        time.sleep(300)
-    return compute(*arguments, **settings)
-engine.training_step = step
-train.main(sys.argv[1:])
-"""
-
-
-@pytest.fixture
-def at_work(whole, tmp_path):
-    """A process in the third step of the run in `run`, as a killed torchrun leaves it behind."""
-    options = "--val_step", "2", "--save_step", "2"
-    argv = [sys.executable, "-c", HOLD, *map(str, command(whole, tmp_path / "run", *options))]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    assert any("at work" in line for line in process.stdout)
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_dead(
-    whole, tmp_path, at_work, refusal
-):
-    run = tmp_path / "run"
-    before = contents(run)
-    for more in (
-        ["--resume", "auto"],
-        ["--overwrite", "1"],
-        ["--overwrite", "1", "--model_name", tmp_path / "models"],
-    ):
-        expected = [run, f"in use by process {at_work.pid} on", "end it"]
-        refusal(train.main, *command(whole, run, *more), expected=expected)
-        assert contents(run) == before and not (tmp_path / "models").exists()
-    evaluation.main([str(run), "--split", "dev"])  # that may run beside it
-    assert (run / "dev.md").exists() and at_work.poll() is None
-    assert torch.load(run / "last.pth", weights_only=True)["step"] == 2
-    at_work.send_signal(signal.SIGKILL)
-    at_work.wait()
-    fit(whole, run, "--resume", "auto", "--val_step", "2")
-    assert (run / "test.md").exists()
-
-
-BUILD = """
-import sys
-from lib.data import demo
-demo.build.__defaults__ = (0, {"train": 20, "dev": 10, "test": 10})
-demo.build_once(sys.argv[1])
-"""
-
-
-def test_two_builds_of_the_demo_at_once_make_one(tmp_path):
-    argv = [sys.executable, "-c", BUILD, str(tmp_path / "new" / "demo_precomp")]
-    builds = [subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [build.communicate()[1] for build in builds]
-    assert [build.returncode for build in builds] == [0, 0], printed
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
-        ".demo_precomp.lock",
-        "demo_precomp",
-    ]
-
-
-def test_what_killed_builds_leave_is_not_in_the_way_of_the_next(tmp_path):
-    for left in (f".demo_precomp.{os.getpid()}", ".demo_precomp.0123456789abcdef.part"):
-        (tmp_path / left / "bert").mkdir(parents=True)
-        (tmp_path / left / "train_caps.txt").write_text("half")
-    demo.build(tmp_path / "demo_precomp", sizes={"train": 2, "dev": 1, "test": 1})
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"demo_precomp", ".demo_precomp.lock", f".demo_precomp.{os.getpid()}"}
 
 
 # Names

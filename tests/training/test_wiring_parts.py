@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers import make_data
-from test_distributed import in_processes
+from processes import in_processes
 from test_optim import bad_batch, batch_of, setting, step
 
 from lib.data import sampling
