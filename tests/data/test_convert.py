@@ -1,5 +1,4 @@
-"""Own features to a data folder: what lands where, what is refused,
-conversions that are killed, training on them."""
+"""Own features to a data folder: what lands where, and conversions that are killed."""
 
 import functools
 import os
