@@ -14,7 +14,7 @@ import numpy as np
 
 from ..system.errors import InputError
 
-WIDTH, HEIGHT = 500, 290  # in points, which are the units of the SVG
+WIDTH, HEIGHT = 440, 260  # in points, which are the units of the SVG
 MOST_MARKERS = 50  # a line of more points has no markers
 # colours of the drawing: each is replaced by a variable of the style sheet
 INK, RULE, ACCENT = "#010101", "#020202", "#030303"
@@ -79,7 +79,7 @@ def bar_chart(name: str, title: str, counts: dict[str, int], x_label: str, y_lab
         bars = axes.bar(list(counts), list(counts.values()), 0.76, color=ACCENT, clip_on=False)
         for bar, (label, count) in zip(bars, counts.items()):
             bar.set_gid(f"{TOOLTIP}{label}: {count}")
-        axes.tick_params(axis="x", labelsize=10)
+        axes.tick_params(axis="x", labelsize=9)
         axes.bar_label(
             bars, [f"{100 * count / total:.0f}%" for count in counts.values()], padding=2
         )

@@ -52,7 +52,7 @@ def test_ticks_are_few_and_short(low, high):
 def test_every_line_is_drawn_inside_its_chart(points):
     chart = line_chart(points)
     found = coordinates(chart.svg)
-    assert len(found) >= len(points) and np.isfinite(found).all()
+    assert len(found) >= min(len(points), 50) and np.isfinite(found).all()
     assert (found >= 0).all() and (found <= (charts.WIDTH, charts.HEIGHT)).all()
     assert len(Page(chart.svg).all("use")) == (len(points) if len(points) <= 50 else 0)
 
