@@ -16,6 +16,7 @@ import numpy as np
 from ..evaluation import bootstrap, metrics, report
 from ..evaluation.metrics import Similarity, resolve_caption_images
 from ..system import images
+from ..system.console import printable
 from ..training.logs import TRAIN
 from ..training.validations import log_lines, read_validations
 from ..training.validations import number as finite_number
@@ -95,11 +96,16 @@ def write(path, evaluation: Evaluation, topk: int = 5, queries: int = 6, seed: i
 
 
 def templates() -> jinja2.Environment:
-    """The templates of the page. They escape whatever they are given."""
+    """The templates of the page. They escape markup and control characters."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        finalize=_printable, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
+
+
+def _printable(value):
+    """Plain text without control characters; `Markup` and numbers as they are."""
+    return printable(value) if type(value) is str else value
 
 
 def _describe_run(folder, options):
@@ -160,7 +166,7 @@ def read_curves(folder):
 
 def _draw_curves(curves):
     loss = "Training loss. After the warm-up it includes the terms of the instance graph."
-    rsum = f"rsum on {curves.split}. The epoch with the highest rsum is kept."
+    rsum = f"rsum on {printable(curves.split)}. The epoch with the highest rsum is kept."
     return [
         charts.line_chart(name, title, points, "optimisation step", label)
         for name, title, label, points in (

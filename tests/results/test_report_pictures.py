@@ -180,6 +180,14 @@ def test_the_terminal_tells_how_many_pictures_were_found(run, data, photographs,
     assert capsys.readouterr().out.endswith(f"report: {run / 'report.html'}\n{expected}")
 
 
+def test_control_characters_are_shown_as_escapes():
+    show = html_report.templates().get_template("picture.html").module.show
+    shown = show(pictures.Picture("a\x1b[31m\u202e", "b\0\x85 <b>"))
+    assert "b\\x00\\x85 &lt;b&gt;<" in shown
+    shown = show(pictures.Picture('a\x1b\u202e"', photograph="data:,"))
+    assert 'alt="a\\x1b\\u202e&#34;"' in shown
+
+
 def test_a_name_of_letters_means_no_number():
     assert pictures.file_names("dog") == ["dog.jpg", "dog.jpeg", "dog.png", "dog.webp", "dog.gif"]
     assert "COCO_train2014_000000000188.jpg" in pictures.file_names("188")
