@@ -219,7 +219,7 @@ def evaluate_runs(runs, options, device):
     distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.build_index(first.data)) if options.extended else None
     if options.report:
-        html_report.read_curves(folder)  # refuses what is no log, before there is anything to lose
+        html_report.check(folder)  # before anything is computed
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_main_process():
         return

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "lib.system.start", "lib.system.console", "lib.system.errors", "lib.system.devices",
     "lib.system.distributed", "lib.system.files", "lib.system.cache", "lib.system.run_folder",
-    "lib.system.interrupt", "lib.system.options", "lib.system.unpickle", "lib.system.charts",
+    "lib.system.interrupt", "lib.system.options", "lib.system.unpickle", "lib.system.images",
     "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names",
     "lib.evaluation.report", "lib.evaluation.bootstrap", "lib.evaluation.extended",
     "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo",
@@ -33,6 +33,7 @@ ORDER = (
     "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start",
     "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
     "lib.results.search", "lib.results.export", "lib.results.pictures",
+    "lib.results.charts", "lib.results.gallery",
     "lib.results.html_report",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip

@@ -1,16 +1,15 @@
-"""Pictures of a split's images for the report: photographs of a folder,
-or the demo's scenes, drawn.
+"""Pictures of a split's images for the report: photographs from a folder, or drawings of the
+demo's scenes. The template picture.html turns them into HTML.
 
-Photographs are put into the page as they are, byte for byte, for there is no library here to make
-them smaller.
+Photographs are embedded unchanged, byte for byte.
 """
 
 import os
-from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from ..data import demo
-from ..system.charts import data_uri
+from ..system.images import data_uri
 
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
 ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"
@@ -69,12 +68,42 @@ SHAPES = {  # outlines in a square of side 1 around 0; what follows a bar is dra
 }
 
 
+class DrawnThing(NamedTuple):
+    """A thing of a demo scene: attributes of two SVG paths, the second without a fill."""
+
+    transform: str
+    stroke_width: str
+    filled_path: str
+    fill: str
+    opacity: float
+    stroke: str
+    open_path: str
+    open_stroke: str
+
+
+class Drawing(NamedTuple):
+    """A demo scene in a square of side 100."""
+
+    ground: str
+    things: list[DrawnThing]
+
+
+class Picture(NamedTuple):
+    """What the page shows of an image: a photograph (a data URI), a drawing, or else its first
+    caption."""
+
+    alt_text: str
+    caption: str = ""
+    photograph: str = ""
+    drawing: Drawing | None = None
+
+
 class Pictures:
-    """The picture of any image of a split as HTML.
+    """The picture of any image of a split.
 
     index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of
     the demo data, or None. `num_missing` counts photographs that were not found, or are too large
-    or too many; `found` says whether there is one, of every id asked for.
+    or too many; `found` says of every id that was looked up whether there is a photograph.
     """
 
     def __init__(self, index, folder=None, scenes=None):
@@ -86,27 +115,25 @@ class Pictures:
     def __bool__(self):
         return bool(self.folder or self.scenes)
 
-    def of(self, image):
-        """An img or svg element, or a frame with the image's first caption."""
-        alt_text = f"{self.index.label(image)}: {self.index.first_caption(image)}"
+    def of(self, image: int) -> Picture:
+        """The `Picture` of an image."""
+        caption = self.index.first_caption(image)
+        alt_text = f"{self.index.label(image)}: {caption}"
         if self.folder:
             content = self._photograph(self.index.ids[image])
-            kind = next(
+            mime_type = next(
                 (kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None
             )
-            if kind:
+            if mime_type:
                 self.num_photographs += 1
-                return (
-                    f'<img class="picture" src="{data_uri(kind, content)}" '
-                    f'alt="{escape(alt_text)}">'
-                )
+                return Picture(alt_text, photograph=data_uri(mime_type, content))
             self.num_missing += 1
         elif self.scenes:
             return draw(self.scenes[image], self.index.label(image))
-        return f'<span class="picture none">{escape(self.index.first_caption(image))}</span>'
+        return Picture(alt_text, caption)
 
     def _photograph(self, identity):
-        """The bytes of a photograph, none if there is none to show."""
+        """The bytes of a photograph; no bytes if there is none to show."""
         paths = (
             [self.folder / name for name in file_names(identity)]
             if Path(identity).name == identity
@@ -155,30 +182,25 @@ def demo_scenes(data, captions):
     return scenes
 
 
-def draw(scene, name):
-    """A `lib.data.demo.Scene` as an svg element."""
+def draw(scene: demo.Scene, name: str) -> Picture:
+    """A scene of the demo data as a drawing."""
     looks = [f"{thing.size} {thing.colour} {thing.material} {thing.kind}" for thing in scene.things]
     alt_text = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
     things = sorted(scene.things, key=lambda thing: -demo.SIDES[thing.size])  # small ones in front
-    return (
-        (
-            '<svg class="picture" viewBox="0 0 100 100" role="img" '
-            f'aria-label="{escape(alt_text)}"><title>{escape(alt_text)}</title><rect width="100" '
-            f'height="100" fill="{GROUNDS[scene.background]}"/>'
-        )
-        + "".join(_draw_thing(thing) for thing in things)
-        + "</svg>"
-    )
+    drawing = Drawing(GROUNDS[scene.background], [_draw_thing(thing) for thing in things])
+    return Picture(alt_text, drawing=drawing)
 
 
 def _draw_thing(thing):
     filled, open_ = SHAPES[thing.kind].split("|")
     x, y, side = 100 * thing.x, 100 * thing.y, 100 * demo.SIDES[thing.size]
-    inner = EDGES[thing.material] if thing.colour != "black" else "#aaa"
-    return (
-        f'<g transform="translate({x:.1f} {y:.1f}) scale({side:.1f})" '
-        f'stroke-width="{1.2 / side:.3f}" stroke-linejoin="round" stroke-linecap="round"><path '
-        f'd="{filled}" fill="{COLOURS[thing.colour]}" '
-        f'fill-opacity="{0.55 if thing.material == "glass" else 1}" '
-        f'stroke="{EDGES[thing.material]}"/><path d="{open_}" fill="none" stroke="{inner}"/></g>'
+    return DrawnThing(
+        transform=f"translate({x:.1f} {y:.1f}) scale({side:.1f})",
+        stroke_width=f"{1.2 / side:.3f}",
+        filled_path=filled,
+        fill=COLOURS[thing.colour],
+        opacity=0.55 if thing.material == "glass" else 1,
+        stroke=EDGES[thing.material],
+        open_path=open_,
+        open_stroke=EDGES[thing.material] if thing.colour != "black" else "#aaa",
     )

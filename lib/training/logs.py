@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..system.charts import png
 from ..system.console import one_line, printable
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.files import report_write_errors, why_unreadable
+from ..system.images import can_encode, encode_png
 from ..system.run_folder import LOG_NAMES, RunFolder, is_plain_file
 
 try:
@@ -62,6 +62,10 @@ class RunLog:
             print_line(
                 "TensorBoard curves are not written: tensorboard_logger does not import "
                 f"({WHY_NO_TENSORBOARD})"
+            )
+        elif not can_encode():
+            print_line(
+                "TensorBoard images are not written: found no Pillow. Run: pip install pillow"
             )
 
     def _open_tensorboard(self):
@@ -118,11 +122,16 @@ class RunLog:
 
     def images(self, images, step):
         """TensorBoard images: a dict of name -> uint8 (rows, columns, 1 or 3)."""
+        if not self.tensorboard or not can_encode():
+            return
         fields = {}
         for name, pixels in images.items():
             height, width, channels = pixels.shape
             fields[name] = dict(
-                height=height, width=width, colorspace=channels, encoded_image_string=png(pixels)
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=encode_png(pixels),
             )
         self._summary("image", fields, step)
 

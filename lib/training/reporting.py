@@ -13,7 +13,7 @@ from ..evaluation.report import find_facts, save_results, summarise
 from ..evaluation.result_names import ResultName
 from ..model import bert, checkpoint, pretrained
 from ..model.network import load_model
-from ..system import charts, distributed
+from ..system import distributed, images
 from ..system.distributed import print_line
 from .validations import markdown_of_validations, read_validations
 
@@ -129,7 +129,8 @@ def log_pictures(state, similarities):
         connection = 255 * found.is_connected.numpy().astype(np.uint8)[..., None]
         relevance = found.relevance.numpy()
         state.log.images(
-            {"graph/connection": connection, "graph/relevance": charts.grey(relevance)}, state.step
+            {"graph/connection": connection, "graph/relevance": images.to_grey(relevance)},
+            state.step,
         )
         ends = {
             "graph/relevance_lowest": relevance.min(),

@@ -200,7 +200,7 @@ def test_any_number_of_captions_is_checked_trained_on_and_evaluated(name, found,
 def check_gallery(page, captions, images):
     """The captions of an image, and no others, are its hits."""
     queries = re.findall(
-        r'<p class="soft">image (\d+); its best caption has rank \d+</p>(.*?)</ol>', page
+        r'<p class="soft">image (\d+); its best caption has rank \d+</p>(.*?)</ol>', page, re.DOTALL
     )
     assert len(queries) == 12
     for image, results in queries:

@@ -3,7 +3,6 @@ the table at the end."""
 
 import re
 import shutil
-import zlib
 from functools import partial
 
 import helpers
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import events, make_data, read, shared
-from test_html_report import read_png
+from pages import read_png
 from test_resume import Stopped, stop_at_step
 
 import arguments
@@ -19,7 +18,7 @@ import graph_lib
 from lib.data.batches import Batch
 from lib.evaluation import metrics
 from lib.model import checkpoint, network
-from lib.system import charts, run_folder
+from lib.system import images, run_folder
 from lib.training import engine, logs, reporting, run_parts, validations
 
 OPTIONS = (
@@ -84,18 +83,6 @@ def directly(state):
     return matrices.numpy()
 
 
-def read_grey(content):
-    """Pixels of a grey PNG, (rows, columns)."""
-    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    assert content[:8] == b"\x89PNG\r\n\x1a\n" and content[24:29] == bytes([8, 0, 0, 0, 0])
-    size = int.from_bytes(content[33:37], "big")
-    assert content[37:41] == b"IDAT"
-    rows = np.frombuffer(zlib.decompress(content[41 : 41 + size]), np.uint8).reshape(
-        height, width + 1
-    )
-    return rows[:, 1:]
-
-
 def test_the_graph_is_drawn_once_it_takes_part(run):
     found = events(run)
     assert set(found.Tags()["images"]) == set(PICTURES)
@@ -112,11 +99,9 @@ def test_pictures_hold_the_relations(run, drawn):
     }
     for connection, relevance in zip(*(found.Images(name) for name in PICTURES)):
         is_connected, expected = drawn[connection.step][1]
-        np.testing.assert_array_equal(
-            read_grey(connection.encoded_image_string), 255 * is_connected
-        )
+        np.testing.assert_array_equal(read_png(connection.encoded_image_string), 255 * is_connected)
         assert 0 < is_connected.mean() < 1
-        pixels = read_grey(relevance.encoded_image_string).astype(float)
+        pixels = read_png(relevance.encoded_image_string).astype(float)
         low, high = scale["lowest"][relevance.step], scale["highest"][relevance.step]
         assert (low, high) == pytest.approx((expected.min(), expected.max()), abs=1e-5)
         np.testing.assert_allclose(pixels, 255 * (expected - low) / (high - low), atol=0.51)
@@ -200,7 +185,7 @@ def test_other_graphs_are_drawn(data, tmp_path, options):
         fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "0", *options.split())
     )
     connection, relevance = (
-        read_grey(found.Images(name)[-1].encoded_image_string) for name in PICTURES
+        read_png(found.Images(name)[-1].encoded_image_string) for name in PICTURES
     )
     own = np.kron(np.eye(2), np.ones((12, 12))).astype(bool)  # the blocks within a modality
     if "inter" in options.split():
@@ -294,14 +279,25 @@ def test_nothing_is_computed_without_tensorboard_logger(data, tmp_path, monkeypa
     ]
 
 
+def test_without_pillow_images_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(logs, "can_encode", lambda: False)
+    monkeypatch.setattr(logs, "encode_png", None)
+    log = logs.RunLog(tmp_path)
+    assert "TensorBoard images are not written" in capsys.readouterr().out
+    log.images({"a": np.zeros((2, 2, 1), np.uint8)}, 1)
+    log.scalars({"b": 1.0}, 1)
+    log.tensorboard._writer.close()
+    assert events(tmp_path).Tags()["images"] == []
+
+
 def test_greys_and_colours_go_into_a_png():
     values = np.array([[0.5, -1.0], [0.0, 1.0], [-0.5, 0.25]])
-    pixels = charts.grey(values)
+    pixels = images.to_grey(values)
     np.testing.assert_array_equal(pixels[..., 0], [[191, 0], [128, 255], [64, 159]])
-    np.testing.assert_array_equal(read_grey(charts.png(pixels)), pixels[..., 0])
-    assert not charts.grey(np.ones((2, 2))).any()
+    np.testing.assert_array_equal(read_png(images.encode_png(pixels)), pixels[..., 0])
+    assert not images.to_grey(np.ones((2, 2))).any()
     colours = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
-    np.testing.assert_array_equal(read_png(charts.png(colours)), colours)
+    np.testing.assert_array_equal(read_png(images.encode_png(colours)), colours)
 
 
 def test_training_goes_on_in_training_mode(monkeypatch):
