@@ -251,8 +251,9 @@ CONNECTION_WARNINGS = {
         "no effect; check `InstanceRelations.connect` in lib/objective/relation.py"
     ),
     ALL_CONNECTED: (
-        "warning: 100 % of the graph is connected: nothing is masked, as with --connection 0; "
-        "check --threshold, and `InstanceRelations.connect` in lib/objective/relation.py"
+        "warning: 100 % of the graph is connected: nothing is masked, though soft "
+        "connections may still weigh it; check --threshold, and `InstanceRelations.connect` in "
+        "lib/objective/relation.py"
     ),
 }
 
