@@ -33,10 +33,14 @@ MOST_LAYERS, MOST_MATCHES = 100, 1000
 
 
 class Loss(NamedTuple):
-    """The objective's value and its terms by name, all scalars with gradient."""
+    """The objective's value and its terms by name, all scalars with gradient.
+
+    connected: the share of the graph that is connected, a scalar; None where no graph takes part.
+    """
 
     total: torch.Tensor
     terms: dict
+    connected: torch.Tensor | None = None
 
 
 def transformer_layers(dim, heads, dropout, count):
@@ -46,8 +50,13 @@ def transformer_layers(dim, heads, dropout, count):
 
 def attention_bias(relation, mask_weight):
     """What a block adds to the attention logits: mask_weight * relevance where connected,
-    -inf where not."""
-    return (mask_weight * relation.relevance).masked_fill(~relation.is_connected, -torch.inf)
+    -inf where not; a soft connection adds its logarithm."""
+    is_connected = relation.connection > 0
+    bias = mask_weight * relation.relevance
+    if relation.connection.is_floating_point():
+        # log(1) where not connected: the gradient of log(0) would be NaN
+        bias = bias + relation.connection.masked_fill(~is_connected, 1).log()
+    return bias.masked_fill(~is_connected, -torch.inf)
 
 
 def attend(layer, nodes, others, bias):
@@ -175,9 +184,10 @@ class Objective(nn.Module):
             )
 
         u, w = images.embedding, captions.embedding
-        terms = {"base": loss(self.base_loss, u, w)}
+        terms, connected = {"base": loss(self.base_loss, u, w)}, None
         if use_graph and self.interaction != "none":
             relations = self.relations(images, captions)
+            connected = self.relations.connected_share(relations)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
             if self.cross_loss:
                 cross = loss(self.gnn_loss, u, enhanced_w)
@@ -187,7 +197,7 @@ class Objective(nn.Module):
                 terms["regulariser"] = self.reg_loss_weight * regulariser(
                     relations, u, w, self.distance
                 )
-        return Loss(sum(terms.values()), terms)
+        return Loss(sum(terms.values()), terms, connected)
 
     def enhance(self, images, captions, relations):
         """The enhanced embeddings u', w' of a batch, (B, E) each;

@@ -25,7 +25,7 @@ def measure(batch_size, options):
     lengths = torch.from_numpy(-np.sort(-common.caption_lengths(batch_size, generator)))
     words = torch.randn(batch_size, int(lengths.max()), common.EMBED_SIZE, device=device)
     regions = torch.randn(batch_size, common.REGIONS, common.EMBED_SIZE, device=device)
-    module = CrossModalRelation(topk=10, threshold=0.5).to(device)
+    module = CrossModalRelation(topk=10).to(device)
 
     def relations():
         i2t, t2i = module(regions, words, lengths)

@@ -283,7 +283,10 @@ MUTANTS = {
         RELATION, "image_embeddings.detach(), caption_embeddings.detach()",
         "image_embeddings, caption_embeddings", TEST_RELATION),
     "relevance is not weighed": Mutant(
-        "graph_lib.py", "(mask_weight * relation.relevance)", "(relation.relevance)", TEST_GRAPH),
+        "graph_lib.py", "bias = mask_weight * relation.relevance", "bias = relation.relevance",
+        TEST_GRAPH),
+    "a soft connection weighs nothing": Mutant(
+        "graph_lib.py", "if relation.connection.is_floating_point():", "if False:", TEST_GRAPH),
     "the cross losses are one": Mutant(
         "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
     # Rates: lib/training/optim.py

@@ -78,7 +78,7 @@ def check_relations(data, prefix, module, images, captions, coefficients):
     reg = regulariser(relations, images.embedding, captions.embedding)
     objective = reg
     for block, relation in relations._asdict().items():
-        assert torch.equal(relation.is_connected, data[f"{prefix}connect_{block}"]), block
+        assert torch.equal(relation.connection, data[f"{prefix}connect_{block}"]), block
         close(relation.relevance, data[f"{prefix}relevance_{block}"])
         objective = objective + (relation.relevance * data[coefficients + block]).sum()
     close(reg, data[prefix + "reg_loss"], absolute=0, relative=1e-4)

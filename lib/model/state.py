@@ -199,8 +199,11 @@ def _check_step_log(state):
     expect(state, "num_skipped", int, 0, MOST_STEPS)
     expect(state, "waited", float, 0, 1e12)
     expect(state, "seconds", float, 0, 1e12)
+    warned = state.get("warned", [])
+    if not isinstance(warned, list) or not all(type(percent) is float for percent in warned):
+        raise ValueError(f"step_log warned {short_repr(warned)}, expected a list of percentages")
     for report in expect(state, "reports", list):
-        if not isinstance(report, dict) or report.keys() != REPORT:
+        if not isinstance(report, dict) or report.keys() - {"connected"} != REPORT:
             raise ValueError(
                 f"step_log reports {short_repr(report)}, expected "
                 f"{', '.join(sorted(REPORT))} of a step"
@@ -209,6 +212,8 @@ def _check_step_log(state):
         if not all(isinstance(name, str) and name.isidentifier() for name in terms):
             raise ValueError(f"step_log terms {short_repr(list(terms))}, expected names of losses")
         scalars = terms | {"loss": report["loss"], "gradient_norm": report["gradient_norm"]}
+        if report.get("connected") is not None:  # None before the graph; older runs do not have it
+            scalars["connected"] = report["connected"]
         for name, value in scalars.items():
             if not is_plain_tensor(value) or value.ndim or not value.is_floating_point():
                 raise ValueError(f"step_log {name} {short_repr(value)}, expected a scalar tensor")

@@ -27,9 +27,19 @@ SMALLEST_NORM = 1e-12
 
 class Relation(NamedTuple):
     """One (B, B) block of the instance graph; row i relates instance i to every instance of the
-    other side."""
+    other side.
 
-    is_connected: torch.Tensor
+    connection: bool, or soft: float weights from 0 (not connected) to 1.
+    """
+
+    connection: torch.Tensor
+    relevance: torch.Tensor
+
+
+class PairScores(NamedTuple):
+    """One (B, B) block before its instances are connected. closeness has no gradient."""
+
+    closeness: torch.Tensor
     relevance: torch.Tensor
 
 
@@ -80,7 +90,10 @@ def connection(closeness, threshold):
     """Connected, row by row: at least as close as the floor(B * threshold)-th closest
     (never fewer than one).
 
-    closeness: (B, B). Returns (B, B) bool.
+    closeness: (B, B). Returns (B, B) bool. A connection of your own may be soft, a float weight
+    from 0 to 1: the attention adds its logarithm to the logits, so that 0 is not connected and 1
+    is connected as True is. Gradient flows through weights above 0. To learn the weights, see
+    `InstanceRelations.connect`.
     """
     count = max(int(closeness.size(1) * threshold), 1)
     return closeness >= closeness.topk(count, dim=1).values[:, -1:]
@@ -128,15 +141,15 @@ def distance_relevance(left, right, distance="l2"):
     return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
 
 
-def intra_modal(embeddings, threshold, distance="l2", use_relevance=True):
-    """Relation of the instances of one modality. embeddings: (B, E). Returns `Relation`."""
+def intra_modal(embeddings, distance="l2", use_relevance=True):
+    """Scores of the instances of one modality. embeddings: (B, E). Returns `PairScores`."""
     closeness = (embeddings @ embeddings.T).detach()
     relevance = (
         distance_relevance(embeddings, embeddings, distance)
         if use_relevance
         else torch.zeros_like(closeness)
     )
-    return Relation(connection(closeness, threshold), relevance)
+    return PairScores(closeness, relevance)
 
 
 def uniform_relation(embeddings, is_connected):
@@ -284,15 +297,15 @@ def _largest(matches, topk):
 
 
 class CrossModalRelation(nn.Module):
-    """Relations between captions and images from their fragments:
-    relevance = MLP(K largest matches) + mean match.
+    """Scores between captions and images from their fragments:
+    closeness = mean match, relevance = MLP(K largest matches) + mean match.
 
     Without use_relevance it is 0, and there are no MLPs.
     """
 
-    def __init__(self, topk, threshold, use_relevance=True):
+    def __init__(self, topk, use_relevance=True):
         super().__init__()
-        self.topk, self.threshold = topk, threshold
+        self.topk = topk
         self.mlp_t2i = self.mlp_i2t = None
         if use_relevance:
             self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
@@ -302,22 +315,21 @@ class CrossModalRelation(nn.Module):
         """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`;
         of this process's shard of the batch.
 
-        A process matches its own captions with the images of all. Returns i2t and t2i `Relation`,
-        (B, B).
+        A process matches its own captions with the images of all. Returns i2t and t2i
+        `PairScores`, (B, B).
         """
         regions = distributed.gather(regions)
         region_lengths = None if region_lengths is None else distributed.gather(region_lengths)
         t2i, i2t = fragment_matches(words, caption_lengths, regions, self.topk, region_lengths)
-        mean, relevance = (
+        scores_i2t = PairScores(
             distributed.gather(i2t.mean.T).T,
             distributed.gather(_relevance(self.mlp_i2t, i2t).T).T,
         )
-        relation_i2t = Relation(connection(mean, self.threshold), relevance)
-        mean, relevance = (
+        scores_t2i = PairScores(
             distributed.gather(t2i.mean),
             distributed.gather(_relevance(self.mlp_t2i, t2i)),
         )
-        return relation_i2t, Relation(connection(mean, self.threshold), relevance)
+        return scores_i2t, scores_t2i
 
 
 def _relevance(mlp, matches):
@@ -341,12 +353,12 @@ class InstanceRelations(nn.Module):
         mask_padding=False,
     ):  # fmt: skip
         super().__init__()
-        self.threshold = threshold if use_connection else 1.0
+        self.threshold, self.use_connection = threshold, use_connection
         self.use_relevance, self.distance, self.mask_padding = use_relevance, distance, mask_padding
         self.has_intra, self.has_inter = relation != "inter", relation != "intra"
         self.reads_fragments = self.has_inter and (use_relevance or use_connection)
         if self.reads_fragments:
-            self.cross_modal = CrossModalRelation(topk, self.threshold, use_relevance)
+            self.cross_modal = CrossModalRelation(topk, use_relevance)
 
     def forward(self, images, captions):
         """images, captions: `Encoded`; their fragments and lengths are those of this process's
@@ -357,16 +369,39 @@ class InstanceRelations(nn.Module):
         i2i = t2t = uniform_relation(images.embedding, is_connected=False)
         i2t = t2i = uniform_relation(images.embedding, is_connected=self.has_inter)
         if self.has_intra:
-            i2i, t2t = (
-                intra_modal(side.embedding, self.threshold, self.distance, self.use_relevance)
+            scores_i2i, scores_t2t = (
+                intra_modal(side.embedding, self.distance, self.use_relevance)
                 for side in (images, captions)
             )
+            i2i, t2t = self.relate("i2i", scores_i2i), self.relate("t2t", scores_t2t)
         if self.reads_fragments:
             region_lengths = images.lengths if self.mask_padding else None
-            i2t, t2i = self.cross_modal(
+            scores_i2t, scores_t2i = self.cross_modal(
                 images.fragments, captions.fragments, captions.lengths, region_lengths
             )
+            i2t, t2i = self.relate("i2t", scores_i2t), self.relate("t2i", scores_t2i)
         return Relations(i2i, i2t, t2i, t2t)
+
+    def relate(self, block, scores):
+        """The `Relation` of a block, by its name in `Relations`, from its `PairScores`."""
+        return Relation(self.connect(block, scores.closeness), scores.relevance)
+
+    def connect(self, block, closeness):
+        """The connection of a block, by its name in `Relations`: of every block, decided here.
+
+        closeness: (B, B) of the whole batch, the same in all processes. Returns (B, B) bool, or
+        float weights, see `connection`.
+        """
+        if not self.use_connection:
+            return torch.ones_like(closeness, dtype=torch.bool)
+        return connection(closeness, self.threshold)
+
+    def connected_share(self, relations):
+        """The share of pairs that are connected, of the blocks that take part: a scalar tensor,
+        the same in all processes."""
+        blocks = [relations.i2i, relations.t2t] * self.has_intra
+        blocks += [relations.i2t, relations.t2i] * self.has_inter
+        return torch.stack([(block.connection > 0).float().mean() for block in blocks]).mean()
 
 
 def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):

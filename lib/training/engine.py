@@ -108,7 +108,7 @@ def training_step(
     for buffer, before in buffers:
         buffer.copy_(torch.where(is_finite, buffer, before))
     terms = {name: term.detach() for name, term in loss.terms.items()}
-    return StepReport(loss.total.detach(), terms, gradient_norm, is_finite)
+    return StepReport(loss.total.detach(), terms, gradient_norm, is_finite, loss.connected)
 
 
 def seed_step(seed, step):

@@ -250,14 +250,34 @@ class StepReport(NamedTuple):
     terms: dict
     gradient_norm: torch.Tensor
     is_finite: torch.Tensor
+    connected: torch.Tensor | None = None  # share of the graph, where it takes part
+
+
+NOTHING_CONNECTED, ALL_CONNECTED = 0.0, 100.0  # percent of the graph
+CONNECTION_WARNINGS = {
+    NOTHING_CONNECTED: (
+        "warning: 0 % of the graph is connected: no instance attends to any, so the graph has "
+        "no effect; check `InstanceRelations.connect` in lib/objective/relation.py"
+    ),
+    ALL_CONNECTED: (
+        "warning: 100 % of the graph is connected: nothing is masked, though soft "
+        "connections may still weigh it; check --threshold, and `InstanceRelations.connect` in "
+        "lib/objective/relation.py"
+    ),
+}
 
 
 class StepLog:
     """Averages what the steps report and writes it every `log_step` steps:
-    the only place that waits for the GPU."""
+    the only place that waits for the GPU.
 
-    def __init__(self, log, log_step, state=None):
+    state: of another, as `state()` gave it; all_connected: the options ask for a graph in which
+    everything is connected, so there is no warning that it is.
+    """
+
+    def __init__(self, log, log_step, state=None, all_connected=False):
         self.log, self.log_step = log, log_step
+        self.warned = [ALL_CONNECTED] * all_connected  # each is a warning once in a run
         self.num_skipped, self.reports, self.waited, self.seconds = 0, [], 0.0, 0.0
         if state:
             self.num_skipped, self.waited, self.seconds = (
@@ -266,14 +286,16 @@ class StepLog:
                 state["seconds"],
             )
             self.reports = [StepReport(**report) for report in state["reports"]]
+            self.warned = state.get("warned", self.warned)  # older runs do not have it
 
     def state(self):
         """What has been taken and not yet written, as tensors and plain values;
         the argument `state` of another."""
         reports = [report._asdict() for report in self.reports]
         return dict(
-            num_skipped=self.num_skipped, reports=reports, waited=self.waited, seconds=self.seconds
-        )
+            num_skipped=self.num_skipped, reports=reports, waited=self.waited,
+            seconds=self.seconds, warned=self.warned,
+        )  # fmt: skip
 
     def add(self, epoch, step_in_epoch, step, rate, report, waited, seconds):
         """Take the `StepReport` of one step; rate: the learning rate; waited,
@@ -305,9 +327,11 @@ class StepLog:
         terms = ", ".join(
             f"{name.removeprefix('Loss_')} {value:.4f}" for name, value in list(means.items())[1:]
         )
+        connected = self._percent_connected()
+        told = "" if connected is None else f", connected {connected:.3g} %"
         text = (
             f"epoch {epoch} step {step}: loss {means['Loss']:.4f} "
-            f"({terms}), gradient {norm:.3f}, rate {rate:.3g}"
+            f"({terms}){told}, gradient {norm:.3f}, rate {rate:.3g}"
         )
         if skipped:
             text += (
@@ -320,8 +344,17 @@ class StepLog:
         )
         times = dict(batch_time=self.seconds / count, data_time=self.waited / count)
         where = dict(epoch=epoch, step=step_in_epoch, Iter=step, lr=rate)
-        self.log.scalars(where | times | means, step)
+        graph = {} if connected is None else {"graph/connected": connected}
+        self.log.scalars(where | times | means | graph, step)
+        if connected in CONNECTION_WARNINGS and connected not in self.warned:
+            self.warned = [*self.warned, connected]
+            self.log.train(CONNECTION_WARNINGS[connected])
         self.reports, self.waited, self.seconds = [], 0.0, 0.0
+
+    def _percent_connected(self):
+        """Mean over the steps in which the graph takes part, finite or not; None if in none."""
+        shares = [report.connected for report in self.reports if report.connected is not None]
+        return 100 * float(_stack(shares).mean()) if shares else None
 
 
 def _stack(scalars):

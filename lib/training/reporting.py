@@ -3,7 +3,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import graph_lib
@@ -126,7 +125,7 @@ def log_pictures(state, similarities):
             found = graph_lib.relation_matrices(
                 state.model, state.objective, state.data.validation, num_pairs, state.device
             )
-        connection = 255 * found.is_connected.numpy().astype(np.uint8)[..., None]
+        connection = (255 * found.connection.float()).round().byte().numpy()[..., None]
         relevance = found.relevance.numpy()
         state.log.images(
             {"graph/connection": connection, "graph/relevance": images.to_grey(relevance)},

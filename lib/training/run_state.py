@@ -156,7 +156,10 @@ class RunState:
         self.log = (
             RunLog(options.logger_name, sizes) if distributed.is_main_process() else NullLog()
         )
-        self.step_log = StepLog(self.log, options.log_step, position and position["step_log"])
+        self.step_log = StepLog(
+            self.log, options.log_step, position and position["step_log"],
+            all_connected=not options.connection,
+        )  # fmt: skip
 
     def save(self):
         """Write all that the run needs to go on, bit for bit, as if it had never stopped."""

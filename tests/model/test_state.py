@@ -140,6 +140,14 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
         put("position", "step_log", "reports", 0, "loss", torch.ones(3)),
         ["step_log loss a tensor of shape (3,)"],
     ),
+    "a connected share of many numbers": (
+        put("position", "step_log", "reports", 0, "connected", torch.ones(3)),
+        ["step_log connected a tensor of shape (3,)"],
+    ),
+    "warnings in words": (
+        put("position", "step_log", "warned", "none"),
+        ["step_log warned 'none', expected a list"],
+    ),
     "a term of two lines": (
         put("position", "step_log", "reports", 0, "terms", {"a\nb": torch.ones(())}),
         ["step_log terms ['a\\nb']"],

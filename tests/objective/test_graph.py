@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import close, normal
 
+import graph_lib
 from graph_lib import Fusion, Objective, longest_distance
 from lib.model.encoders import Encoded
 from lib.model.pooling import l2_normalise
@@ -36,7 +37,7 @@ def naive_bias(relations, mask_weight):
             block = blocks[row // count][column // count]
             here = row % count, column % count
             bias[row, column] = (
-                mask_weight * block.relevance[here] if block.is_connected[here] else -math.inf
+                mask_weight * block.relevance[here] if block.connection[here] else -math.inf
             )
     return bias
 
@@ -121,6 +122,45 @@ def test_the_attention_bias_is_the_loop_over_nodes(count, mask_weight):
     )
 
 
+def soft(relations, weights=None):
+    """The relations with float weights for connections: 0 and 1, or `weights` in every block."""
+    return Relations(
+        *(
+            block._replace(connection=block.connection.float() if weights is None else weights)
+            for block in relations
+        )
+    )
+
+
+@pytest.mark.parametrize("mask_weight", [0.0, 1.5])
+def test_soft_connections_of_0_and_1_are_bools_to_the_bit(mask_weight):
+    fusion, relations = fusion_of(mask_weight=mask_weight), relations_of(4, seed=0)
+    results = []
+    for given in (relations, soft(relations)):
+        sides = [normal(4, DIM, seed=seed).requires_grad_() for seed in (1, 2)]
+        enhanced = torch.cat(fusion(*sides, given))
+        gradients = torch.autograd.grad(enhanced.pow(3).sum(), [*sides, *fusion.parameters()])
+        results.append([fusion.attention_bias(given), enhanced, *gradients])
+    assert all(torch.equal(hard, soft) for hard, soft in zip(*results, strict=True))
+
+
+def test_a_soft_connection_multiplies_the_weight_of_attention():
+    relevance = normal(3, 3, seed=0)
+    weights = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    found = graph_lib.attention_bias(Relation(weights, relevance), 1.5)
+    close(found.exp(), weights * (1.5 * relevance).exp())
+    assert torch.equal(found.isneginf(), weights == 0)
+
+
+def test_gradient_through_soft_connections_is_finite_where_some_are_zero():
+    fusion, relations = fusion_of(), relations_of(3, seed=0)
+    weights = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    weights.requires_grad_()
+    sides = normal(3, DIM, seed=1), normal(3, DIM, seed=2)
+    torch.cat(fusion(*sides, soft(relations, weights))).pow(3).sum().backward()
+    assert weights.grad.isfinite().all() and torch.equal(weights.grad == 0, weights == 0)
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("mask_weight", [0.0, 1.5])
 @pytest.mark.parametrize("count", [1, 3])
@@ -144,7 +184,7 @@ def test_instances_that_are_not_connected_change_nothing():
     fusion, relations = fusion_of(mask_weight=0.0), relations_of(4, seed=0)
     images, captions = normal(4, DIM, seed=1), normal(4, DIM, seed=2)
     for block in relations:
-        block.is_connected[:, 3] = torch.tensor([False, False, False, True])
+        block.connection[:, 3] = torch.tensor([False, False, False, True])
     before = fusion(images, captions, relations)
     images[3], captions[3] = 9, -9
     after = fusion(images, captions, relations)
@@ -351,4 +391,4 @@ def test_sampling_reaches_farther_on_coco_under_any_of_its_names():
 def test_the_threshold_reaches_all_four_blocks(threshold, connected):
     images, captions = batch_of()
     for block in objective_of(threshold=threshold, topk=4).relations(images, captions):
-        assert block.is_connected.sum(1).tolist() == [connected] * 4
+        assert block.connection.sum(1).tolist() == [connected] * 4

@@ -98,7 +98,7 @@ def test_in_standalone_an_image_hears_of_images_only_through_its_connections():
         relations_of(4, seed=0),
     )
     images, captions = normal(4, DIM, seed=1), normal(4, DIM, seed=2)
-    relations.i2t.is_connected[:, 3] = torch.tensor([False, False, False, True])
+    relations.i2t.connection[:, 3] = torch.tensor([False, False, False, True])
     before = standalone(images, captions, relations)[0]
     captions[3] = 9
     after = standalone(images, captions, relations)[0]
@@ -147,7 +147,7 @@ def test_the_blocks_are_the_loops_under_every_option(
     for name, (is_connected, relevance) in expected.items():
         takes_part = name in BLOCKS[relation]
         wanted = is_connected if takes_part and use_connection else [[takes_part] * 5] * 5
-        assert found[name].is_connected.tolist() == wanted
+        assert found[name].connection.tolist() == wanted
         wanted = relevance if takes_part and use_relevance else torch.zeros(5, 5)
         close(found[name].relevance.detach(), wanted.detach(), 1e-5)
 
@@ -273,7 +273,7 @@ def test_batches_of_two_and_one_connection_a_row_train(interaction, relation, co
     )
     for name, block in objective.relations(images, captions)._asdict().items():
         kept = max(int(count * threshold), 1) * (name in BLOCKS[relation])
-        assert block.is_connected.sum(1).tolist() == [kept] * count
+        assert block.connection.sum(1).tolist() == [kept] * count
     check_reached(objective, images, captions)
 
 
@@ -393,10 +393,10 @@ def test_the_command_line_reaches_the_objective(tmp_path):
     )
     relations = objective.relations
     assert relations.distance == objective.distance == "l2sq" and not relations.use_relevance
-    assert relations.threshold == relations.cross_modal.threshold == 0.5
+    assert relations.threshold == 0.5 and relations.use_connection
     options = arguments.parse_training(parser, [*command, "--relevance", "1", "--connection", "0"])
     relations = run_parts.build_objective(options).relations
-    assert relations.threshold == relations.cross_modal.threshold == 1.0 and relations.use_relevance
+    assert not relations.use_connection and relations.use_relevance
 
 
 @pytest.fixture(scope="module")

@@ -291,19 +291,18 @@ def test_neither_direction_of_relevance_holds_a_difference_of_every_pair(distanc
     assert max(sizes.values()) == count * max(count, dim)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_the_intra_modal_relation_is_the_loop(count, threshold):
+def test_the_intra_modal_scores_are_the_loop(count):
     embeddings = unit_rows(count, 5, seed=count)
-    found = intra_modal(embeddings, threshold)
-    assert found.is_connected.tolist() == naive_connection(embeddings @ embeddings.T, threshold)
+    found = intra_modal(embeddings)
+    close(found.closeness, [[x @ y for y in embeddings] for x in embeddings])
     close(found.relevance, naive_relevance(embeddings, embeddings))
 
 
 @pytest.mark.parametrize("case", BATCHES)
 def test_the_cross_modal_relation_adds_the_mean_match_to_an_mlp_of_the_largest(case):
     words, lengths, regions, topk = fragments(case, seed=3)
-    module = CrossModalRelation(topk, threshold=0.5)
+    module = CrossModalRelation(topk)
     torch.nn.init.normal_(module.mlp_i2t[0].weight, generator=torch.Generator().manual_seed(0))
     found_i2t, found_t2i = module(regions, words, lengths)
     t2i, i2t = fragment_matches(words, lengths, regions, topk)
@@ -317,20 +316,20 @@ def test_the_cross_modal_relation_adds_the_mean_match_to_an_mlp_of_the_largest(c
             (hidden @ mlp[2].weight[0] + mlp[2].bias + mean).detach(),
             absolute=1e-5,
         )
-        assert found.is_connected.tolist() == naive_connection(mean, 0.5)
+        assert torch.equal(found.closeness, mean)
 
 
 def test_the_two_mlps_start_equal_and_are_two():
-    module = CrossModalRelation(topk=6, threshold=0.5)
+    module = CrossModalRelation(topk=6)
     for ours, other in zip(module.mlp_t2i.parameters(), module.mlp_i2t.parameters(), strict=True):
         assert torch.equal(ours, other) and ours.data_ptr() != other.data_ptr()
-    assert not torch.equal(module.mlp_t2i[0].weight, CrossModalRelation(6, 0.5).mlp_t2i[0].weight)
+    assert not torch.equal(module.mlp_t2i[0].weight, CrossModalRelation(6).mlp_t2i[0].weight)
 
 
 def test_gradient_of_the_cross_modal_relation_reaches_the_mlps_alone():
     words, lengths, regions, topk = fragments("some shorter than K")
     words.requires_grad_(), regions.requires_grad_()
-    module = CrossModalRelation(topk, threshold=0.5)
+    module = CrossModalRelation(topk)
     i2t, t2i = module(regions, words, lengths)
     ((i2t.relevance + 2 * t2i.relevance.T) * normal(4, 4, seed=1)).sum().backward()
     assert words.grad is None and regions.grad is None
@@ -348,11 +347,11 @@ def test_the_four_blocks_are_of_the_normalised_embeddings_and_of_the_fragments()
     found = module(encoded(u, regions, torch.full((5,), 5)), encoded(w, words, lengths))
     for block, embeddings in ((found.i2i, u), (found.t2t, w)):
         close(block.relevance, naive_relevance(embeddings, embeddings))
-        assert block.is_connected.tolist() == naive_connection(embeddings @ embeddings.T, 0.4)
+        assert block.connection.tolist() == naive_connection(embeddings @ embeddings.T, 0.4)
     for block, (mean, _) in zip(
         (found.t2i, found.i2t), fragment_matches(words, lengths, regions, topk)
     ):
-        assert block.is_connected.tolist() == naive_connection(mean, 0.4)
+        assert block.connection.tolist() == naive_connection(mean, 0.4)
 
 
 def cross_relations(i2t, t2i):

@@ -33,7 +33,7 @@ def test_the_loop_over_captions_finds_the_same_relations():
     torch.manual_seed(0)
     lengths = torch.tensor([12, 9, 7, 4, 3])
     words, regions = torch.randn(5, 12, 8), torch.randn(5, 9, 8)
-    module = CrossModalRelation(topk=6, threshold=0.5)
+    module = CrossModalRelation(topk=6)
     t2i, i2t = fragment_matches(words, lengths, regions, topk=6)
     relation_i2t, relation_t2i = module(regions, words, lengths)
     ours = relation_t2i.relevance, t2i.mean, relation_i2t.relevance, i2t.mean

@@ -77,7 +77,7 @@ def directly(state):
             for column in range(12):
                 at = top + int(images[row]), left + int(images[column])
                 matrices[0][at], matrices[1][at] = (
-                    block.is_connected[row, column],
+                    block.connection[row, column],
                     block.relevance[row, column],
                 )
     return matrices.numpy()

@@ -111,9 +111,15 @@ def test_means_of_regions_are_of_the_true_ones(split):
 # The log
 
 
-def report_of(loss, is_finite=True, **terms):
+def report_of(loss, is_finite=True, connected=None, **terms):
     terms = {name: torch.tensor(value) for name, value in terms.items()}
-    return StepReport(torch.tensor(loss), terms, torch.tensor(2 * loss), torch.tensor(is_finite))
+    return StepReport(
+        torch.tensor(loss),
+        terms,
+        torch.tensor(2 * loss),
+        torch.tensor(is_finite),
+        None if connected is None else torch.tensor(connected),
+    )
 
 
 def test_the_log_averages_the_finite_steps_and_counts_the_others():
@@ -151,7 +157,78 @@ def test_the_log_averages_the_finite_steps_and_counts_the_others():
     )
 
 
+@pytest.fixture
+def told():
+    """A log that keeps its lines and its curves: (log, lines, curves)."""
+    log, lines, curves = NullLog(), [], []
+    log.train = lambda text, times="": lines.append(text)
+    log.scalars = lambda values, step: curves.append(values)
+    return log, lines, curves
+
+
+def test_a_line_has_the_mean_share_of_the_steps_with_a_graph(told):
+    log, lines, curves = told
+    step_log = StepLog(log, 3)
+    for number, report in enumerate(
+        (
+            *[report_of(1.0, base=1.0)] * 4,
+            report_of(1.0, connected=0.25, base=1.0),
+            report_of(float("nan"), False, connected=0.5, base=1.0),
+        ),
+        1,
+    ):
+        step_log.add(0, number, number, 0.1, report, 0.5, 1.0)
+    assert "connected" not in lines[0] and "(base 1.0000), connected 37.5 %, grad" in lines[1]
+    assert "graph/connected" not in curves[0] and curves[1]["graph/connected"] == 37.5
+
+
+@pytest.mark.parametrize("all_connected, shares, expected", [
+    (False, (0.5, 0.001, 0.999), []), (False, (0.0, 0.0, 0.5, 0.0), [0]),
+    (False, (1.0, 0.5, 1.0), [100]), (False, (1.0, 0.0, 1.0, 0.0), [100, 0]),
+    (True, (1.0, 1.0), []), (True, (1.0, 0.0), [0]),
+])  # fmt: skip
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_nothing_or_all_connected_is_a_warning_once(
+    told, all_connected, shares, expected, is_resumed
+):
+    log, lines, _ = told
+    step_log = StepLog(log, 1, all_connected=all_connected)
+    for number, share in enumerate(shares):
+        if is_resumed:
+            step_log = StepLog(log, 1, step_log.state(), all_connected)
+        step_log.add(0, number, number, 0.1, report_of(1.0, connected=share, base=1.0), 0.5, 1.0)
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert [int(line.split()[1]) for line in warnings] == expected
+    assert len(lines) == len(shares) + len(expected)
+
+
+def test_the_state_of_an_older_log_knows_no_connection(told):
+    log, lines, _ = told
+    step_log = StepLog(log, 2)
+    step_log.add(0, 1, 1, 0.1, report_of(1.0, base=1.0), 0.5, 1.0)
+    older = step_log.state()
+    del older["warned"], older["reports"][0]["connected"]
+    step_log = StepLog(log, 2, older)
+    step_log.add(0, 2, 2, 0.1, report_of(3.0, connected=1.0, base=1.0), 0.5, 1.0)
+    assert lines[0].startswith("epoch 0 step 2: loss 2.0000 (base 1.0000), connected 100 %, grad")
+    assert lines[1].startswith("warning: 100 %") and len(lines) == 2
+
+
 # Several processes
+
+
+def share_in_a_step():
+    """The share that is connected in a step, of this process's shard of a batch."""
+    model, objective, _ = setting(base_loss="vse", gnn_loss="vse", threshold=0.25)
+    model.eval()
+    loss = engine.batch_loss(
+        model, objective, own_shard(batch_of()), use_graph=True, hardest=False, precision="fp32"
+    )
+    return float(loss.connected)
+
+
+def test_every_process_counts_the_connections_of_the_whole_batch():
+    assert in_processes(2, share_in_a_step) == [0.25, 0.25]
 
 
 def drawn_in_a_step():
