@@ -18,14 +18,17 @@ EVAL_BATCH_SIZE = 128
 
 
 class Split(Protocol):
-    """The part of `lib.data.dataset.RetrievalDataset` that encoding needs."""
+    """The part of `lib.data.dataset.RetrievalDataset` that encoding and clustering need."""
 
     folder: Path
     split: str
-    num_images: int
     captions: Any  # lib.data.captions.Captions
     caption_images: np.ndarray
 
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def region_dim(self) -> int: ...
     def image_block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]: ...
     def caption_block(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]: ...
 

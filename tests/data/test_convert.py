@@ -366,7 +366,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "no sentences": (
         change_json(lambda images: [images[n]["sentences"].clear() for n in (2, 6)]),
-        ["split.json: 2 images without sentences, such as 1002, 1006", "take these images out"],
+        ["split.json: 2 images without sentences, such as 1002, 1006", "remove these images"],
     ),
     "half a character": (
         change_json(lambda images: images[1]["sentences"][2].update(raw="a \ud800 b")),
@@ -374,7 +374,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "a name of two lines": (
         change_json(lambda images: images[1].update(filename="10\n01")),
-        ["image 1: filename '10\\n01' holds characters that no line of text can"],
+        ["image 1: filename '10\\n01' contains control characters"],
     ),
     "a name that is a fraction": (
         change_json(lambda images: images[1].update(cocoid=1.5)),
@@ -396,11 +396,11 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "a last line cut in its features": (
         cut(20),
-        ["b.tsv: line 7 (image 1005): found", "the file is cut short"],
+        ["b.tsv: line 7 (image 1005): found", "the file is truncated"],
     ),
     "a last line cut in its boxes": (
         cut(400),
-        ["b.tsv: line 7 has 5 columns, expected 6", "the file is cut short"],
+        ["b.tsv: line 7 has 5 columns, expected 6", "the file is truncated"],
     ),
     "spaces for tabs": (
         change_line(2, lambda fields: [b" ".join(fields)]),
@@ -462,7 +462,7 @@ REFUSED_AFTER = {
         lambda f: [*f[:5], b"!" + f[5][1:]],
         ["b.tsv: line 3: bad base64", "expected features of 5"],
     ),
-    "NaN": (nan, ["b.tsv: line 3: the features hold NaN or Inf"]),
+    "NaN": (nan, ["b.tsv: line 3: found NaN or Inf in the features"]),
 }
 
 
@@ -526,7 +526,7 @@ def test_a_conversion_with_other_settings_starts_over(inputs, monkeypatch, capsy
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     kill_at(inputs, "conversion.store", 3)
     assert run(*arguments(inputs, "--regions", 5)) == 0
-    assert ".conversion is begun anew: it is of other inputs or options" in capsys.readouterr().out
+    assert ".conversion is restarted: it is of other inputs or options" in capsys.readouterr().out
     check_converted(inputs, num_regions=5)
 
 
@@ -563,7 +563,7 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     decoded, read = [], tsv.read_features
     monkeypatch.setattr(tsv, "read_features", lambda *found: decoded.append(1) or read(*found))
     assert run(*arguments(inputs, "--regions", 4)) == 0
-    assert "going on with the conversion" in capsys.readouterr().out and len(decoded) == 12 - 8
+    assert "resuming the conversion" in capsys.readouterr().out and len(decoded) == 12 - 8
     check_converted(inputs)
 
 
@@ -571,7 +571,7 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     "number, status, told",
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGINT, 130, "stopped: run the same command again to go on\n"),
+        (signal.SIGINT, 130, "stopped: run the same command again to resume\n"),
     ],
 )
 def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, status, told):
@@ -595,7 +595,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
     assert (
-        f"found no split, expected the files that are still to come: {work} holds an"
+        f"found no split, expected those of a finished conversion: {work} holds an"
         in capsys.readouterr().err
     )
     assert run(*arguments(inputs, "--regions", 4)) == 0
