@@ -1,4 +1,4 @@
-"""Another name for `python -m lib.data`: the command for data folders was here before."""
+"""The former name of the command for data folders, `python -m lib.data`, kept as an alias."""
 
 if __name__ == "__main__":
     from .system import start  # noqa: F401  before the imports that take seconds

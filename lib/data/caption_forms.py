@@ -1,5 +1,7 @@
-"""Lines of a caption file that share a form which is no caption, such as `name.jpg#0<TAB>text`,
-and how to strip it."""
+"""Detect caption files whose lines hold more than captions, such as `name.jpg#0<TAB>text`.
+
+For most of these forms, a shell command extracts the captions.
+"""
 
 # C captions
 
@@ -8,13 +10,15 @@ import json
 import re
 import shlex
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-LOOKED_AT = 1000  # lines, spread over the file
-SHARED = 0.95  # of them have the form
-FEWEST_NUMBERS = 8  # different ones, that grow
+LOOKED_AT = 1000  # lines that are examined, evenly spaced
+SHARED = 0.95  # minimum fraction of these lines that have the form
+FEWEST_NUMBERS = 8  # minimum number of different, increasing line numbers
 PICTURE = r"\.(?:jpe?g|png|gif|bmp|webp|npy|npz)"
 CSV = (
     "import csv, sys; "
@@ -31,7 +35,7 @@ LITERAL = (
 )
 MARKER = r"(<[^> ]+>|\[[A-Z]+\])"  # <start>, <s>, [CLS]
 JSON_KEYS = ("caption", "raw", "text", "sentence", "title")  # of the text in an object
-FORMS = (  # pattern of the beginning of a line, description, shell filter that leaves the caption
+FORMS = (  # pattern of the start of a line, description, shell filter that keeps the caption
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|\s*\d+\s*\|", "columns separated by |", "cut -d '|' -f 3-"),
     (rf"[^|]*(?:{PICTURE}|\d)\s*\|", "columns separated by |", "cut -d '|' -f 2-"),
     (r"[\d\s.,;+-]+$", "numbers and nothing else", None),
@@ -57,16 +61,14 @@ FORMS = (  # pattern of the beginning of a line, description, shell filter that 
 
 
 class Form(NamedTuple):
-    """What lines share: a description, and a shell filter from such lines to captions,
-    or None where there is none."""
+    """A form of lines. command: a shell filter that extracts the captions, or None."""
 
     description: str
     command: str | None
 
 
-def find_form(texts):
-    """The `Form` that nearly all lines share, or None where they are captions.
-    texts: (C,) strings."""
+def find_form(texts: Sequence[str]) -> Form | None:
+    """Find the form that nearly all lines share; None if they are captions. texts: C strings."""
     places = np.unique(np.linspace(0, max(len(texts) - 1, 0), LOOKED_AT).astype(int))
     chosen = [texts[number] for number in places[: len(texts)] if texts[number]]
     if not chosen:
@@ -81,16 +83,16 @@ def find_form(texts):
         return found
     form = next((Form(*form) for pattern, *form in FORMS if _is_shared(pattern, chosen)), None)
     if form and form.description == "`id,text`" and any(',"' in text for text in chosen):
-        form = form._replace(command=f"python -c {shlex.quote(CSV)}")  # a quoted text
+        form = form._replace(command=f"python -c {shlex.quote(CSV)}")  # CSV with quoted texts
     return form
 
 
-def _is_shared(pattern, texts):
+def _is_shared(pattern: str, texts: list[str]) -> bool:
     return sum(bool(re.match(pattern, text)) for text in texts) >= SHARED * len(texts)
 
 
-def _find_columns(texts):
-    """The `Form` of lines with tabs, whose caption is the column of the most words, or None."""
+def _find_columns(texts: list[str]) -> Form | None:
+    """Form of tab-separated lines; the column with the most words is taken as the caption."""
     if not _is_shared(r"[^\t]*\t", texts):
         return None
     rows = [text.split("\t") for text in texts]
@@ -105,8 +107,8 @@ def _find_columns(texts):
     return Form(description, f"cut -f {column}{'-' * (column == num_columns)}")
 
 
-def _find_json(texts):
-    """The `Form` of lines of JSON, or None."""
+def _find_json(texts: list[str]) -> Form | None:
+    """Form of JSON lines."""
     if not _is_shared(r'[{\["]', texts):
         return None
     values = [value for value in map(_read_json, texts) if isinstance(value, (dict, list, str))]
@@ -124,21 +126,21 @@ def _find_json(texts):
     return Form("JSON", None)
 
 
-def _find_literals(texts):
-    """The `Form` of lines of Python's bytes, strings or lists of words, or None."""
+def _find_literals(texts: list[str]) -> Form | None:
+    """Form of Python literals: bytes, strings or lists of words."""
     if not _is_shared(r"""(b?['"]|\[['"]).*['"\]]$""", texts):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd escapes
-        found = sum(_is_literal(text) for text in texts)
+        warnings.simplefilter("ignore")  # of invalid escape sequences
+        num_literals = sum(_is_literal(text) for text in texts)
     return (
         Form("Python literals", f"python -c {shlex.quote(LITERAL)}")
-        if found >= SHARED * len(texts)
+        if num_literals >= SHARED * len(texts)
         else None
     )
 
 
-def _is_literal(text):
+def _is_literal(text: str) -> bool:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -150,10 +152,10 @@ def _is_literal(text):
     )
 
 
-def _find_running_numbers(texts):
-    """The `Form` of lines that begin with numbers that grow through the file, or None."""
-    found = [re.match(r"(\d{1,18})\s+[^\d\s]", text) for text in texts]
-    numbers = [int(match[1]) for match in found if match]
+def _find_running_numbers(texts: list[str]) -> Form | None:
+    """Form of lines that begin with numbers that increase through the file."""
+    matches = [re.match(r"(\d{1,18})\s+[^\d\s]", text) for text in texts]
+    numbers = [int(match[1]) for match in matches if match]
     if (
         len(numbers) < SHARED * len(texts)
         or len(set(numbers)) < FEWEST_NUMBERS
@@ -163,16 +165,15 @@ def _find_running_numbers(texts):
     return Form("a number and a text", "sed -E 's/^[^ ]+ +//'")
 
 
-def _read_json(text):
+def _read_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def warning(path, texts):
-    """A line for people where the captions of a file share a form,
-    with the command that strips it; else None."""
+def warning(path: Path, texts: Sequence[str]) -> str | None:
+    """Warning if the lines of a file hold more than captions, with a command that extracts them."""
     form = find_form(texts)
     if form is None:
         return None
@@ -180,11 +181,11 @@ def warning(path, texts):
     example = example if len(example) <= 60 else example[:57] + "..."
     old, new = shlex.quote(str(path)), shlex.quote(f"{path}.new")
     how = (
-        f"to keep the text alone: {form.command} < {old} > {new} && mv {new} {old}"
+        f"to keep only the text: {form.command} < {old} > {new} && mv {new} {old}"
         if form.command
-        else "write the captions as text, one a line"
+        else "write the captions as text, one per line"
     )
     return (
-        f"{path}: its lines are no captions alone, but "
+        f"{path}: its lines hold more than captions: found "
         f"{form.description}, such as {example!r}; {how}"
     )

@@ -1,15 +1,15 @@
-"""Caption -> words -> word pieces -> ids, and the word-level augmentation of training
-(docs/method.md, section 2).
+"""Tokenisation of captions, and word-level augmentation in training (docs/method.md, section 2).
 
-Captions are cut once per data set and kept as flat arrays, which worker processes share instead of
-copying.
+Captions are tokenised once per data set and stored as flat arrays, which worker processes share
+without copies.
 """
 
 # C captions, W words in all, P pieces in all
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tokenizers
@@ -22,13 +22,24 @@ from ..system.files import atomic_write
 AUGMENT_PROBABILITY = 0.2  # of the words
 MASK_SHARE, REPLACE_SHARE = 0.5, 0.1  # of the altered words; the rest are dropped
 PADDING_ID = 0
-MIN_CAPTIONS_TO_CACHE = 50_000  # captions; fewer are cut within two seconds
+MIN_CAPTIONS_TO_CACHE = 50_000  # fewer captions are tokenised within two seconds
 ARRAYS = ("pieces", "word_starts", "caption_starts")
-CACHE_VERSION = 1  # of `tokenise`: another number makes what older versions kept unknown
+CACHE_VERSION = 1  # change it with `tokenise`: caches of other versions are ignored
+
+
+class Tokeniser(Protocol):
+    """What captions need of a tokeniser: a fast tokeniser of transformers, or a `Vocabulary`."""
+
+    backend_tokenizer: Any  # tokenizers.Tokenizer
+    cls_token_id: Any
+    sep_token_id: Any
+    mask_token_id: Any
+
+    def __len__(self) -> int: ...
 
 
 class SpecialIds(NamedTuple):
-    """The ids that are not pieces of words, and the size of the vocabulary."""
+    """The ids of special tokens, and the size of the vocabulary."""
 
     start: int
     end: int
@@ -37,10 +48,11 @@ class SpecialIds(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """Captions cut into pieces, without [CLS] and [SEP].
+    """Tokenised captions, without [CLS] and [SEP].
 
     pieces (P,) ids; word_starts (W + 1,) into pieces; caption_starts (C + 1,) into words; special:
-    `SpecialIds`; num_shortened: captions cut because BERT has no positions for all of their pieces.
+    `SpecialIds`; num_shortened: captions truncated because they have more pieces than BERT has
+    positions.
     """
 
     pieces: np.ndarray
@@ -49,17 +61,16 @@ class Captions(NamedTuple):
     special: SpecialIds
     num_shortened: int = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.caption_starts) - 1
 
     @property
-    def lengths(self):
-        """(C,) pieces of every caption, [CLS] and [SEP] included."""
+    def lengths(self) -> np.ndarray:
+        """Number of pieces of each caption, (C,), including [CLS] and [SEP]."""
         return np.diff(self.word_starts[self.caption_starts]) + 2
 
-    def ids(self, caption, generator=None):
-        """Ids of one caption, [CLS] and [SEP] included;
-        altered word by word if a numpy generator is given. (L,)"""
+    def ids(self, caption: int, generator: np.random.Generator | None = None) -> np.ndarray:
+        """Ids of one caption, (L,), including [CLS] and [SEP]; with `generator`, augmented."""
         first, last = self.caption_starts[caption], self.caption_starts[caption + 1]
         starts = self.word_starts[first : last + 1]
         pieces = self.pieces[starts[0] : starts[-1]]
@@ -68,11 +79,11 @@ class Captions(NamedTuple):
         return np.concatenate(([self.special.start], pieces, [self.special.end])).astype(np.int64)
 
 
-def split_words(text, tokeniser):
-    """Words of BERT's basic tokeniser: cleaned, lower case, no accents,
-    punctuation and CJK split off.
+def split_words(text: str, tokeniser: Tokeniser) -> list[str]:
+    """Split a text into words like BERT's basic tokeniser.
 
-    A tokeniser of a cased BERT, or one that is asked to, keeps capitals or accents.
+    Text is cleaned, lower-cased and stripped of accents. Each punctuation mark and each CJK
+    character becomes a word. Some tokenisers, such as those of a cased BERT, keep case or accents.
     """
     backend = tokeniser.backend_tokenizer
     return [
@@ -83,16 +94,19 @@ def split_words(text, tokeniser):
     ]
 
 
-def tokenise(texts, tokeniser, longest=None):
-    """Cut captions into pieces.
+def tokenise(texts: Sequence[str], tokeniser: Tokeniser, longest: int | None = None) -> Captions:
+    """Tokenise captions.
 
-    texts: list of C strings; tokeniser: of `lib.model.bert` or `lib.data.vocabulary`; longest: most
-    ids a caption may have, [CLS] and [SEP] included, or None. A longer caption loses its last
-    words. Returns `Captions`.
+    texts: C strings; tokeniser: from `lib.model.bert` or `lib.data.vocabulary`; longest: maximum
+    number of ids of a caption, including [CLS] and [SEP], or None. A longer caption loses its last
+    words.
     """
     word_piece = tokeniser.backend_tokenizer.model
-    known = {}
-    pieces, word_lengths, caption_lengths, num_shortened = [], [], [], 0
+    known: dict[str, list[int]] = {}
+    pieces: list[int] = []
+    word_lengths: list[int] = []
+    caption_lengths: list[int] = []
+    num_shortened = 0
     for text in tqdm(
         texts, "tokenise", leave=False, disable=distributed.progress_disabled(), delay=2
     ):
@@ -110,15 +124,22 @@ def tokenise(texts, tokeniser, longest=None):
         for ids in words:
             word_lengths.append(len(ids))
             pieces.extend(ids)
-    pieces, special = np.array(pieces, dtype=np.int32), special_ids(tokeniser)
-    return Captions(pieces, _starts(word_lengths), _starts(caption_lengths), special, num_shortened)
+    return Captions(
+        np.array(pieces, dtype=np.int32),
+        _starts(word_lengths),
+        _starts(caption_lengths),
+        special_ids(tokeniser),
+        num_shortened,
+    )
 
 
-def tokenise_cached(texts, tokeniser, longest, folder):
-    """`tokenise`, remembered in `folder` under a hash of all that it depends on,
-    where there is much to cut.
+def tokenise_cached(
+    texts: Sequence[str], tokeniser: Tokeniser, longest: int | None, folder: Path | str
+) -> Captions:
+    """Like `tokenise`, but cached in `folder` if there are at least MIN_CAPTIONS_TO_CACHE captions.
 
-    A folder that cannot be written costs time and nothing else; a damaged file is replaced.
+    The file name is a hash of everything that the result depends on. A damaged file is replaced. If
+    the folder is not writable, nothing is cached.
     """
     if len(texts) < MIN_CAPTIONS_TO_CACHE:
         return tokenise(texts, tokeniser, longest)
@@ -143,8 +164,8 @@ def tokenise_cached(texts, tokeniser, longest, folder):
     return captions
 
 
-def _read_cached(path, key, num_captions, special):
-    """The `Captions` that `path` holds, or None where it holds no captions that fit."""
+def _read_cached(path: Path, key: str, num_captions: int, special: SpecialIds) -> Captions | None:
+    """Read `Captions` from a cache file; None if it is missing or its contents do not fit."""
     found = cache.read(path, key, (*ARRAYS, "num_shortened"))
     if found is None:
         return None
@@ -163,7 +184,7 @@ def _read_cached(path, key, num_captions, special):
     return Captions(pieces, words, starts, special, int(num_shortened)) if fits else None
 
 
-def _are_starts(starts, end):
+def _are_starts(starts: np.ndarray, end: int) -> bool:
     return (
         len(starts) > 0
         and starts[0] == 0
@@ -172,22 +193,27 @@ def _are_starts(starts, end):
     )
 
 
-def special_ids(tokeniser):
-    """The `SpecialIds` of a tokeniser."""
+def special_ids(tokeniser: Tokeniser) -> SpecialIds:
+    """The special ids and the vocabulary size of a tokeniser."""
     return SpecialIds(
         tokeniser.cls_token_id, tokeniser.sep_token_id, tokeniser.mask_token_id, len(tokeniser)
     )
 
 
-def _starts(lengths):
+def _starts(lengths: list[int]) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64)
 
 
-def augment(pieces, word_lengths, special, generator):
-    """Alter each word with probability 0.2: mask its pieces, replace them by random ones,
-    or drop it (section 2).
+def augment(
+    pieces: np.ndarray,
+    word_lengths: np.ndarray,
+    special: SpecialIds,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Alter each word with probability 0.2 (docs/method.md, section 2).
 
-    pieces: (n,) ids; word_lengths: pieces of each word. Returns the new pieces, possibly none.
+    The pieces of an altered word are masked, replaced by random pieces, or dropped. pieces: (n,)
+    ids; word_lengths: number of pieces of each word. Returns the new pieces, possibly none.
     """
     alter, how = generator.random((2, len(word_lengths)))
     is_altered = alter < AUGMENT_PROBABILITY

@@ -1,19 +1,21 @@
-"""Is a data folder right: what every split holds, what splits have in common, and what to mend.
+"""Check a data folder: the contents of each split, what splits have in common, and what to fix.
 
     python -m lib.data check data/f30k_precomp
 
-Every value is read once, in blocks: a file larger than the memory is no obstacle.
+Every value is read once, in blocks, so files may be larger than the memory.
 """
 
 # N images, M rows that are read, R regions, D region feature size
 
+import argparse
 import hashlib
 import itertools
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -33,46 +35,49 @@ from .pairing import drop_blank_end, find_pairing, ids_of_images
 from .region_file import RegionFile
 
 BLOCK_BYTES = 32e6  # read at once
-HUGE = 1e4  # no detector or backbone gives features beyond; bottom-up-attention stays below 100
+HUGE = 1e4  # larger than features of any detector or backbone; bottom-up-attention stays below 100
 
 
-def add_command(commands):
+def add_command(commands: Any) -> None:  # argparse._SubParsersAction
     """Add `check` to the commands of lib/data/__main__.py."""
     parser = commands.add_parser(
-        "check", description=__doc__.split("\n\n")[0], help="what a folder holds, what to mend"
+        "check", description=str(__doc__).split("\n\n")[0], help="check a data folder"
     )
     parser.add_argument("folder", type=Path, help="such as data/f30k_precomp")
     parser.add_argument(
-        "--sample", type=COUNT, help="look at the features of so many images of each split only"
+        "--sample", type=COUNT, help="read the features of only this many images of each split"
     )
     parser.set_defaults(run=run)
 
 
-def run(options):
-    """Print the report; exit status 1 if there is something to mend."""
+def run(options: argparse.Namespace) -> None:
+    """Print the report. The exit status is 1 if there is something to fix."""
     report = check(options.folder, options.sample)
-    write_line(report)
+    write_line(str(report))
     if report.fixes:
         sys.exit(1)
 
 
 class Report:
-    """What was found: lines to read, and fixes, each naming a file,
-    what is wrong and the remedy."""
+    """Result of a check: lines that describe the folder, and fixes.
 
-    def __init__(self):
-        self.lines, self.fixes = [], []
+    A fix names a file, what is wrong with it, and the remedy.
+    """
 
-    def attempt(self, read, *arguments):
-        """read(*arguments), or None and a fix where that raises InputError."""
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.fixes: list[str] = []
+
+    def attempt(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """Return read(*arguments). If it raises InputError, add a fix and return None."""
         try:
             return read(*arguments)
         except InputError as error:
-            # two readers may meet the same flaw
+            # two readers may report the same error
             self.fixes += [str(error)] * (str(error) not in self.fixes)
             return None
 
-    def __str__(self):
+    def __str__(self) -> str:
         fixes = [f"{number}. {fix}" for number, fix in enumerate(self.fixes, 1)]
         return "\n".join(
             [*self.lines, *(["", f"to mend: {len(fixes)}", *fixes] if fixes else ["OK"])]
@@ -80,30 +85,38 @@ class Report:
 
 
 class Contents(NamedTuple):
-    """What splits may have in common: region feature size (0: unknown),
-    {digest of an image: number}, ids, captions."""
+    """Contents of a split that are compared with other splits.
+
+    region_dim: 0 if unknown; images: number of each image, by the digest of its features.
+    """
 
     region_dim: int
-    images: dict
-    ids: list
-    captions: list
+    images: dict[bytes, int]
+    ids: list[str]
+    captions: list[str]
 
 
 class Rows(NamedTuple):
-    """What was found of M rows: their numbers (M,), lowest and highest values (M,), regions up to
-    the last that is not all zeros (M,), and a digest each."""
+    """Properties of M rows.
+
+    numbers: (M,); lowest, highest: (M,) values; filled: (M,) number of regions up to the last one
+    that is not all zeros; digests: M hashes of the features.
+    """
 
     numbers: np.ndarray
     lowest: np.ndarray
     highest: np.ndarray
     filled: np.ndarray
-    digests: list
+    digests: list[bytes]
 
 
-def check(folder, sample=None):
-    """Read a folder, or the features of only `sample` images a split. Returns a `Report`.
-    Raises InputError."""
-    folder, report, contents = Path(folder), Report(), {}
+def check(folder: Path | str, sample: int | None = None) -> Report:
+    """Check a data folder. With `sample`, read the features of only so many images per split.
+
+    Raises InputError if the folder has no split.
+    """
+    folder, report = Path(folder), Report()
+    contents: dict[str, Contents] = {}
     for split in find_splits(folder):
         contents[split] = _check_split(report, folder, split, sample)
     report.lines += filter(None, [describe_missing_dev(contents)])
@@ -114,16 +127,15 @@ def check(folder, sample=None):
     return report
 
 
-def _check_split(report, folder, split, sample):
+def _check_split(report: Report, folder: Path, split: str, sample: int | None) -> Contents:
     regions_path, captions_path, ids_path = (
         folder / f"{split}_{end}" for end in ("ims.npy", "caps.txt", "ids.txt")
     )
-    regions, captions = (
-        report.attempt(RegionFile, regions_path),
-        report.attempt(read_lines, captions_path),
-    )
+    regions = report.attempt(RegionFile, regions_path)
+    captions = report.attempt(read_lines, captions_path)
     ids = report.attempt(read_lines, ids_path, "an image id") if os.path.lexists(ids_path) else None
-    notes, pairing = [], None
+    notes: list[str | None] = []
+    pairing = None
     if regions is not None and captions is not None:
         captions, note = report.attempt(drop_blank_end, folder, split, captions, len(regions)) or (
             captions,
@@ -176,8 +188,8 @@ def _check_images(report, path, shape, rows_per_image, sample):
     return images
 
 
-def read_rows(path, numbers):
-    """Read these rows of a file of region features, in blocks. Returns `Rows`."""
+def read_rows(path: Path, numbers: np.ndarray) -> Rows:
+    """Read these rows of a file of region features, in blocks."""
     regions = RegionFile(path)
     row_bytes = regions.nbytes // len(regions)
     at_once = max(1, int(BLOCK_BYTES // row_bytes))
@@ -199,12 +211,11 @@ def read_rows(path, numbers):
             filled = np.where(
                 is_filled.any(axis=1), block.shape[1] - is_filled[:, ::-1].argmax(axis=1), 0
             )
-            digests = [hashlib.sha256(row).digest() for row in block]
-            blocks.append((block.min(axis=(1, 2)), block.max(axis=(1, 2)), filled, digests))
+            hashes = [hashlib.sha256(row).digest() for row in block]
+            blocks.append((block.min(axis=(1, 2)), block.max(axis=(1, 2)), filled, hashes))
             progress.update(block.nbytes)
-    lowest, highest, filled, digests = zip(*blocks)
-    arrays = map(np.concatenate, (lowest, highest, filled))
-    return Rows(numbers, *arrays, list(itertools.chain.from_iterable(digests)))
+    lowest, highest, filled = (np.concatenate([block[n] for block in blocks]) for n in range(3))
+    return Rows(numbers, lowest, highest, filled, [row for block in blocks for row in block[3]])
 
 
 def _check_repeated(report, path, digests, which, rows_per_image):
@@ -269,7 +280,7 @@ def _check_num_regions(report, path, rows, shape):
     if counts is None:
         return
     counts = counts[rows.numbers]
-    spread = (
+    spread: str = (
         f"{counts.min()} to {counts.max()}, mean {counts.mean():.1f}"
         if np.ptp(counts)
         else f"{counts[0]}"
@@ -307,7 +318,7 @@ def _check_captions(report, path, captions):
 
 
 def _check_ids(report, path, ids, pairing):
-    """ids, pairing: None where they are not known. Returns an id for each image."""
+    """Returns the id of each image. ids, pairing: None if they are unknown."""
     if ids is None:
         report.lines.append("  ids       none (optional)")
         return []
@@ -345,7 +356,7 @@ def _check_dims(report, folder, contents):
 
 
 def _compare(report, folder, contents, left, right, compare_images):
-    """What two splits have in common; only test may be a part of testall."""
+    """Report what two splits have in common. Only test may be a part of testall."""
     a, b = contents[left], contents[right]
     images = (
         [row for digest, row in a.images.items() if digest in b.images] if compare_images else []
@@ -372,8 +383,14 @@ def _compare(report, folder, contents, left, right, compare_images):
         )
 
 
-def some(found, noun, places="rows", counted_from=0, named=5):
-    """Such as "3 rows (rows 5, 17, 30, from 0)": how many, and the first of them."""
+def some(
+    found: Sequence[Any] | np.ndarray,
+    noun: str,
+    places: str = "rows",
+    counted_from: int = 0,
+    named: int = 5,
+) -> str:
+    """Format a number of items and the first of them: "3 rows (rows 5, 17, 30, from 0)"."""
     first = ", ".join(str(item) for item in found[:named])
     more = ", ..." if len(found) > named else ""
     origin = f", from {counted_from}" if places in ("rows", "images", "lines") else ""

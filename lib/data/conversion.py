@@ -1,11 +1,10 @@
-"""The files of a conversion: a folder that is filled,
-and a switch that puts all of its files in place.
+"""Files of a conversion: a work folder, and a switch that moves its files into place together.
 
-OUT/.conversion holds arrays of zeros at first. An image's entry in num_regions is set once its
-features are on disk; 0 means: still to do. So a conversion that was killed goes on where it was.
-When all is there, the file OUT/.converted names what has to move. From then until it has moved, no
-reader opens OUT (lib/data/layout.py), so the files of two conversions are never used together. A
-process that is killed at any moment can be repeated with the same command.
+The arrays in OUT/.conversion are zeros at first. The num_regions entry of an image is set once its
+features are on disk, and 0 means that they are missing. A killed conversion therefore resumes where
+it stopped. When all files are complete, OUT/.converted lists the files to move. Until they have
+moved, no reader opens OUT (lib/data/layout.py), so files of two conversions are never used
+together. After a kill at any time, the same command can be run again.
 """
 
 # N images of a split, R regions, D region feature size, n true regions of an image
@@ -17,6 +16,9 @@ import math
 import os
 import shutil
 import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,18 +46,18 @@ STATE = "inputs.json"  # in WORK, of what the folder is; it is written last
 RESERVE_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of file systems that cannot
 
 
-def split_file_names(splits):
-    """The files that belong to these splits, optional ones too, sorted."""
+def split_file_names(splits: Iterable[str]) -> list[str]:
+    """Sorted names of all files of these splits, including optional files."""
     return sorted(f"{split}_{end}" for split in splits for end in ENDS)
 
 
-def find_files(out, splits):
-    """Names of the files of these splits that are in `out`, links too."""
+def find_files(out: Path, splits: Iterable[str]) -> list[str]:
+    """Names of the files of these splits that exist in `out`, including links."""
     return [name for name in split_file_names(splits) if os.path.lexists(out / name)]
 
 
-def check_places(out, splits, num_bytes):
-    """Raise InputError where `out` cannot hold the new files, before anything is written."""
+def check_places(out: Path, splits: Iterable[str], num_bytes: int) -> None:
+    """Raise InputError if the new files cannot be written to `out`. Writes nothing."""
     there = next(
         folder for folder in [out.absolute(), *out.absolute().parents] if os.path.lexists(folder)
     )
@@ -78,17 +80,22 @@ def check_places(out, splits, num_bytes):
         )
 
 
-def array_bytes(sizes, shape):
+def array_bytes(sizes: dict[str, int], shape: tuple[int, int]) -> int:
     """Bytes of the region features. sizes: {split: N}; shape: (R, D)."""
     return 4 * math.prod(shape) * sum(sizes.values())
 
 
-def why_not_resumable(work, asked, sizes, shape, texts):
-    """Why the work folder cannot be filled further, in words: "" where there is none,
-    None where it can.
+def why_not_resumable(
+    work: Path,
+    asked: dict[str, Any],
+    sizes: dict[str, int],
+    shape: tuple[int, int],
+    texts: dict[str, bytes],
+) -> str | None:
+    """Explain why the work folder cannot be resumed: None if it can, "" if it does not exist.
 
-    asked: what the conversion depends on, as JSON knows it; texts: {name: bytes}, the files beside
-    the arrays.
+    asked: what the conversion depends on, as JSON values; texts: contents of the text files, by
+    name.
     """
     if not work.exists():
         return ""
@@ -140,9 +147,8 @@ def _flaw_of_array(path, dtype, shape, num_regions):
     return None
 
 
-def _read_record(path):
-    """The dict that `_write_record` wrote. Raises ValueError that says what is wrong with the
-    file."""
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read the dict that `_write_record` wrote. Raises ValueError if the file is damaged."""
     why = "a link" if path.is_symlink() else why_unreadable(path)
     if why:
         raise ValueError(why)
@@ -168,9 +174,14 @@ def _digest(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def prepare(work, asked, sizes, shape, texts):
-    """A new work folder: texts, and arrays of zeros whose space on the disk is reserved.
-    Raises InputError."""
+def prepare(
+    work: Path,
+    asked: dict[str, Any],
+    sizes: dict[str, int],
+    shape: tuple[int, int],
+    texts: dict[str, bytes],
+) -> None:
+    """Make a new work folder with the text files and arrays of zeros, and reserve disk space."""
     clear(work)
     with report_write_errors(work):
         work.mkdir()
@@ -183,7 +194,7 @@ def prepare(work, asked, sizes, shape, texts):
                 file.write(content)
         _write_record(work / STATE, asked=asked)
     except InputError:
-        clear(work)  # half a disk of zeros helps nobody
+        clear(work)  # frees the reserved disk space
         raise
 
 
@@ -210,9 +221,10 @@ def _reserve(descriptor, size):
             raise
 
 
-def clear(work):
-    """Remove a work folder, its state first: half a folder is of no conversion. Raises InputError
-    where it holds files that convert does not write: nothing is removed then.
+def clear(work: Path) -> None:
+    """Remove a work folder. Its state goes first, so a partly removed folder is never resumed.
+
+    Raises InputError, and removes nothing, if it holds files that convert does not write.
     """
     if not os.path.lexists(work):
         return
@@ -232,16 +244,18 @@ def clear(work):
         work.rmdir()
 
 
-def read_done(work, splits):
-    """{split: (N,) int32}, how many regions of each image are on disk; 0: still to do."""
+def read_done(work: Path, splits: Iterable[str]) -> dict[str, np.ndarray]:
+    """Number of stored regions of each image, by split: (N,) int32. 0: not stored yet."""
     return {split: np.load(work / f"{split}_{COUNTS}", allow_pickle=False) for split in splits}
 
 
-def store(work, found):
-    """Write features to their places, and the counts once the features are on disk.
-    found: [(split, index, (n, D))]."""
-    for split in sorted({split for split, _, _ in found}):
-        own = [(index, features) for name, index, features in found if name == split]
+def store(work: Path, block: list[tuple[str, int, np.ndarray]]) -> None:
+    """Write features, and then, once they are on disk, their counts.
+
+    block: split, index in the split, and features (n, D) of each image.
+    """
+    for split in sorted({split for split, _, _ in block}):
+        own = [(index, features) for name, index, features in block if name == split]
         _write_rows(work / f"{split}_{REGIONS}", own)
         _write_rows(
             work / f"{split}_{COUNTS}",
@@ -262,9 +276,11 @@ def _write_rows(path, rows):
         os.fsync(file.fileno())
 
 
-def commit(out, asked, splits):
-    """Decide that the files of the work folder replace those of `splits` in `out`.
-    They move in `finish_switch`."""
+def commit(out: Path, asked: dict[str, Any], splits: Iterable[str]) -> None:
+    """Record that the files of the work folder replace those of `splits` in `out`.
+
+    `finish_switch` moves them.
+    """
     flush_folder(out / WORK)
     moving = {name: _stamp(out / WORK / name) for name in split_file_names(splits)}
     _write_record(out / SWITCH, asked=asked, files=moving)
@@ -280,11 +296,10 @@ def _stamp(path):
     return [found.st_size, found.st_mtime_ns] if stat.S_ISREG(found.st_mode) else None
 
 
-def finish_switch(out):
-    """Move what a complete conversion made to its names,
-    and remove what it replaces without a successor.
+def finish_switch(out: Path) -> dict[str, Any]:
+    """Move the files of a complete conversion into place, and remove old files of its splits.
 
-    Returns what the conversion depends on. Raises InputError where a file of it is lost, or the
+    Returns what the conversion depends on. Raises InputError if one of its files is missing, or the
     switch is damaged.
     """
     content = _read_switch(out)

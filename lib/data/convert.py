@@ -1,19 +1,21 @@
-"""A data folder (docs/method.md, section 1) from bottom-up-attention TSV files and a Karpathy split
-JSON.
+"""Make a data folder (docs/method.md, section 1) of bottom-up-attention TSV files and a split JSON.
 
     python -m lib.data convert --tsv FILE [FILE ...] --json dataset_flickr30k.json \\
         --out data/mine_precomp
 
-The TSV files (lib/data/tsv.py) are read twice, a line at a time: first for names and lengths, so
-that whatever is missing is told before anything is written, then for the features, which go into
-the files of lib/data/conversion.py.
+The TSV files (lib/data/tsv.py) are read twice, line by line: first the names and lengths, so that
+missing images are reported before anything is written, then the features, which are stored in the
+files of lib/data/conversion.py.
 """
 
 # N images, R regions, D region feature size
 
+import argparse
 import os
 import sys
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,14 +28,19 @@ from . import conversion, karpathy, tsv
 from .element_type import DTYPES, find_dtype
 from .layout import SPLITS, WORK, describe_missing_dev, refuse_unfinished_switch, unfinished_switch
 
-LOCK = ".conversion.lock"  # in the folder; held while it is written to
-IMAGES_PER_WRITE = 64  # images
+LOCK = ".conversion.lock"  # in the data folder; locked while it is written to
+IMAGES_PER_WRITE = 64
+
+Shape = tuple[int, int]  # R, D
+Places = list[tuple[str, int]]  # split, index of an image in it
 
 
-def add_command(commands):
+def add_command(commands: Any) -> None:  # argparse._SubParsersAction
     """Add `convert` to the commands of lib/data/__main__.py."""
     parser = commands.add_parser(
-        "convert", description=__doc__.split("\n\n")[0], help="make a folder of own features"
+        "convert",
+        description=str(__doc__).split("\n\n")[0],
+        help="make a folder of your own features",
     )
     parser.add_argument(
         "--tsv", type=Path, nargs="+", required=True, help="bottom-up-attention features"
@@ -63,30 +70,32 @@ def add_command(commands):
     parser.set_defaults(run=run)
 
 
-def run(options):
-    """Convert; after Ctrl-C with a word on how to go on."""
+def run(options: argparse.Namespace) -> None:
+    """Convert. After Ctrl-C, print how to resume."""
     try:
         convert(
             options.tsv, options.json, options.out, options.regions, options.overwrite,
             options.match, options.captions_per_image, options.dtype,
         )  # fmt: skip
     except KeyboardInterrupt:
-        write_line("stopped: run the same command again to go on", sys.stderr)
+        write_line("stopped: run the same command again to resume", sys.stderr)
         raise
 
 
 def convert(
-    tsv_paths,
-    json_path,
-    out,
-    num_regions=36,
-    overwrite=False,
-    match=None,
-    captions_per_image=None,
-    dtype=None,
-):
-    """Make the folder `out`. Raises InputError, before anything is written if inputs lack
-    something."""
+    tsv_paths: Sequence[Path],
+    json_path: Path,
+    out: Path,
+    num_regions: int = 36,
+    overwrite: bool = False,
+    match: str | None = None,
+    captions_per_image: int | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Make the data folder `out`; the arguments are the options of the command.
+
+    Raises InputError for invalid inputs. If inputs are missing, nothing is written.
+    """
     finished = _finish_earlier(out)
     asked = _fingerprint([*tsv_paths, json_path]) | {
         "regions": num_regions,
@@ -120,14 +129,14 @@ def convert(
         _finish_switch(out)
 
 
-def _fingerprint(paths):
-    """What a conversion depends on. Raises InputError where a file is missing."""
+def _fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
+    """Paths, sizes and times of the inputs. Raises InputError if a file is missing."""
     for path in paths:
         why = why_unreadable(path)
         if why:
             such = f", such as {path}/*.tsv" if any(path.glob("*.tsv")) else ""
             raise InputError(
-                f"{path}: {why}; expected --tsv and --json to name files that are there{such}"
+                f"{path}: {why}; expected --tsv and --json to name existing files{such}"
             )
     return {
         "inputs": [
@@ -136,21 +145,21 @@ def _fingerprint(paths):
     }
 
 
-def _refuse_changed(asked, tsv_paths, json_path):
+def _refuse_changed(asked: dict[str, Any], tsv_paths: Sequence[Path], json_path: Path) -> None:
     now = _fingerprint([*tsv_paths, json_path])["inputs"]
     changed = [before[0] for before, after in zip(asked["inputs"], now) if before != after]
     if changed:
         raise InputError(
-            f"{changed[0]}: changed while it was read, expected a file that stays as it is; run "
+            f"{changed[0]}: changed while it was read, expected a file that does not change; run "
             "the same command again once it is complete"
         )
 
 
-def _finish_earlier(out):
-    """What a conversion depended on that had only to be moved into place, and is now;
-    None where there was none.
+def _finish_earlier(out: Path) -> dict[str, Any] | None:
+    """Finish an earlier conversion whose files only have to be moved into place.
 
-    Raises InputError where another process writes to `out`: at once rather than after the reading.
+    Returns what that conversion depended on, or None if there was none. Raises InputError if
+    another process writes to `out`, before the inputs are read.
     """
     if os.path.lexists(out / LOCK) or unfinished_switch(out):
         with lock(out / LOCK):
@@ -159,7 +168,7 @@ def _finish_earlier(out):
     return None
 
 
-def _finish_switch(out):
+def _finish_switch(out: Path) -> dict[str, Any]:
     asked = conversion.finish_switch(out)
     write_line(f"{out} is complete; check it: python -m {__package__} check {out}")
     if not out.absolute().name.endswith("_precomp"):
@@ -170,7 +179,7 @@ def _finish_switch(out):
     return asked
 
 
-def _refuse_to_overwrite(out, splits, overwrite):
+def _refuse_to_overwrite(out: Path, splits: Iterable[str], overwrite: bool) -> None:
     there = conversion.find_files(out, splits)
     if there and not overwrite:
         raise InputError(
@@ -179,18 +188,18 @@ def _refuse_to_overwrite(out, splits, overwrite):
         )
 
 
-def _find_dtype(lines, row_bytes, given):
+def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str | None) -> str:
     found = find_dtype(tsv.sample_bytes([line for line, _ in lines], row_bytes), row_bytes)
     dtype = given or found
     if dtype is None or row_bytes % np.dtype(dtype).itemsize:
         why = (
-            "their bytes do not show of which type they are"
+            "their type cannot be inferred from their bytes"
             if dtype is None
             else f"--dtype {dtype} does not fit"
         )
         raise InputError(
-            f"{lines[0][0].path}: found {row_bytes} bytes of features a box, and {why}; expected "
-            "float16, float32 or float64: say which with --dtype"
+            f"{lines[0][0].path}: found {row_bytes} bytes of features per box, and {why}; expected "
+            "float16, float32 or float64: give the right --dtype"
         )
     if found not in (None, dtype):
         write_line(
@@ -199,12 +208,14 @@ def _find_dtype(lines, row_bytes, given):
     return dtype
 
 
-def _texts(splits, field):
-    """{name: bytes} of captions, ids, and the map where the images of a split have different
-    numbers of captions."""
-    texts = {}
+def _texts(splits: dict[str, list[karpathy.Image]], field: str) -> dict[str, bytes]:
+    """Contents of the text files, by name: captions, ids and, if needed, the map.
+
+    A split needs a map from captions to images if its images have different numbers of captions.
+    """
+    texts: dict[str, bytes] = {}
     for split, images in splits.items():
-        lines = {
+        lines: dict[str, list[Any]] = {
             conversion.CAPTIONS: [caption for image in images for caption in image.captions],
             conversion.IDS: [image.id(field) for image in images],
         }
@@ -213,25 +224,37 @@ def _texts(splits, field):
                 number for number, image in enumerate(images) for _ in image.captions
             ]
         texts |= {
-            f"{split}_{end}": "".join(f"{line}\n" for line in found).encode()
-            for end, found in lines.items()
+            f"{split}_{end}": "".join(f"{line}\n" for line in content).encode()
+            for end, content in lines.items()
         }
     return texts
 
 
-def _begin(work, asked, sizes, shape, texts):
-    """Let the work folder be of this conversion: the one that was begun, or a new one."""
+def _begin(
+    work: Path,
+    asked: dict[str, Any],
+    sizes: dict[str, int],
+    shape: Shape,
+    texts: dict[str, bytes],
+) -> None:
+    """Resume the conversion in the work folder if it is the same one; otherwise start a new one."""
     why = conversion.why_not_resumable(work, asked, sizes, shape, texts)
     if why is None:
-        write_line(f"going on with the conversion that was begun in {work}")
+        write_line(f"resuming the conversion in {work}")
         return
     if why:
-        write_line(f"{work} is begun anew: {why}")
+        write_line(f"the conversion in {work} is restarted: {why}")
     conversion.prepare(work, asked, sizes, shape, texts)
 
 
-def _fill(work, lines, shape, row_bytes, dtype):
-    """Decode and store what is still to do."""
+def _fill(
+    work: Path,
+    lines: list[tuple[tsv.Line, Places]],
+    shape: Shape,
+    row_bytes: int,
+    dtype: str,
+) -> None:
+    """Decode and store the features of the remaining images."""
     done = conversion.read_done(work, {split for _, places in lines for split, _ in places})
     todo = [
         (line, places)
@@ -243,15 +266,15 @@ def _fill(work, lines, shape, row_bytes, dtype):
         total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **tsv.BAR
     ) as progress:
         for start in range(0, len(todo), IMAGES_PER_WRITE):
-            found = []
+            block: list[tuple[str, int, np.ndarray]] = []
             for line, places in todo[start : start + IMAGES_PER_WRITE]:
                 features = tsv.read_features(line, row_bytes, dtype)[: shape[0]]
-                found += [(split, index, features) for split, index in places]
+                block += [(split, index, features) for split, index in places]
                 progress.update()
-            conversion.store(work, found)
+            conversion.store(work, block)
 
 
-def _print_matching(matched, index):
+def _print_matching(matched: karpathy.Matched, index: tsv.Index) -> None:
     example = one_line(matched.lines[0][0].name)
     write_line(
         f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' "
@@ -269,8 +292,15 @@ def _print_matching(matched, index):
         )
 
 
-def _summarise(given, splits, matched, shape, dtype, index):
-    """Print what became of the inputs. given: the splits with all their captions."""
+def _summarise(
+    given: dict[str, list[karpathy.Image]],
+    splits: dict[str, list[karpathy.Image]],
+    matched: karpathy.Matched,
+    shape: Shape,
+    dtype: str,
+    index: tsv.Index,
+) -> None:
+    """Print how the inputs were used. given: the splits with all their captions."""
     for split, images in splits.items():
         counts = {len(image.captions) for image in images}
         several = f", {min(counts)} to {max(counts)} an image" if len(counts) > 1 else ""
@@ -293,7 +323,7 @@ def _summarise(given, splits, matched, shape, dtype, index):
     )
 
 
-def _name_other_splits(out, splits):
+def _name_other_splits(out: Path, splits: Collection[str]) -> None:
     others = [
         split for split in SPLITS if split not in splits and conversion.find_files(out, [split])
     ]

@@ -1,23 +1,21 @@
-"""Of which type numbers are whose bytes alone are known: float16,
-float32 or float64, little-endian.
+"""Infer from raw bytes whether little-endian numbers are float16, float32 or float64.
 
-The last byte of a number holds its sign and exponent. In an array of one type all last bytes are
-spread alike. A byte from inside the numbers, which holds a part of the mantissa, is spread
-differently. Whole numbers of one byte, or of several, are none of these types.
+The last byte of a number holds its sign and exponent. In an array of one type, all last bytes have
+similar value distributions. A byte of the mantissa has a different distribution. Integers, of one
+byte or of several, are recognised as none of these types.
 """
 
 import numpy as np
 
 DTYPES = ("float16", "float32", "float64")
-FEWEST_GROUPS = 100  # too few bytes show nothing
-ALIKE, DIFFERENT = 0.4, 0.6  # distances; what lies between is doubtful
+FEWEST_GROUPS = 100  # fewer groups are not enough to decide
+ALIKE, DIFFERENT = 0.4, 0.6  # distances; between them, the type is undecided
 
 
-def find_dtype(content, row_bytes):
-    """The type of the numbers in rows of `row_bytes` bytes, as the bytes show;
-    None where they do not tell.
+def find_dtype(content: np.ndarray, row_bytes: int) -> str | None:
+    """Infer the type of numbers, one of DTYPES, or None if it is undecided.
 
-    content: uint8 array of whole rows.
+    content: uint8 array of whole rows of `row_bytes` bytes.
     """
     if row_bytes % 4:
         return _float16(content)
@@ -31,18 +29,19 @@ def find_dtype(content, row_bytes):
     return "float32" if distance > DIFFERENT else _float16(content) if distance < ALIKE else None
 
 
-def _float16(content):
-    """ "float16", or None where the bytes may as well be whole numbers: of one byte,
-    or small ones of several."""
+def _float16(content: np.ndarray) -> str | None:
+    """Return "float16", or None if the bytes may be integers of one byte, or small longer ones."""
     if not _distance(content.reshape(-1, 2), 0, 1) > DIFFERENT:
         return None
     values = np.abs(content.view("<f2"))
     return "float16" if values.max() >= np.finfo(np.float16).tiny else None
 
 
-def _distance(groups, first, second):
-    """How differently two bytes of groups are spread: 0 (alike) to 1;
-    NaN where too few groups are not zero."""
+def _distance(groups: np.ndarray, first: int, second: int) -> float:
+    """Distance of the distributions of two bytes of groups: 0 (equal) to 1.
+
+    groups: (n, bytes). Returns NaN if fewer than FEWEST_GROUPS groups are nonzero.
+    """
     groups = groups[groups.any(axis=1)]
     if len(groups) < FEWEST_GROUPS:
         return np.nan

@@ -1,12 +1,15 @@
-"""What data and models are known by: hashes that a run records,
-and that tell whether kept results are still true.
+"""Fingerprints of data and models: hashes that runs record and that validate cached results.
 
-Features are told by their sizes and the rows of some images, for a file may hold 33 GB; captions,
-their pieces, region counts and weights are hashed whole. The same contents elsewhere, or with every
-image repeated, give the same hashes.
+Only the sizes and sampled rows of features are hashed, because a file may hold 33 GB. Captions,
+their pieces, region counts and weights are hashed completely. The same contents in another folder,
+or with every image repeated, have the same hashes.
 """
 
 # N images, C captions, R regions, D region feature size
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -14,10 +17,14 @@ from ..system.cache import digest
 from ..system.console import one_line
 from ..system.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 SAMPLED_IMAGES = 32  # of a split, evenly spaced
-PROBE = "A man's café: x-ray, 3,000 DOGS 狗 naïve"  # shows how a tokeniser cuts
+PROBE = "A man's café: x-ray, 3,000 DOGS 狗 naïve"  # text whose tokens are hashed
 SAMPLED_VALUES = 256  # of each weight of BERT
-FILES = dict(  # what a difference is found in; pieces come last: they differ wherever captions do
+# the file of each hash; pieces are last because they also differ if captions do
+FILES: dict[str, str | None] = dict(
     images="{split}_ims.npy",
     region_counts="{split}_num_regions.npy",
     features="{split}_ims.npy",
@@ -25,20 +32,39 @@ FILES = dict(  # what a difference is found in; pieces come last: they differ wh
     caption_images="{split}_caps_images.txt",
     pieces=None,
 )
-BERT_SETTINGS = (  # of its configuration, what changes its output
+BERT_SETTINGS = (  # settings of its configuration that change its output
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob",
 )  # fmt: skip
 
 
-def of_split(data):
-    """A dict of hashes and sizes of a `lib.data.dataset.RetrievalDataset`, by the keys of FILES."""
+class Split(Protocol):
+    """The part of `lib.data.dataset.RetrievalDataset` that fingerprints need."""
+
+    folder: Path
+    split: str
+    regions: Any  # lib.data.region_file.RegionFile
+    num_regions: np.ndarray
+    stored_images: np.ndarray
+    captions: Any  # lib.data.captions.Captions
+    caption_digest: str
+    caption_images: np.ndarray
+
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def region_dim(self) -> int: ...
+    def unchecked_regions(self, image: int) -> np.ndarray: ...
+
+
+def of_split(data: Split) -> dict[str, str]:
+    """Hashes and sizes of a split, by the keys of FILES."""
     sample = np.unique(np.linspace(0, data.num_images - 1, SAMPLED_IMAGES).astype(np.int64))
     pieces, special = data.captions, tuple(data.captions.special)
     counts = data.num_regions[data.stored_images]
     return dict(
         images=f"{data.num_images} images x {data.regions.shape[1]} regions x {data.region_dim}",
-        # before features, of which true regions are hashed
+        # before features, because only true regions are hashed there
         region_counts=digest(counts.astype("<i8")),
         features=digest(*(data.unchecked_regions(image).astype("<f4") for image in sample)),
         captions=data.caption_digest,
@@ -47,24 +73,28 @@ def of_split(data):
     )
 
 
-def of_tokeniser(tokeniser):
-    """A hash of the words or pieces of a tokeniser and of how it cuts a text,
-    whatever the version of its library."""
+def of_tokeniser(tokeniser: Any) -> str:  # lib.data.captions.Tokeniser
+    """Hash the vocabulary of a tokeniser and its words of PROBE, for any version of its library."""
     backend = tokeniser.backend_tokenizer
     words = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(PROBE))
     return digest(sorted(backend.get_vocab().items()), words)
 
 
-def bert_settings(bert):
-    """What of the configuration of a transformers BertModel changes its output, as text."""
+def bert_settings(bert: Any) -> str:
+    """Settings of a transformers BertModel that change its output, as text."""
     return ", ".join(f"{name} {getattr(bert.config, name)}" for name in BERT_SETTINGS)
 
 
-def check_reader(path, recorded, bert_path, found):
-    """Refuse a BERT that is not the one that a model was trained with, although its sizes fit.
+def check_reader(
+    path: Path | str,
+    recorded: Mapping[str, str] | None,
+    bert_path: Path | str,
+    found: Mapping[str, str],
+) -> None:
+    """Raise InputError if a BERT is not the one that a model was trained with.
 
-    recorded: the settings and the tokeniser that the checkpoint at `path` names, a dict, or None
-    where it does not; found: those at `bert_path`. Raises InputError.
+    recorded: settings and tokeniser in the checkpoint at `path`, or None if it has none; found:
+    those of the BERT at `bert_path`.
     """
     for name in found:
         if recorded and recorded.get(name, found[name]) != found[name]:
@@ -75,9 +105,9 @@ def check_reader(path, recorded, bert_path, found):
             )
 
 
-def of_bert(bert):
-    """Settings of a transformers BertModel and a hash of values of each of its weights: a dict."""
-    weights = []
+def of_bert(bert: Any) -> dict[str, str]:
+    """Settings of a transformers BertModel, and a hash of sampled values of each weight."""
+    weights: list[Any] = []
     for name, weight in sorted(bert.state_dict().items()):
         values = weight.detach().cpu().flatten()
         weights += [
@@ -88,23 +118,21 @@ def of_bert(bert):
     return dict(settings=bert_settings(bert), weights=digest(*weights))
 
 
-def check_same(first, other):
-    """Refuse two splits that are not the same, whatever cuts their captions.
-    Raises InputError naming a file."""
-    ours, theirs = of_split(first), of_split(other)
-    name = next((name for name in ours if name != "pieces" and ours[name] != theirs[name]), None)
-    if name:
-        file = FILES[name].format(split=other.split)
+def check_same(first: Split, other: Split) -> None:
+    """Raise InputError, with a file, if two splits differ. Their tokenisers may differ."""
+    expected, found = of_split(first), of_split(other)
+    for name, file in FILES.items():
+        if file is None or expected[name] == found[name]:
+            continue
         raise InputError(
-            f"{other.folder / file}: other {name.replace('_', ' ')} than in {first.folder} (found "
-            f"{_short(theirs[name])}, expected {_short(ours[name])}): models of an ensemble are "
-            "evaluated on the same data; give --data_path"
+            f"{other.folder / file.format(split=other.split)}: other {name.replace('_', ' ')} than "
+            f"in {first.folder} (found {_short(found[name])}, expected {_short(expected[name])}): "
+            "models of an ensemble are evaluated on the same data; give --data_path"
         )
 
 
-def of_model(model, options):
-    """A hash of the weights of a `network.HREM` as they are in memory,
-    and of the options that it was built with."""
+def of_model(model: "nn.Module", options: Mapping[str, Any]) -> str:
+    """Hash the weights of a `network.HREM` in memory, and the options that it was built with."""
     weights = [
         part
         for name, weight in model.state_dict().items()
@@ -115,32 +143,38 @@ def of_model(model, options):
     return digest(settings, bert and bert_settings(bert), *weights)
 
 
-def of_run(splits, bert=None):
-    """What `check_resumed` compares: {name of a split: of_split(...)},
-    and under "bert" what training starts from."""
+def of_run(splits: Iterable[Split | None], bert: Any = None) -> dict[str, dict[str, str]]:
+    """Fingerprints that `check_resumed` compares, by split; "bert": those of the initial BERT."""
     found = {data.split: of_split(data) for data in splits if data is not None}
     return found | ({"bert": of_bert(bert)} if bert is not None else {})
 
 
-def check_resumed(path, saved, found, folder, bert_path, is_allowed):
-    """Compare the fingerprints of the run that `path` holds, `saved`,
-    with those of this command's data, `found`.
+def check_resumed(
+    path: Path | str,
+    saved: Any,
+    found: dict[str, dict[str, str]],
+    folder: Path,
+    bert_path: Path | str,
+    is_allowed: bool,
+) -> list[str]:
+    """Compare the saved fingerprints of a run with those of the current data.
 
-    saved, found: of `of_run`; saved: None in files from before fingerprints; folder: of the data;
-    is_allowed: a difference is told and not refused (--allow_changed_data). Returns lines to print.
-    Raises InputError naming the file that differs.
+    path: checkpoint of the run; saved: from `of_run`, as read from the checkpoint, or None if it
+    has no fingerprints; found: from `of_run`; folder: of the data; is_allowed: differences are
+    reported and not refused (--allow_changed_data). Returns lines to print. Raises InputError, with
+    the file that differs.
     """
     if saved is None:
         return [
             (
-                f"{path}: does not say which data the run began with: "
+                f"{path}: does not record the data of the run: "
                 "whether these are the same is not checked"
             )
         ]
     if not isinstance(saved, dict) or not all(isinstance(part, dict) for part in saved.values()):
         raise InputError(
-            f"{path}: damaged: its fingerprints of the data are no "
-            "table; expected those train.py wrote"
+            f"{path}: damaged: found data fingerprints that are not a table of tables, "
+            "expected those that train.py writes; restore this file"
         )
     missing = [
         f"{part} {name}"
@@ -160,28 +194,29 @@ def check_resumed(path, saved, found, folder, bert_path, is_allowed):
     if differences and not is_allowed:
         raise InputError(
             f"{differences[0]}. Give --data_path and --bert_path of the data that {path} was "
-            "trained on, or --allow_changed_data 1 to go on with these"
+            "trained on, or --allow_changed_data 1 to resume with these"
         )
     notes = [
-        f"{path}: does not say these of the data, so they are not checked: {', '.join(missing)}"
+        f"{path}: does not record these properties of the data, so they are not checked: "
+        f"{', '.join(missing)}"
     ] * bool(missing)
     return notes + [f"warning: {difference}" for difference in differences]
 
 
-def is_same(saved, found):
-    """Whether two fingerprints of a split, or of BERT, differ in nothing that both of them hold."""
+def is_same(saved: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Whether two fingerprints of a split, or of BERT, agree in all keys that both have."""
     return all(saved[name] == found[name] for name in saved.keys() & found.keys())
 
 
-def _differing(saved, found):
+def _differing(saved: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     names = [name for name in found if name in saved and saved[name] != found[name]]
     return [name for name in names if name != "pieces" or "captions" not in names]
 
 
-def _place(part, name, folder, bert_path):
+def _place(part: str, name: str, folder: Path, bert_path: Path | str) -> str:
     file = FILES.get(name)
-    return folder / file.format(split=part) if file else f"--bert_path {bert_path}, {part}"
+    return str(folder / file.format(split=part)) if file else f"--bert_path {bert_path}, {part}"
 
 
-def _short(value):
+def _short(value: Any) -> str:
     return one_line(str(value)[:12] if len(str(value)) == 64 else value)

@@ -1,64 +1,65 @@
-"""A split in Karpathy's JSON form: its images, their captions,
-and which image of the TSV files each one is.
+"""Karpathy split JSON: read its images and captions, and match the images with lines of TSV files.
 
-An image may be named by `cocoid`, `filename` or `imgid`. The last is a running number, which a TSV
-file may count in another way: it is used only when it is asked for.
+An image may be named by `cocoid`, `filename` or `imgid`. An imgid is a running number, and a TSV
+file may number images differently. Therefore, imgid is used only if the user selects it.
 """
 
 import json
 import unicodedata
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..evaluation.metrics import CAPTIONS_PER_IMAGE
 from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
-from .tsv import key, stem
+from .tsv import Index, Line, key, stem
 
 FIELDS = ("cocoid", "filename", "imgid")  # that may name an image in the TSV
-# of JSON
-KINDS = {
+KINDS: dict[type, str] = {  # of JSON values
     dict: "an object",
     list: "a list",
     str: "a string",
     bool: "true or false",
     type(None): "missing",
 }
-# Karpathy's name -> ours
+# name in the JSON -> name in a data folder
 SPLIT_NAMES = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
-COCO_1K = 1000  # COCO's test images are testall; the first of them are test
+COCO_1K = 1000  # COCO: "testall" has all test images, "test" the first 1000
 
 
 class Image(NamedTuple):
-    """An image of the JSON: what it may be called in a TSV, {field: name}, and its captions."""
+    """An image of the JSON. names: by fields of the JSON; a TSV file may use any of these names."""
 
-    names: dict
-    captions: list
+    names: dict[str, str]
+    captions: list[str]
 
-    def called(self, field):
-        """Its name in this field of the JSON, or in the first that it has."""
+    def called(self, field: str) -> str:
+        """Name in this field of the JSON, or else in the first field that it has."""
         return self.names.get(field) or next(iter(self.names.values()))
 
-    def id(self, field):
-        """What stands in {split}_ids.txt: COCO's number where it has one,
-        or its name in the field that TSVs go by."""
+    def id(self, field: str) -> str:
+        """Id for {split}_ids.txt: the cocoid if there is one, otherwise the name in `field`."""
         return self.called("cocoid" if "cocoid" in self.names else field)
 
 
 class Matched(NamedTuple):
-    """The field that names the images, {field: number of images it names}, and [(Line, [(split,
-    index), ...])] in the order of the files."""
+    """Images of the JSON, matched with lines of TSV files.
+
+    field: the field used for matching; counts: number of images that each field matches; lines: the
+    lines in the order of the files, each with the places of its image: (split, index in the split).
+    """
 
     field: str
-    counts: dict
-    lines: list
+    counts: dict[str, int]
+    lines: list[tuple[Line, list[tuple[str, int]]]]
 
 
-def read_splits(path):
-    """Images of a Karpathy split JSON by split, in its order,
-    with all their captions: {split: [Image]}.
+def read_splits(path: Path) -> dict[str, list[Image]]:
+    """Read the images of each split of a Karpathy split JSON, in its order, with all captions.
 
-    Raises InputError.
+    Raises InputError if the file is unreadable or an entry is invalid.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -71,13 +72,15 @@ def read_splits(path):
     if not isinstance(entries, list) or not entries:
         raise InputError(
             f'{path}: found no list "images", expected a Karpathy split such as '
-            "dataset_flickr30k.json"
+            "dataset_flickr30k.json: give another --json"
         )
-    splits = {"train": [], "dev": [], "test": []}
+    splits: dict[str, list[Image]] = {"train": [], "dev": [], "test": []}
     for number, entry in enumerate(entries):
         flaw = _flaw(entry)
         if flaw:
-            raise InputError(f"{path}: image {number}: {flaw}; images count from 0: mend this one")
+            raise InputError(
+                f"{path}: image {number}: {flaw}; images count from 0: correct this one"
+            )
         splits[SPLIT_NAMES[entry["split"]]].append(_image(entry))
     none = [
         image.called("filename")
@@ -88,19 +91,20 @@ def read_splits(path):
     if none:
         raise InputError(
             f"{path}: {len(none)} images without sentences, such as {few(none)}; expected at "
-            "least one an image: write some, or take these images out"
+            "least one per image: add some, or remove these images"
         )
     if any("cocoid" in entry for entry in entries):
         splits = {**splits, "test": splits["test"][:COCO_1K], "testall": splits["test"]}
     return {split: images for split, images in splits.items() if images}
 
 
-def keep_captions(splits, captions_per_image=None):
-    """The same splits with the first `captions_per_image` captions of each image;
-    0: with all of them.
+def keep_captions(
+    splits: dict[str, list[Image]], captions_per_image: int | None = None
+) -> dict[str, list[Image]]:
+    """Keep the first `captions_per_image` captions of each image; 0 keeps all.
 
-    None: five, as published, where every image has at least five (COCO and Flickr30K have up to
-    seven); otherwise all.
+    None keeps five, as published, if every image has at least five (COCO and Flickr30K have up to
+    seven), otherwise all.
     """
     if captions_per_image is None:
         fewest = min(len(image.captions) for images in splits.values() for image in images)
@@ -112,8 +116,8 @@ def keep_captions(splits, captions_per_image=None):
     }
 
 
-def _flaw(entry):
-    """What is wrong with an entry of the JSON, in words; None where nothing is."""
+def _flaw(entry: Any) -> str | None:
+    """Describe what is wrong with an entry of the JSON; None if it is valid."""
     if not isinstance(entry, dict):
         return f'{_kind(entry)}, expected {{"split": ..., "sentences": [...], "filename": ...}}'
     split, sentences = entry.get("split"), entry.get("sentences")
@@ -141,7 +145,7 @@ def _flaw(entry):
     return _flaw_of_names(entry)
 
 
-def _flaw_of_names(entry):
+def _flaw_of_names(entry: dict[str, Any]) -> str | None:
     given = {field: entry[field] for field in FIELDS if entry.get(field) not in (None, "")}
     for field, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -149,10 +153,7 @@ def _flaw_of_names(entry):
         if _is_unwritable(str(value)) or any(
             unicodedata.category(letter) == "Cc" for letter in stem(value)
         ):
-            return (
-                f"{field} '{one_line(value)}' holds characters that no "
-                "line of text can, expected a file's name"
-            )
+            return f"{field} '{one_line(value)}' contains control characters, expected a file name"
     return (
         None
         if given
@@ -160,32 +161,34 @@ def _flaw_of_names(entry):
     )
 
 
-def _is_unwritable(text):
+def _is_unwritable(text: str) -> bool:
     return "\0" in text or any(
         0xD800 <= ord(letter) < 0xE000 for letter in text if not letter.isascii()
     )
 
 
-def _kind(value):
+def _kind(value: Any) -> str:
     return KINDS.get(type(value), "a number")
 
 
-def _image(entry):
+def _image(entry: dict[str, Any]) -> Image:
     names = {field: stem(entry[field]) for field in FIELDS if entry.get(field) not in (None, "")}
     return Image(names, [" ".join(sentence["raw"].split()) for sentence in entry["sentences"]])
 
 
-def match(splits, index, json_path, field=None):
-    """Find the TSV line of every image of the JSON by one field of its names. Returns a `Matched`.
+def match(
+    splits: dict[str, list[Image]], index: Index, json_path: Path, field: str | None = None
+) -> Matched:
+    """Find the TSV line of every image of the JSON by one field of its names.
 
-    splits: of `read_splits`; index: of `lib.data.tsv.read_index`; field: one of FIELDS, or None for
-    cocoid or filename, whichever names all. Raises InputError naming the images that no TSV has,
-    and names that several images have.
+    splits: from `read_splits`; index: from `lib.data.tsv.read_index`; field: one of FIELDS, or None
+    for cocoid or filename, whichever matches more images. Raises InputError if an image has no
+    line, or if several images share a name.
     """
     places = [
         (image, (split, number)) for split in splits for number, image in enumerate(splits[split])
     ]
-    # each once: some are in test and in testall
+    # without repetition: an image may be in test and in testall
     images = list({id(image): image for image, _ in places}.values())
     found = {
         name: [
@@ -203,15 +206,23 @@ def match(splits, index, json_path, field=None):
     if absent:
         _refuse_missing(absent, images, field, index, counts, json_path)
     _refuse_repeated(images, field, index, json_path)
-    of_line = {line: [] for line in index.lines.values()}  # in the order of the files
+    # in the order of the files
+    of_line: dict[Line, list[tuple[str, int]]] = {line: [] for line in index.lines.values()}
     for image, place in places:
         of_line[index.lines[key(image.names[field])]].append(place)
     return Matched(field, counts, [(line, where) for line, where in of_line.items() if where])
 
 
-def _choose(found, counts, images, json_path):
-    """cocoid or filename: the one that names more; refused where both name all images,
-    but not the same lines."""
+def _choose(
+    found: dict[str, list[Line | None]],
+    counts: dict[str, int],
+    images: list[Image],
+    json_path: Path,
+) -> str:
+    """Choose cocoid or filename, whichever matches more images.
+
+    Raises InputError if both match all images, but with different lines.
+    """
     names = [name for name in ("cocoid", "filename") if name in found] or ["filename"]
     whole = [name for name in names if counts.get(name) == len(images)]
     if len(whole) > 1:
@@ -220,28 +231,37 @@ def _choose(found, counts, images, json_path):
             None,
         )
         if differing is not None:
-            lines = " and ".join(f"{found[name][differing].where} by {name}" for name in whole)
+            lines = " and ".join(
+                f"{line.where} by {name}" for name in whole if (line := found[name][differing])
+            )
             raise InputError(
-                f"{json_path}: cocoid and filename both name all images, but differently: image "
-                f"{images[differing].called('filename')} is {lines}; expected one meaning: say "
+                f"{json_path}: cocoid and filename both match all images, but differently: image "
+                f"{images[differing].called('filename')} is {lines}; expected the same lines: give "
                 "--match cocoid or --match filename"
             )
     return max(names, key=lambda name: counts.get(name, 0))
 
 
-def _refuse_missing(absent, images, field, index, counts, json_path):
+def _refuse_missing(
+    absent: list[Image],
+    images: list[Image],
+    field: str,
+    index: Index,
+    counts: dict[str, int],
+    json_path: Path,
+) -> None:
     used = {key(image.names[field]) for image in images if field in image.names}
     others = [line.name for name, line in index.lines.items() if name not in used]
     if field not in counts:
         remedy = f"the JSON has no {field}, name another field with --match"
     elif counts.get("imgid") == len(images) and field != "imgid":
         remedy = (
-            "imgid, a running number, matches all of them: say --match imgid only if the TSV "
-            "files count the images as this JSON does; otherwise extract them under their file "
+            "imgid, a running number, matches all of them: give --match imgid only if the TSV "
+            "files number the images as this JSON does; otherwise extract them under their file "
             "names"
         )
     else:
-        remedy = "give the other TSV files too, extract these images, or take them out of the JSON"
+        remedy = "give the other TSV files too, extract these images, or remove them from the JSON"
     raise InputError(
         f"{json_path}: {len(absent)} of {len(images)} images are in no TSV file, such as "
         f"{few([image.called(field) for image in absent])} (by {field}); the TSV files hold "
@@ -250,15 +270,15 @@ def _refuse_missing(absent, images, field, index, counts, json_path):
     )
 
 
-def _refuse_repeated(images, field, index, json_path):
-    for found in ([image.names[field] for image in images], [image.id(field) for image in images]):
-        repeated = [name for name, count in Counter(map(key, found)).items() if count > 1]
+def _refuse_repeated(images: list[Image], field: str, index: Index, json_path: Path) -> None:
+    for names in ([image.names[field] for image in images], [image.id(field) for image in images]):
+        repeated = [name for name, count in Counter(map(key, names)).items() if count > 1]
         if repeated:
             raise InputError(
                 f"{json_path}: {len(repeated)} names stand for several images, such as "
-                f"{few(repeated)}; expected a name of its own for each (folders, endings, "
-                "capitals and leading zeros make no difference): take out images that are there "
-                "twice, or rename them"
+                f"{few(repeated)}; expected a different name for each (folders, endings, "
+                "capitals and leading zeros are ignored): remove images that occur twice, or "
+                "rename them"
             )
     clash = next(
         (name for image in images if (name := key(image.names[field])) in index.clashes), None
@@ -268,15 +288,15 @@ def _refuse_repeated(images, field, index, json_path):
         raise InputError(
             f"{second.where}: the names '{second.name}' and '{first.name}' ({first.where}) both "
             f"stand for image {clash}, expected one line for it (folders, endings, capitals and "
-            "leading zeros make no difference): take one of the two lines out"
+            "leading zeros are ignored): remove one of the two lines"
         )
 
 
-def describe_counts(counts):
-    """Such as "cocoid: 0, filename: 30"."""
+def describe_counts(counts: dict[str, int]) -> str:
+    """Format counts, such as "cocoid: 0, filename: 30"."""
     return ", ".join(f"{field}: {count}" for field, count in counts.items())
 
 
-def few(names):
-    """The first of these names, to be printed."""
+def few(names: Sequence[str]) -> str:
+    """Format the first five names for a message."""
     return ", ".join(one_line(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")

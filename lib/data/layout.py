@@ -1,7 +1,6 @@
-"""The files of a data folder, opened: region features, region counts, captions
-(docs/method.md, section 1).
+"""Find and read the files of a data folder (docs/method.md, section 1).
 
-Every InputError names the file, what was found there, what was expected and the remedy.
+Each InputError names the file, what was found, what was expected, and the remedy.
 """
 
 # R regions, D region feature size
@@ -9,6 +8,9 @@ Every InputError names the file, what was found there, what was expected and the
 import os
 import tokenize
 import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,17 +18,16 @@ from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
 
 SPLITS = ("train", "dev", "test", "testall")
-# of conversion.py, in a data folder: still to fill, files still to move
+# entries that conversion.py makes in a data folder: its work folder, and the mark of a switch
 WORK, SWITCH = ".conversion", ".converted"
-DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
+DAMAGED = (  # exceptions that numpy raises for damaged files
     ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile,
 )  # fmt: skip
 
 
-def find_splits(folder):
-    """Names of the splits of a folder, the usual four first.
-    Raises InputError where there is none."""
+def find_splits(folder: Path) -> list[str]:
+    """Names of the splits of a folder, those of SPLITS first. Raises InputError if it has none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a folder such as data/f30k_precomp")
     refuse_unfinished_switch(folder)
@@ -38,7 +39,7 @@ def find_splits(folder):
     begun = unfinished_conversion(folder)
     if not names and begun:
         raise InputError(
-            f"{folder}: found no split, expected the files that are still to come: {begun}"
+            f"{folder}: found no split, expected those of a finished conversion: {begun}"
         )
     if not names:
         raise InputError(
@@ -48,9 +49,8 @@ def find_splits(folder):
     return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
 
 
-def unfinished_conversion(folder):
-    """A line that names what convert.py has begun in a data folder, and the remedy;
-    None where there is nothing."""
+def unfinished_conversion(folder: Path) -> str | None:
+    """Describe an unfinished conversion in a data folder and the remedy; None if there is none."""
     work = folder / WORK
     if not os.path.lexists(work):
         return None
@@ -60,14 +60,16 @@ def unfinished_conversion(folder):
     )
 
 
-def unfinished_switch(folder):
-    """Whether convert is moving its files, or was killed meanwhile: those there may be of two
-    conversions."""
+def unfinished_switch(folder: Path) -> bool:
+    """Whether convert is moving its files into place, or was stopped while it did.
+
+    The folder may then hold files of two conversions.
+    """
     return os.path.lexists(folder / SWITCH)
 
 
-def refuse_unfinished_switch(folder):
-    """Raise InputError where convert did not finish to move its files."""
+def refuse_unfinished_switch(folder: Path) -> None:
+    """Raise InputError if convert has not finished moving its files into place."""
     if unfinished_switch(folder):
         raise InputError(
             f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), "
@@ -76,20 +78,18 @@ def refuse_unfinished_switch(folder):
         )
 
 
-def describe_missing_dev(splits):
-    """A line for those who will train on these splits, such as "train" and "test";
-    None where "dev" is among them."""
+def describe_missing_dev(splits: Collection[str]) -> str | None:
+    """Note that training on these splits needs --val_split; None if "dev" is among them."""
     if "dev" in splits or "train" not in splits:
         return None
     other = next((split for split in splits if split != "train"), "SPLIT")
     return f"no dev split: training needs --val_split {other}"
 
 
-def read_num_regions(path, num_rows, num_regions):
-    """How many regions of each row are true, (rows,): as the file says,
-    or all R where there is no such file.
+def read_num_regions(path: Path, num_rows: int, num_regions: int) -> np.ndarray:
+    """Read the number of true regions of each row, (rows,); all R if the file does not exist.
 
-    Raises InputError where it does not fit an array of `num_rows` rows x `num_regions` regions.
+    Raises InputError if it does not fit an array of `num_rows` rows x `num_regions` regions.
     """
     if not os.path.lexists(path):
         return np.full(num_rows, num_regions)
@@ -119,10 +119,10 @@ def read_num_regions(path, num_rows, num_regions):
     return counts.astype(np.int64)
 
 
-def load_array(path, expected, mmap_mode=None):
-    """`np.load` of a file that may be damaged. Raises InputError."""
+def load_array(path: Path, expected: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """Like `np.load`, but raises InputError if the file is damaged."""
     try:
-        with np.errstate(over="ignore"):  # of the size of a shape beyond all numbers
+        with np.errstate(over="ignore"):  # a damaged shape may be too large
             return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except DAMAGED as error:
         raise InputError(
@@ -131,12 +131,14 @@ def load_array(path, expected, mmap_mode=None):
         ) from error
 
 
-def read_lines(path, what="a caption"):
-    """Lines of a UTF-8 file, white space at their ends dropped, blank lines kept.
-    Raises InputError."""
+def read_lines(path: Path, what: str = "a caption") -> list[str]:
+    """Read the lines of a UTF-8 file, stripped of white space. Blank lines are kept.
+
+    Raises InputError if the file is missing or not UTF-8 text; `what`: what each line should hold.
+    """
     why = why_unreadable(path)
     if why:
-        raise InputError(f"{path}: {why}; expected {what} a line, in UTF-8: copy the file there")
+        raise InputError(f"{path}: {why}; expected {what} per line, in UTF-8: copy the file there")
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")

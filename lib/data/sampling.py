@@ -1,79 +1,92 @@
-"""Which pairs meet in a batch: drawn at random, or groups of neighbours
-(`--batch_sampling neighbour`).
+"""Batch sampling: random pairs, or groups of similar images (`--batch_sampling neighbour`).
 
-The relations among instances act inside a batch, so it matters who is in it. The paper clusters the
-images by k-means and makes a batch of P clusters with K images of each; the published code has
-random batches only, the default here.
+Instance-level relations connect the samples of a batch, so its composition matters. The paper
+clusters the images by k-means and builds batches from P clusters with K images each. The published
+code only draws random batches, which is the default here.
 """
 
 # N images, C captions (a pair each), B pairs of a batch, P groups of K pairs: B = PK; D region
 # feature size
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..evaluation.encoding import Split
 from ..system.errors import InputError
 
-# a cluster has 4K images on average: most fill whole groups, with other company every time
+# A cluster has 4K images on average. Most of them fill whole groups, which differ in every epoch.
 GROUPS_OF_A_CLUSTER = 4
-ITERATIONS = 10  # of Lloyd
-BLOCK_IMAGES, BLOCK_POINTS = 128, 4096  # read at once, compared with every centre at once
+ITERATIONS = 10  # of Lloyd's algorithm
+BLOCK_IMAGES, BLOCK_POINTS = (
+    128,
+    4096,
+)  # images read at once; points compared with all centres at once
 
 
 class EpochSampler:
     """Batches of caption numbers in an order drawn from (seed, epoch);
     the last incomplete batch is dropped.
 
-    epoch: whose batches come next; first: how many of them are left out, because they were trained
-    on before.
+    epoch: epoch of the next batches; first: number of its batches to skip because training has
+    already used them.
     """
 
-    def __init__(self, num_pairs, batch_size, seed):
+    def __init__(self, num_pairs: int, batch_size: int, seed: int) -> None:
         self.num_pairs, self.batch_size, self.seed = num_pairs, batch_size, seed
         self.epoch, self.first = 0, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_pairs // self.batch_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pairs)
         for start in range(
             self.first * self.batch_size, len(self) * self.batch_size, self.batch_size
         ):
             yield self.epoch, order[start : start + self.batch_size]
 
-    def describe(self):
-        """What the log says of it."""
+    def describe(self) -> str:
+        """Description of the batches for the log."""
         return f"of {self.batch_size} pairs drawn at random"
 
 
 class NeighbourSampler(EpochSampler):
-    """Batches of P groups, each of K images of one cluster: as many batches as `EpochSampler`,
-    no pair twice an epoch.
+    """Batches of P groups, each with K images of one cluster.
 
-    images: (C,) image of every caption; clusters: (N,) cluster of every image; num_groups: P, a
-    divisor of batch_size.
+    There are as many batches as in `EpochSampler`, and no pair occurs twice in an epoch. images:
+    (C,) image of each caption; clusters: (N,) cluster of each image; num_groups: P, a divisor of
+    batch_size.
 
-    An epoch, all of it drawn from (seed, epoch):
-    1. Groups. A cluster's images come in random order, each with one of its captions; then in
-       another order with a second caption, and so on. This sequence is cut into groups of K
-       different images.
-    2. Batches. Groups are dealt out as cards are, cluster by cluster, to as many batches as they
-       fill. So the groups of a batch are of P clusters, and no image is in it twice, unless a
-       cluster has more groups than there are batches.
-    3. The rest: what filled no group (the end of a sequence, clusters of fewer than K images), and
-       groups that are fewer than P. It is cut into batches cluster by cluster, no image's second
-       pair before every image's first. Fewer than B pairs are left in the end and dropped.
-    4. Batches come in random order.
+    Each epoch is drawn from (seed, epoch) in four steps:
+    1. Groups. The images of a cluster are shuffled, each with one of its captions, then shuffled
+       again with a second caption, and so on. This sequence is split into groups of K different
+       images.
+    2. Batches. The groups are distributed in turn, cluster by cluster, over as many batches as they
+       fill. A batch then has groups of P clusters and no image twice, unless a cluster has more
+       groups than there are batches.
+    3. Remaining pairs. These are pairs outside any group (the end of a sequence, or clusters of
+       fewer than K images) and the last groups, if there are fewer than P. They are split into
+       batches, cluster by cluster; the first pairs of all images precede the second pairs. The last
+       pairs are dropped if there are fewer than B.
+    4. The batches are shuffled.
     """
 
-    def __init__(self, images, clusters, batch_size, num_groups, seed):
+    def __init__(
+        self,
+        images: np.ndarray,
+        clusters: np.ndarray,
+        batch_size: int,
+        num_groups: int,
+        seed: int,
+    ) -> None:
         super().__init__(len(images), batch_size, seed)
         self.images, self.clusters, self.num_groups = images, clusters, num_groups
         self.group_size = batch_size // num_groups
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         generator = np.random.default_rng((self.seed, self.epoch))
         groups, rest = self._groups(generator)
         num_full = len(groups) // self.num_groups
@@ -89,19 +102,18 @@ class NeighbourSampler(EpochSampler):
         for batch in generator.permutation(np.concatenate([full, rest]))[self.first :]:
             yield self.epoch, batch
 
-    def describe(self):
-        """What the log says of it."""
+    def describe(self) -> str:
+        """Description of the batches for the log."""
         sizes = np.bincount(self.clusters)
         return (
             f"of {self.num_groups} clusters x {self.group_size} images; k-means found "
             f"{len(sizes)} clusters of {sizes.min()} to {sizes.max()} images"
         )
 
-    def _groups(self, generator):
-        """Groups (n, K) and the other pairs, both cluster by cluster,
-        the clusters in random order."""
+    def _groups(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Groups (n, K) and remaining pairs; both by cluster, with clusters in random order."""
         shuffled = generator.permutation(self.num_pairs)
-        # of an image's pairs: which comes first, second, ...
+        # position of each pair among the pairs of its image
         turn = occurrence(self.images[shuffled])
         rank = generator.permutation(self.clusters.max() + 1)[self.clusters[self.images[shuffled]]]
         order = np.lexsort((turn, rank))
@@ -111,15 +123,17 @@ class NeighbourSampler(EpochSampler):
             sequence = self._sequence(np.split(pairs, np.flatnonzero(np.diff(turns)) + 1))
             whole, end = np.split(sequence, [len(sequence) // self.group_size * self.group_size])
             whole = whole.reshape(-1, self.group_size)
-            # of different images
+            # a group needs K different images
             is_group = (np.diff(np.sort(self.images[whole], axis=1), axis=1) > 0).all(axis=1)
             groups.append(whole[is_group])
             rest += [whole[~is_group].reshape(-1), end]
         return np.concatenate(groups), np.concatenate(rest)
 
-    def _sequence(self, rounds):
-        """The pairs of a cluster, round by round;
-        the images of a group begun in one round come last in the next."""
+    def _sequence(self, rounds: list[np.ndarray]) -> np.ndarray:
+        """Concatenate the rounds of a cluster's pairs.
+
+        Images of an incomplete group at the end of one round are moved to the end of the next.
+        """
         sequence = rounds[0]
         for pairs in rounds[1:]:
             begun = sequence[len(sequence) // self.group_size * self.group_size :]
@@ -128,28 +142,26 @@ class NeighbourSampler(EpochSampler):
         return sequence
 
 
-def occurrence(values):
-    """How often each of n whole numbers stands before it in the array: (n,),
-    0 at its first place."""
+def occurrence(values: np.ndarray) -> np.ndarray:
+    """Count the earlier occurrences of each value: (n,), 0 at the first occurrence."""
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=-1))
     counts = np.diff(starts, append=len(values))
-    found = np.empty_like(order)
-    found[order] = np.arange(len(values)) - np.repeat(starts, counts)
-    return found
+    earlier = np.empty_like(order)
+    earlier[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    return earlier
 
 
-def cluster_images(split, batch_size, num_groups, seed):
-    """The cluster of every image of a `lib.data.dataset.RetrievalDataset`, (N,),
-    for batches of `num_groups` groups.
+def cluster_images(split: Split, batch_size: int, num_groups: int, seed: int) -> np.ndarray:
+    """Cluster the images of a split, for batches of P = `num_groups` groups: (N,) clusters.
 
-    As many clusters as give 4K images to each, and at least P. Raises InputError where there are
-    fewer images.
+    Clusters have 4K images on average, and there are at least P. Raises InputError if there are
+    fewer than P images.
     """
     if num_groups > split.num_images:
         raise InputError(
             f"--batch_clusters {num_groups}: {split.folder} has {split.num_images} images in its "
-            f"{split.split} split, expected at least one a cluster; give fewer clusters"
+            f"{split.split} split, expected at least one per cluster; give fewer clusters"
         )
     images_of_a_cluster = GROUPS_OF_A_CLUSTER * batch_size // num_groups
     return k_means(
@@ -157,9 +169,8 @@ def cluster_images(split, batch_size, num_groups, seed):
     )
 
 
-def mean_regions(split):
-    """The mean region feature of every image of a split, (N, D), read block by block.
-    Raises InputError."""
+def mean_regions(split: Split) -> torch.Tensor:
+    """Mean region feature of each image of a split, (N, D), read in blocks."""
     means = torch.empty(split.num_images, split.region_dim)
     starts = range(0, split.num_images, BLOCK_IMAGES)
     for start in tqdm(starts, "mean regions", leave=False, disable=None, delay=2):
@@ -168,12 +179,13 @@ def mean_regions(split):
     return means
 
 
-def k_means(points, num_clusters, seed, iterations=ITERATIONS):
-    """Lloyd's algorithm from different points drawn at random;
-    a centre that loses all its points stays.
+def k_means(
+    points: torch.Tensor, num_clusters: int, seed: int, iterations: int = ITERATIONS
+) -> np.ndarray:
+    """Lloyd's algorithm, initialised with different random points.
 
-    points: (n, D) float32, n at least num_clusters. Returns the nearest centre of every point, a
-    numpy array (n,); between equally near ones the first.
+    A centre without points keeps its position. points: (n, D) float32, n at least num_clusters.
+    Returns the index of the nearest centre of each point, (n,); the first among equally near ones.
     """
     drawn = np.random.default_rng((seed, num_clusters)).choice(
         len(points), num_clusters, replace=False
@@ -187,8 +199,8 @@ def k_means(points, num_clusters, seed, iterations=ITERATIONS):
     return nearest(points, centres).numpy()
 
 
-def nearest(points, centres):
-    """The nearest of the centres (m, D) to each of the points (n, D): (n,) int64."""
+def nearest(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest centre of each point, (n,) int64. points: (n, D); centres: (m, D)."""
     squares = centres.square().sum(1)  # |x - c|^2 without the |x|^2 that all centres share
     return torch.cat(
         [

@@ -1,8 +1,8 @@
 """Region features in TSV files of the bottom-up-attention detector and its PyTorch extractors.
 
-A line is an image; lib/data/tsv_columns.py knows its columns. Boxes and features are base64 of
-little-endian numbers, four numbers a box. The files are read twice, a line at a time: `read_index`
-finds where each image lies without decoding it, `read_features` decodes one.
+Each line holds one image; lib/data/tsv_columns.py finds its columns. Boxes and features are
+little-endian numbers in base64, with four numbers per box. The files are read twice, line by line:
+`read_index` locates each image without decoding it, `read_features` decodes one image.
 """
 
 # n boxes of an image, D region feature size
@@ -13,8 +13,9 @@ import binascii
 import contextlib
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -29,13 +30,15 @@ READ_BUFFER_BYTES = 2**19  # bytes: a line of 36 x 2048 features has 400 kB
 LONGEST_NAME = 1000
 LINES_SAMPLED = 64
 OTHER_ORDER = "if the columns are in another order, write a first line that names them; otherwise "
-# nrows: shown, too, in a terminal that tells no size
+# nrows: so that the bar is also shown in a terminal that does not report its size
 BAR = dict(leave=False, disable=None, nrows=20)
 
 
 class Line(NamedTuple):
-    """Where an image lies: a line of a TSV file (from 1), its first byte, columns,
-    name as written, number of boxes."""
+    """A line of a TSV file, which holds one image.
+
+    number: counted from 1; offset: of its first byte; name: of the image, as written.
+    """
 
     path: Path
     number: int
@@ -45,40 +48,47 @@ class Line(NamedTuple):
     num_boxes: int
 
     @property
-    def where(self):
+    def where(self) -> str:
+        """File and line, for messages."""
         return f"{self.path}: line {self.number}"
 
 
 class Index(NamedTuple):
-    """{key of an image: its first Line}, {key: another Line whose name differs but has the same
-    key}, bytes a box, and how many lines repeat a name."""
+    """The images of the TSV files.
 
-    lines: dict
-    clashes: dict
+    lines: the first line of each image, by its `key`; clashes: for some keys, another line whose
+    name differs; row_bytes: bytes of the features of a box; num_repeated: lines that repeat a name.
+    """
+
+    lines: dict[str, Line]
+    clashes: dict[str, Line]
     row_bytes: int
     num_repeated: int
 
 
-def stem(name):
-    r"""A name without folder, endings and leading zeros: "00042", 42, "42.JPG" and
-    "C:\x\42.jpg.npz" are 42."""
+def stem(name: str | int) -> str:
+    r"""Remove the folder, file endings and leading zeros of a name.
+
+    For example, "00042", 42, "42.JPG" and "C:\x\42.jpg.npz" become "42".
+    """
     text = re.split(r"[/\\]", str(name).strip())[-1]
     text = ENDINGS.sub("", text) or text
     return text.lstrip("0") or "0" if text.isascii() and text.isdigit() else text
 
 
-def key(name):
-    """What names of the same image have in common: their `stem`,
-    in lower case and in one Unicode form."""
+def key(name: str | int) -> str:
+    """Key that is equal for all names of an image: the case-folded `stem` in Unicode form NFC."""
     return unicodedata.normalize("NFC", stem(name).casefold())
 
 
-def read_index(paths):
-    """Find every image in the TSV files. Returns an `Index`.
+def read_index(paths: Sequence[Path]) -> Index:
+    """Locate every image in the TSV files.
 
-    Raises InputError naming file and line where columns, numbers or lengths are wrong.
+    Raises InputError, with file and line, if columns, numbers or lengths are wrong.
     """
-    lines, clashes, row_bytes, num_repeated = {}, {}, None, 0
+    lines: dict[str, Line] = {}
+    clashes: dict[str, Line] = {}
+    row_bytes, num_repeated = None, 0
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, desc="1 of 2: reading", unit="B", unit_scale=True, **BAR) as progress:
         for path in paths:
@@ -89,16 +99,21 @@ def read_index(paths):
                     num_repeated += 1
                 elif first is not line:
                     clashes.setdefault(key(line.name), line)
-    if not lines:
+    if not lines or row_bytes is None:
         raise InputError(
-            f"{paths[0]}: found no image in the TSV files, expected one a line: extract them again"
+            f"{paths[0]}: found no image in the TSV files, expected one per line: extract "
+            "them again"
         )
     return Index(lines, clashes, row_bytes, num_repeated)
 
 
-def _measured_lines(path, row_bytes, progress):
-    """Yield a `Line` for each image of a file, and the bytes of a box's features that all images
-    have in common."""
+def _measured_lines(
+    path: Path, row_bytes: int | None, progress: tqdm
+) -> Iterator[tuple[Line, int]]:
+    """Yield a `Line` for each image of a file, and the bytes of the features of a box.
+
+    row_bytes: bytes of the features of a box in earlier lines, or None.
+    """
     offset, columns = 0, None
     with _reading(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
@@ -120,36 +135,39 @@ def _measured_lines(path, row_bytes, progress):
 
 
 @contextlib.contextmanager
-def _reading(path):
-    """Open a file; what the system says against reading it becomes an InputError."""
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """Open a file. An OSError while it is open becomes an InputError."""
     try:
         with open(path, "rb", READ_BUFFER_BYTES) as file:
             yield file
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({why_unreadable(path) or error.strerror.lower()}), expected "
-            "the file that was there before: leave it in place while it is converted"
+            f"{path}: cannot be read ({why_unreadable(path) or str(error.strerror).lower()}), "
+            "expected a file that stays in place while it is converted: restore it"
         ) from error
 
 
-def _cells(line, is_first=False):
+def _cells(line: bytes, is_first: bool = False) -> list[bytes]:
     return (line.removeprefix(b"\xef\xbb\xbf") if is_first else line).rstrip(b"\r\n").split(b"\t")
 
 
-def _remedy(line):
+def _remedy(line: bytes) -> str:
     return (
         "extract this image again"
         if line.endswith(b"\n")
-        else "the file is cut short, copy or download it again"
+        else "the file is truncated, copy or download it again"
     )
 
 
-def _measure(where, line, cells, columns, row_bytes):
-    """Name, number of boxes and bytes a box that a line tells without being decoded.
-    row_bytes: of the lines before."""
+def _measure(
+    where: str, line: bytes, cells: list[bytes], columns: Columns, row_bytes: int | None
+) -> tuple[str, int, int]:
+    """Name, number of boxes, and bytes of the features of a box, without decoding the line."""
     remedy = _remedy(line)
-    if len(cells) != columns.count:
-        raise InputError(f"{where} has {len(cells)} columns, expected {columns.count}: {remedy}")
+    if len(cells) != columns.num_columns:
+        raise InputError(
+            f"{where} has {len(cells)} columns, expected {columns.num_columns}: {remedy}"
+        )
     name = _name(cells[columns.image_id])
     if not name or len(name) > LONGEST_NAME:
         found = f"{len(name)} characters" if name else "nothing"
@@ -158,7 +176,23 @@ def _measure(where, line, cells, columns, row_bytes):
             f"{OTHER_ORDER}{remedy}"
         )
     num_boxes = _num_boxes(where, cells[columns.num_boxes], remedy)
-    num_bytes = _decoded_size(_unquoted(cells[columns.features]))
+    row_bytes = _row_bytes(where, name, num_boxes, cells[columns.features], row_bytes, remedy)
+    box_bytes = 0
+    if columns.boxes is not None:
+        box_bytes = _decoded_size(_unquoted(cells[columns.boxes])) or 0
+    if box_bytes not in (0, 8 * num_boxes, 16 * num_boxes, 32 * num_boxes):
+        raise InputError(
+            f"{where} (image {name}): found {box_bytes} bytes of boxes, expected 4 float16, 32 or "
+            f"64 for each of {num_boxes} boxes: {OTHER_ORDER}{remedy}"
+        )
+    return name, num_boxes, row_bytes
+
+
+def _row_bytes(
+    where: str, name: str, num_boxes: int, cell: bytes, row_bytes: int | None, remedy: str
+) -> int:
+    """Bytes of the features of a box, from the length of the cell of features."""
+    num_bytes = _decoded_size(_unquoted(cell))
     expected = row_bytes or (num_bytes or 0) // num_boxes
     if num_bytes is None or num_bytes != num_boxes * expected or not num_bytes or expected % 2:
         found = (
@@ -172,18 +206,10 @@ def _measure(where, line, cells, columns, row_bytes):
         raise InputError(
             f"{where} (image {name}): found {found}, expected {num_boxes} boxes of {of}: {remedy}"
         )
-    box_bytes = (
-        (_decoded_size(_unquoted(cells[columns.boxes])) or 0) if columns.boxes is not None else 0
-    )
-    if box_bytes not in (0, 8 * num_boxes, 16 * num_boxes, 32 * num_boxes):
-        raise InputError(
-            f"{where} (image {name}): found {box_bytes} bytes of boxes, expected 4 float16, 32 or "
-            f"64 for each of {num_boxes} boxes: {OTHER_ORDER}{remedy}"
-        )
-    return name, num_boxes, expected
+    return expected
 
 
-def _num_boxes(where, cell, remedy):
+def _num_boxes(where: str, cell: bytes, remedy: str) -> int:
     text = _unquoted(cell).strip()
     if not (text.isdigit() and len(text) < 10 and int(text)):
         found = text[:20].decode("utf-8", "replace")
@@ -193,13 +219,13 @@ def _num_boxes(where, cell, remedy):
     return int(text)
 
 
-def _decoded_size(cell):
+def _decoded_size(cell: bytes) -> int | None:
+    """Bytes that base64 of this length encodes, or None if no base64 has this length."""
     return None if len(cell) % 4 else len(cell) // 4 * 3 - cell[-2:].count(b"=")
 
 
-def _unquoted(cell):
-    """The content of a cell that was written as a Python bytes literal, b'...';
-    other cells as they are."""
+def _unquoted(cell: bytes) -> bytes:
+    """Remove the quotes of a Python bytes literal, b'...'. Other cells are returned unchanged."""
     return (
         cell[2:-1]
         if cell[:2] in (b"b'", b'b"') and len(cell) > 2 and cell[-1:] == cell[1:2]
@@ -207,31 +233,32 @@ def _unquoted(cell):
     )
 
 
-def _name(cell):
+def _name(cell: bytes) -> str:
     if _unquoted(cell) is not cell:
         with contextlib.suppress(ValueError, SyntaxError):
-            cell = ast.literal_eval(cell.decode("ascii"))  # its bytes may be escaped
+            cell = ast.literal_eval(cell.decode("ascii"))  # may contain escape sequences
     return cell.decode("utf-8", "replace").strip()
 
 
-def sample_bytes(lines, row_bytes):
-    """The bytes of the features of up to LINES_SAMPLED images,
-    evenly spaced: a uint8 array of whole rows."""
-    found = [np.zeros(0, np.uint8)]
+def sample_bytes(lines: Sequence[Line], row_bytes: int) -> np.ndarray:
+    """Bytes of the features of up to LINES_SAMPLED evenly spaced images: uint8, whole rows."""
+    samples: list[np.ndarray] = [np.zeros(0, np.uint8)]
     for line in lines[:: -(-len(lines) // LINES_SAMPLED)]:
-        with contextlib.suppress(InputError):  # it is named when it is stored
-            found.append(np.frombuffer(_read_bytes(line, row_bytes), np.uint8))
-    return np.concatenate(found)
+        with contextlib.suppress(InputError):  # reported when the features are read
+            samples.append(np.frombuffer(_read_bytes(line, row_bytes), np.uint8))
+    return np.concatenate(samples)
 
 
-def _read_bytes(line, row_bytes):
-    """The bytes of an image's features. Raises InputError where the line is not what it was,
-    or no base64."""
+def _read_bytes(line: Line, row_bytes: int) -> bytes:
+    """Read the bytes of an image's features.
+
+    Raises InputError if the line has changed, or is not valid base64.
+    """
     with _reading(line.path) as file:
         file.seek(line.offset)
         cells = _cells(file.readline(LONGEST_LINE), is_first=line.offset == 0)
     columns = line.columns
-    if len(cells) != columns.count or _name(cells[columns.image_id]) != line.name:
+    if len(cells) != columns.num_columns or _name(cells[columns.image_id]) != line.name:
         raise InputError(
             f"{line.where}: changed while it was read, expected image {line.name}; convert again"
         )
@@ -250,14 +277,18 @@ def _read_bytes(line, row_bytes):
         ) from error
 
 
-def read_features(line, row_bytes, dtype):
-    """(n, D) float32, the features of an image. Raises InputError naming its line."""
+def read_features(line: Line, row_bytes: int, dtype: str) -> np.ndarray:
+    """Read the features of an image, (n, D) float32.
+
+    dtype: their type in the file, one of `element_type.DTYPES`. Raises InputError, with the line,
+    if they have changed, are not valid base64, or are not finite.
+    """
     values = np.frombuffer(_read_bytes(line, row_bytes), np.dtype(dtype).newbyteorder("<"))
-    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
         features = values.reshape(line.num_boxes, -1).astype(np.float32)
     if not np.isfinite(features).all():
         raise InputError(
-            f"{line.where}: the features hold NaN or Inf, expected finite "
-            f"{dtype} values: extract this image again"
+            f"{line.where}: found NaN or Inf in the features, expected finite {dtype} values: "
+            "extract this image again"
         )
     return features

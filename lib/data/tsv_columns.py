@@ -1,6 +1,6 @@
-"""Which column of a TSV file of region features holds what: by the names of a head,
-or by their number."""
+"""Columns of a TSV file of region features, found by the names in its header or by their number."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..system.errors import InputError
@@ -15,19 +15,23 @@ KNOWN = {*COLUMNS, *PYTORCH_COLUMNS}
 
 
 class Columns(NamedTuple):
-    """Positions of the columns that are read (boxes: None where there are none),
-    and how many columns there are."""
+    """Positions of the columns that are read, and the number of columns.
+
+    boxes: None if the file has no boxes.
+    """
 
     image_id: int
     num_boxes: int
     boxes: int | None
     features: int
-    count: int
+    num_columns: int
 
 
-def read_head(cells, is_first=False):
-    """The names in a head, in lower case; None where the line is none.
-    The first line is one if it holds no number."""
+def read_head(cells: list[bytes], is_first: bool = False) -> list[str] | None:
+    """The column names of a header line, in lower case, or None if the line is not a header.
+
+    The first line is a header if no cell contains a digit.
+    """
     if any(len(cell) > 40 for cell in cells) or len(cells) < 3:
         return None
     names = [cell.decode("utf-8", "replace").strip().strip("\"'").lower() for cell in cells]
@@ -35,9 +39,11 @@ def read_head(cells, is_first=False):
     return names if is_words or len(KNOWN.intersection(names)) > 1 else None
 
 
-def columns_of_head(where, names):
-    """The `Columns` that a head names. Raises InputError where it lacks one that is needed,
-    or names one twice."""
+def columns_of_head(where: str, names: Sequence[str]) -> Columns:
+    """Find the columns by the names in a header.
+
+    Raises InputError if a required column is missing, or a column is named twice.
+    """
     required = {
         "image_id or img_id": {"image_id", "img_id"},
         "num_boxes": {"num_boxes"},
@@ -54,22 +60,24 @@ def columns_of_head(where, names):
             else f"names {', '.join(repeated) or 'boxes'} twice"
         )
         raise InputError(
-            f"{where}: the head {problem} (found {', '.join(names)}), expected image_id, "
-            "num_boxes, features and, if there is one, boxes, each once; mend the head"
+            f"{where}: the header {problem} (found {', '.join(names)}), expected image_id, "
+            "num_boxes, features and, if there is one, boxes, each once; correct the header"
         )
     image_id = names.index("image_id" if "image_id" in names else "img_id")
     boxes = names.index("boxes") if "boxes" in names else None
     return Columns(image_id, names.index("num_boxes"), boxes, names.index("features"), len(names))
 
 
-def columns_by_count(where, cells, remedy):
-    """The `Columns` of a file without a head. Raises InputError, which ends with `remedy`,
-    for any other number."""
+def columns_by_count(where: str, cells: list[bytes], remedy: str) -> Columns:
+    """Find the columns of a file without a header by their number.
+
+    Raises InputError, with `remedy` as its last words, if the number of columns is unknown.
+    """
     for names in (COLUMNS, PYTORCH_COLUMNS):
         if len(cells) == len(names):
             return columns_of_head(where, names)
     raise InputError(
-        f"{where} has {len(cells)} columns and there is no head, expected {len(COLUMNS)} "
+        f"{where} has {len(cells)} columns and no header, expected {len(COLUMNS)} "
         f"separated by tabs ({', '.join(COLUMNS)}), {len(PYTORCH_COLUMNS)} "
         f"({', '.join(PYTORCH_COLUMNS)}), or a first line that names them: {remedy}"
     )

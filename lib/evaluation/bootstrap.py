@@ -1,13 +1,13 @@
-"""How far the test images happen to decide a table: bootstrap intervals of the recalls,
-and of their differences.
+"""Bootstrap confidence intervals of the recalls, and of differences between two models.
 
-The images are drawn again with replacement, each with its captions, as queries. The gallery stays:
-a query's rank against the whole split is what the table counts, and does not change with the draw.
-Text to image, an image weighs as much as it has captions, as in the table.
+Query images are resampled with replacement, each with its captions. The gallery is not resampled:
+the rank of a query against the whole split is the same in every sample. In text-to-image retrieval,
+an image is weighted by its number of captions, as in the table.
 """
 
 # N images, S samples
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,24 +23,26 @@ COLUMNS = {
     "t2i_r10": "R@10",
     "rsum": "rsum",
 }
-LEVEL = 95  # percent of the samples that lie in an interval
-SAMPLES_PER_BLOCK = 100  # samples; what they need of memory is 8 N bytes each
+LEVEL = 95  # percent of the samples inside an interval
+SAMPLES_PER_BLOCK = 100  # one sample needs 8 N bytes of memory
 
 
 class Interval(NamedTuple):
-    """A number of the table, in percent, and where 95% of its samples lie."""
+    """A value of the table, in percent, and the bounds of its 95% interval."""
 
     value: float
     low: float
     high: float
 
 
-def hits(similarities, folds=1, caption_images=None):
-    """What each image adds to a table: (N, 6) percent, I2T R@1 R@5 R@10,
-    then T2I as the mean of its captions.
+def hits(
+    similarities: metrics.Similarities, folds: int = 1, caption_images: np.ndarray | None = None
+) -> np.ndarray:
+    """Contribution of each image to a table, (N, 6) in percent.
 
-    Where all images have equally many captions, the mean over the images is the table, with folds
-    the mean table over the folds; otherwise the mean with `image_weights`.
+    The columns are I2T R@1, R@5, R@10, then T2I as the mean over the image's captions. The mean
+    over the images is the table (with folds: the mean table) if all images have the same number of
+    captions. Otherwise it is the mean weighted by `image_weights`.
     """
     blocks = (
         metrics.fold_blocks(similarities, folds, caption_images)
@@ -52,30 +54,34 @@ def hits(similarities, folds=1, caption_images=None):
     )
 
 
-def _hits(ranks, caption_images):
+def _hits(ranks: metrics.Ranks, caption_images: np.ndarray) -> np.ndarray:
     counts = np.bincount(caption_images)
-    found = [100.0 * (ranks.image_to_text < k) for k in (1, 5, 10)]
-    found += [
+    columns = [100.0 * (ranks.image_to_text < k) for k in (1, 5, 10)]
+    columns += [
         100.0 * (np.bincount(caption_images, ranks.text_to_image < k) / counts) for k in (1, 5, 10)
     ]
-    return np.stack(found, axis=1)
+    return np.stack(columns, axis=1)
 
 
-def image_weights(similarities, folds=1, caption_images=None):
-    """How much an image weighs in text to image: (N,), its captions over the mean of its fold;
-    None where all are 1."""
-    counts = np.bincount(metrics.resolve_caption_images(similarities, caption_images)).reshape(
-        folds, -1
-    )
+def image_weights(
+    similarities: metrics.Similarities, folds: int = 1, caption_images: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Weight of each image in text-to-image retrieval, (N,), or None if all weights are 1.
+
+    The weight is the image's number of captions, divided by the mean number in its fold.
+    """
+    caption_images = metrics.resolve_caption_images(similarities, caption_images)
+    counts = np.bincount(caption_images).reshape(folds, -1)
     weights = (counts / counts.mean(1, keepdims=True)).reshape(-1)
     return None if (weights == 1).all() else weights
 
 
-def intervals(per_image, samples, seed=0, weights=None):
-    """The `Interval`s of the means over images of (N, 6) hits, or of their differences,
-    by the names of COLUMNS.
+def intervals(
+    per_image: np.ndarray, samples: int, seed: int = 0, weights: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """Intervals of the means over images, by the names of COLUMNS.
 
-    weights: of `image_weights`.
+    per_image: (N, 6) `hits`, or differences of them; weights: from `image_weights`.
     """
     generator, num_images = np.random.default_rng(seed), len(per_image)
     chances = np.full(num_images, 1 / num_images)
@@ -94,23 +100,28 @@ def intervals(per_image, samples, seed=0, weights=None):
     return {name: Interval(*map(float, row)) for name, row in zip(COLUMNS, zip(values, low, high))}
 
 
-def _means(draws, per_image, weights):
-    """The seven numbers of draws (S, N), how often each has which image: (S, 7)."""
+def _means(draws: np.ndarray, per_image: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """The values of COLUMNS for each sample, (S, 7). draws: (S, N) counts of each image."""
     if weights is None:
         # rsum is a mean over images too
         return draws @ np.column_stack([per_image, per_image.sum(1)]) / len(per_image)
-    weights = np.where(np.arange(6) < 3, 1.0, weights[:, None])  # image to text, images count alike
+    weights = np.where(np.arange(6) < 3, 1.0, weights[:, None])  # image to text is unweighted
     means = draws @ (per_image * weights) / (draws @ weights)
     return np.column_stack([means, means.sum(1)])
 
 
-def compare(models, mean, folds_by_label, samples):
-    """Intervals of every row of a table: {label: of `intervals`}.
+def compare(
+    models: Sequence[metrics.Similarities],
+    mean: metrics.Similarities,
+    folds_by_label: dict[str, int],
+    samples: int,
+) -> dict[str, dict[str, Interval]]:
+    """Intervals of every row of a table, by the labels of the rows.
 
-    models: similarities of each model; mean: those of the ensemble; two models: the rows of each
-    and their paired difference too, on the same samples.
+    models: similarities of each model; mean: similarities of their ensemble. With two models, the
+    result includes the rows of each model and their paired difference, on the same samples.
     """
-    found = {}
+    by_label: dict[str, dict[str, Interval]] = {}
     for label, folds in folds_by_label.items():
         weights = image_weights(mean, folds)
         rows = {label: hits(mean, folds)}
@@ -118,19 +129,19 @@ def compare(models, mean, folds_by_label, samples):
             first, second = (hits(model, folds) for model in models)
             rows |= {f"{label}, model 1": first, f"{label}, model 2": second}
             rows[f"{label}, model 1 - model 2"] = first - second
-        found |= {
+        by_label |= {
             name: intervals(per_image, samples, weights=weights) for name, per_image in rows.items()
         }
-    return found
+    return by_label
 
 
-def markdown(intervals_by_label, samples):
-    """A table of intervals, a row a label."""
+def markdown(intervals_by_label: dict[str, dict[str, Interval]], samples: int) -> str:
+    """Format intervals as a Markdown table, one row per label."""
     rows = [
         f"| {label} | "
-        + " | ".join(f"{one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in found.values())
+        + " | ".join(f"{one.value:.1f} ({one.low:.1f} to {one.high:.1f})" for one in row.values())
         + " |"
-        for label, found in intervals_by_label.items()
+        for label, row in intervals_by_label.items()
     ]
     head = (
         f"| {LEVEL}% of {samples} bootstrap samples of the images | "

@@ -1,7 +1,9 @@
-"""Encode a split; similarities of its images with its captions: tensors in and out
-(docs/method.md, section 7)."""
+"""Encode a split and compute its similarities (docs/method.md, section 7)."""
 
 # N images, C captions, E embedding
+
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,18 +12,38 @@ from ..system import distributed
 from ..system.errors import InputError
 from .metrics import Similarity
 
-# Fixed, because the last bit of an embedding depends on it: every evaluation of a model gives the
-# same bytes.
+# Fixed because the last bit of an embedding depends on the batch size. Every evaluation of a model
+# gives the same bytes.
 EVAL_BATCH_SIZE = 128
 
 
+class Split(Protocol):
+    """The part of `lib.data.dataset.RetrievalDataset` that encoding and clustering need."""
+
+    folder: Path
+    split: str
+    captions: Any  # lib.data.captions.Captions
+    caption_images: np.ndarray
+
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def region_dim(self) -> int: ...
+    def image_block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def caption_block(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 @torch.no_grad()
-def encode_images(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
-    """Embeddings of every image of a `dataset.RetrievalDataset`, each encoded once. Returns
-    (N, E), on the CPU."""
+def encode_images(
+    model: torch.nn.Module,
+    dataset: Split,
+    device: torch.device,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> torch.Tensor:
+    """Embeddings of all images, (N, E), on the CPU. Each image is encoded once."""
     model.eval()
 
-    def encode(start):
+    def encode(start: int) -> torch.Tensor:
         regions, lengths = dataset.image_block(start, min(start + batch_size, dataset.num_images))
         return model.image_encoder(regions.to(device), lengths).embedding.float().cpu()
 
@@ -31,36 +53,39 @@ def encode_images(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
 
 
 @torch.no_grad()
-def encode_captions(model, dataset, device, batch_size=EVAL_BATCH_SIZE):
-    """Embeddings of every caption, encoded in order of length. Returns (C, E),
-    in the file's order, on the CPU."""
+def encode_captions(
+    model: torch.nn.Module,
+    dataset: Split,
+    device: torch.device,
+    batch_size: int = EVAL_BATCH_SIZE,
+) -> torch.Tensor:
+    """Embeddings of all captions, (C, E), on the CPU, in the order of the file.
+
+    Captions are encoded from the longest to the shortest.
+    """
     model.eval()
     order = np.argsort(-dataset.captions.lengths, kind="stable")
 
-    def encode(start):
+    def encode(start: int) -> torch.Tensor:
         pieces, lengths = dataset.caption_block(order[start : start + batch_size])
-        return (
-            model.text_encoder(pieces.to(device), lengths, least_pieces=0).embedding.float().cpu()
-        )
+        encoded = model.text_encoder(pieces.to(device), lengths, least_pieces=0)
+        return encoded.embedding.float().cpu()
 
     blocks = distributed.map_sharded(encode, range(0, len(order), batch_size), "captions")
     return torch.cat(blocks)[np.argsort(order)]
 
 
-def similarities(model, dataset, device):
-    """Similarities of every image with every caption of a data set.
-    Returns `metrics.Similarity`, (N, C).
+def similarities(model: torch.nn.Module, dataset: Split, device: torch.device) -> Similarity:
+    """Similarities of all images with all captions of a split, (N, C).
 
-    Raises InputError where an embedding is not finite.
+    Raises InputError if an embedding is not finite.
     """
-    images, captions = (
-        encode_images(model, dataset, device),
-        encode_captions(model, dataset, device),
-    )
+    images = encode_images(model, dataset, device)
+    captions = encode_captions(model, dataset, device)
     if not (images.isfinite().all() and captions.isfinite().all()):
         raise InputError(
-            f"{dataset.folder}: the model makes NaN or Inf of the {dataset.split} split, expected "
-            "finite embeddings: it has diverged; train with a smaller --learning_rate, or take "
-            "another checkpoint"
+            f"{dataset.folder}: found NaN or Inf in the embeddings of the {dataset.split} split, "
+            "expected finite embeddings: the model has diverged; train with a smaller "
+            "--learning_rate, or use another checkpoint"
         )
     return Similarity(images, captions, dataset.caption_images)

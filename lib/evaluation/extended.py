@@ -1,9 +1,8 @@
-"""Recalls that forgive what COCO's captions leave out: ECCV Caption and CxC,
-computed by the package eccv_caption.
+"""ECCV Caption and CxC metrics for COCO, computed by the package eccv_caption.
 
-COCO counts one image as right for a caption, though others show the same; both sets add the pairs
-that people accepted (Chun et al., ECCV 2022; Parekh et al., EACL 2021). The package is optional and
-brings its own annotations.
+COCO counts one image as correct for a caption, although other images may fit it too. Both data sets
+add pairs that human annotators accepted (Chun et al., ECCV 2022; Parekh et al., EACL 2021). The
+package is optional and includes its annotations.
 """
 
 # N images, C captions
@@ -11,13 +10,15 @@ brings its own annotations.
 import contextlib
 import io
 import warnings
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..system.errors import InputError
-from .metrics import CAPTIONS_PER_IMAGE, captions_in_order, top_indices
+from .metrics import CAPTIONS_PER_IMAGE, Scores, Similarities, captions_in_order, top_indices
 
-# items a query; the package counts COCO 1K inside them, and 50 hold fewer than ten of some folds
+# Results per query. The package computes COCO 1K from these results: among 50, some folds would
+# have fewer than ten.
 RETRIEVED = 200
 CUTS = (1, 5, 10)
 COLUMNS = {
@@ -28,29 +29,39 @@ HEADER = "| | I2T mAP@R | R-Precision | R@1 | T2I mAP@R | R-Precision | R@1 |"
 RECALL_HEADER = "| | I2T R@1 | R@5 | R@10 | T2I R@1 | R@5 | R@10 |"
 
 
-def annotations(index):
-    """The package's `Metrics`, if the split is COCO's 5000 test images in its order.
-    Raises InputError.
+class Index(Protocol):
+    """The part of `lib.results.search.SplitIndex` that is compared with COCO's test split."""
 
-    index: `lib.results.search.SplitIndex` of the split.
+    @property
+    def captions(self) -> list[str]: ...
+    @property
+    def ids(self) -> list[str]: ...
+    @property
+    def caption_images(self) -> np.ndarray: ...
+
+
+def annotations(index: Index) -> Any:  # eccv_caption is optional, and has no types
+    """Load the annotations: the package's `Metrics` object.
+
+    Raises InputError if the package is missing, or if the split does not hold COCO's 5000 test
+    images in their usual order.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it would be faster with ujson
+            warnings.simplefilter("ignore")  # the package suggests installing ujson
             from eccv_caption import Metrics
     except ImportError as error:
         raise InputError(
-            f"--extended: needs the package eccv_caption ({error}), expected it beside torch: pip "
-            "install eccv_caption"
+            "--extended: cannot import the package eccv_caption "
+            f"({error}), expected it to be installed. Run pip install eccv_caption"
         ) from error
     package = Metrics()
     captions = package.coco_ids[::CAPTIONS_PER_IMAGE].tolist()
     images = [package.coco_gts["t2i"][caption][0] for caption in captions]
-    # some files hold the captions' ids
+    # some id files contain the ids of the captions
     if index.ids not in (list(map(str, images)), list(map(str, captions))):
         at = next(
-            (n for n, (ours, theirs) in enumerate(zip(index.ids, images)) if ours != str(theirs)),
-            None,
+            (n for n, (own, coco) in enumerate(zip(index.ids, images)) if own != str(coco)), None
         )
         where = f"; image {at} is {index.ids[at]}, expected {images[at]}" if at is not None else ""
         raise InputError(
@@ -69,11 +80,10 @@ def annotations(index):
     return package
 
 
-def measure(package, similarity):
-    """{name: {"i2t": percent, "t2i": percent}} of ECCV Caption, CxC and COCO 5K,
-    as the package computes them.
+def measure(package: Any, similarity: Similarities) -> dict[str, dict[str, float]]:
+    """Compute ECCV Caption, CxC and COCO 5K: {metric: {"i2t": percent, "t2i": percent}}.
 
-    similarity: `lib.evaluation.metrics.Similarity`, or an array (N, C).
+    package: from `annotations`; similarity: (N, C).
     """
     caption_ids = np.asarray(package.coco_ids)
     image_ids = np.array(
@@ -91,33 +101,30 @@ def measure(package, similarity):
                 top_indices(scores, RETRIEVED)
             ].tolist()
     wanted = ("eccv_r1", "eccv_map_at_r", "eccv_rprecision", "coco_5k_recalls", "cxc_recalls")
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        found = package.compute_all_metrics(captions_of, images_of, target_metrics=wanted, Ks=CUTS)
+    with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
+        results = package.compute_all_metrics(
+            captions_of, images_of, target_metrics=wanted, Ks=CUTS
+        )
     return {
-        name: {way: 100.0 * float(value) for way, value in both.items()}
-        for name, both in found.items()
+        name: {direction: 100.0 * float(value) for direction, value in values.items()}
+        for name, values in results.items()
     }
 
 
-def check_against(found, scores):
-    """The package's COCO 5K recalls are ours. found: of `measure`;
-    scores: `metrics.Scores` of the whole split."""
-    for way, ours in (("i2t", scores.image_to_text), ("t2i", scores.text_to_image)):
-        theirs = [found[f"coco_5k_r{cut}"][way] for cut in CUTS]
-        assert np.allclose(theirs, ours[:3], atol=1e-6), (
-            f"{way}: COCO 5K recalls {theirs} of the package, {ours} here"
+def check_against(measured: dict[str, dict[str, float]], scores: Scores) -> None:
+    """Assert that the COCO 5K recalls of `measure` equal the scores of the whole split."""
+    for direction, recalls in (("i2t", scores.image_to_text), ("t2i", scores.text_to_image)):
+        package_recalls = [measured[f"coco_5k_r{cut}"][direction] for cut in CUTS]
+        assert np.allclose(package_recalls, recalls[:3], atol=1e-6), (
+            f"{direction}: COCO 5K recalls {package_recalls} of the package, {recalls} here"
         )
 
 
-def markdown(found):
-    """Both tables, in percent."""
-    rows = {
-        label: (
-            f"| {label} | "
-            f"{' | '.join(f'{found[name][way]:.1f}' for way in ('i2t', 't2i') for name in names)} "
-            "|"
-        )
-        for label, names in COLUMNS.items()
-    }
+def markdown(measured: dict[str, dict[str, float]]) -> str:
+    """Format the results of `measure` as two Markdown tables, in percent."""
+    rows = {}
+    for label, names in COLUMNS.items():
+        cells = [f"{measured[name][way]:.1f}" for way in ("i2t", "t2i") for name in names]
+        rows[label] = f"| {label} | {' | '.join(cells)} |"
     rule = "|---|---|---|---|---|---|---|"
     return "\n".join([HEADER, rule, rows["ECCV Caption"], "", RECALL_HEADER, rule, rows["CxC"]])

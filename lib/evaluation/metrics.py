@@ -1,28 +1,31 @@
-"""Retrieval metrics: ranks, R@K, rsum, folds and ensembles; numbers in, numbers out
-(docs/method.md, section 7).
+"""Retrieval metrics: ranks, R@K, rsum, folds and ensembles (docs/method.md, section 7).
 
-A map says which image every caption belongs to: `caption_images`, (C,) whole numbers. Without a
-map, every image has equally many captions, in the order of the images. Ranks count from 0; tables
-count from 1. Candidates of equal similarity keep their order in the file, so that a model which
-gives every pair the same score ranks by accident and not at the top.
+`caption_images`, (C,) integers, maps each caption to its image. Without this map, all images have
+the same number of captions, stored in the order of the images. Ranks count from 0; tables count
+from 1. Candidates of equal similarity keep their order in the file, so a model that gives every
+pair the same score is not ranked first.
 """
 
 # N images, C captions
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-CAPTIONS_PER_IMAGE = 5  # of Flickr30K, COCO and the demo data
-# a tile of the similarity matrix is 250 images x 1250 captions, 1.2 MB: it stays in the cache
+CAPTIONS_PER_IMAGE = 5  # in Flickr30K, COCO and the demo data
+# a tile of the similarity matrix has 250 images x 1250 captions (1.2 MB) and fits in the CPU cache
 TILE_IMAGES = 250
 
 
 class Ranks(NamedTuple):
-    """Ranks from 0. image_to_text: (N,) best rank of an image's captions;
-    text_to_image: (C,) rank of the image."""
+    """Ranks, counted from 0.
+
+    image_to_text: (N,) best rank among an image's captions; text_to_image: (C,) rank of the
+    caption's image.
+    """
 
     image_to_text: np.ndarray
     text_to_image: np.ndarray
@@ -45,45 +48,58 @@ class Scores(NamedTuple):
     text_to_image: Recalls
 
     @property
-    def rsum(self):
-        """The six recalls added, 0 to 600."""
+    def rsum(self) -> float:
+        """The sum of the six recalls, 0 to 600."""
         return sum(self.image_to_text[:3]) + sum(self.text_to_image[:3])
 
 
 class Similarity:
-    """Dot products of N image and C caption embeddings, computed where they are asked for:
-    `similarity[rows, columns]`.
+    """Similarity matrix (N, C), computed on demand: `similarity[rows, columns]` is an array.
 
     image_embeddings: tensor (N, E); caption_embeddings: tensor (C, E); caption_images: the image of
-    every caption, or None where all images have equally many, in order. Slices give float32 numpy
-    arrays, so that a table needs no more memory than a tile of the matrix.
+    each caption, or None if all images have the same number of captions, in order. Indexing returns
+    float32 numpy arrays, so a table needs only the memory of one tile of the matrix.
     """
 
-    def __init__(self, image_embeddings, caption_embeddings, caption_images=None):
+    def __init__(
+        self,
+        image_embeddings: torch.Tensor,
+        caption_embeddings: torch.Tensor,
+        caption_images: np.ndarray | None = None,
+    ) -> None:
         self.images, self.captions = image_embeddings, caption_embeddings
         self.shape = len(image_embeddings), len(caption_embeddings)
         self.caption_images = caption_images
 
-    def __getitem__(self, where):
-        rows, columns = where
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        rows, columns = index
         return (self.images[rows] @ self.captions[columns].T).numpy()
 
 
-def captions_in_order(num_images, num_captions):
-    """The map of captions that belong to the images in order, equally many to each: (C,).
-    Raises ValueError."""
+Similarities = Similarity | np.ndarray  # (N, C)
+
+
+def captions_in_order(num_images: int, num_captions: int) -> np.ndarray:
+    """The image of each caption, (C,), if captions are in order, the same number for each image.
+
+    Raises ValueError if the captions do not divide evenly among the images.
+    """
     per_image, rest = divmod(num_captions, num_images or 1)
     if rest or not per_image or not num_images:
         raise ValueError(
-            f"equally many captions of every image expected, found {num_images} images and "
+            f"expected the same number of captions for every image, found {num_images} images and "
             f"{num_captions} captions"
         )
     return np.arange(num_captions) // per_image
 
 
-def resolve_caption_images(similarities, caption_images=None):
-    """The map of similarities (N, C): the one given, a `Similarity`'s own,
-    or captions in order. Raises ValueError."""
+def resolve_caption_images(
+    similarities: Similarities, caption_images: np.ndarray | None = None
+) -> np.ndarray:
+    """The image of each caption, (C,): the map given, that of a `Similarity`, or the default order.
+
+    Raises ValueError if the map does not fit similarities (N, C).
+    """
     num_images, num_captions = similarities.shape
     if caption_images is None and isinstance(similarities, Similarity):
         caption_images = similarities.caption_images
@@ -94,21 +110,20 @@ def resolve_caption_images(similarities, caption_images=None):
         np.unique(caption_images), np.arange(num_images)
     ):
         raise ValueError(
-            f"an image of every caption expected, each of the {num_images} images for one of the "
-            f"{num_captions} captions at least, found a map of shape {caption_images.shape}"
+            f"expected an image for each of the {num_captions} captions, and at least one caption "
+            f"for each of the {num_images} images, found a map of shape {caption_images.shape}"
         )
     return caption_images
 
 
 class _ByImage:
-    """The columns of similarities (N, C), sorted by image;
-    captions of one image keep their order in the file.
+    """Similarities (N, C) with columns sorted by image; captions of an image keep their order.
 
-    captions: (C,) caption number of every column; images: (C,) its image; starts: (N,) first column
-    of every image.
+    captions: (C,) caption number of each column; images: (C,) its image; starts: (N,) first column
+    of each image.
     """
 
-    def __init__(self, similarities, caption_images=None):
+    def __init__(self, similarities: Similarities, caption_images: np.ndarray | None) -> None:
         self.similarities = similarities
         images = resolve_caption_images(similarities, caption_images)
         self.is_sorted = bool((np.diff(images) >= 0).all())
@@ -116,56 +131,56 @@ class _ByImage:
             np.arange(len(images)) if self.is_sorted else np.argsort(images, kind="stable")
         )
         self.images = images[self.captions]
-        self.starts = np.searchsorted(self.images, np.arange(similarities.shape[0]))
+        starts = np.searchsorted(self.images, np.arange(similarities.shape[0]))
+        self.starts = np.asarray(starts)
 
-    def __getitem__(self, where):
-        rows, columns = where
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        rows, columns = index
         return self.similarities[rows, columns if self.is_sorted else self.captions[columns]]
 
-    def true_tiles(self):
-        """Rows and columns of the tiles on the diagonal, which hold the true pairs;
-        the others lie between them.
+    def true_tiles(self) -> list[tuple[slice, slice]]:
+        """Rows and columns of the tiles on the diagonal, which contain all true pairs.
 
-        A tile has at most TILE_IMAGES rows and five times as many columns, but always one image
-        whole.
+        A tile has at most TILE_IMAGES rows and five times as many columns. It always contains all
+        captions of at least one image, even if they exceed this limit.
         """
-        ends, tiles, start = np.append(self.starts[1:], len(self.images)), [], 0
+        ends, start = np.append(self.starts[1:], len(self.images)), 0
+        tiles = []
         while start < len(self.starts):
-            widest = self.starts[start] + CAPTIONS_PER_IMAGE * TILE_IMAGES
+            widest = int(self.starts[start]) + CAPTIONS_PER_IMAGE * TILE_IMAGES
             stop = min(int(np.searchsorted(ends, widest, side="right")), start + TILE_IMAGES)
             stop = max(stop, start + 1)
             tiles.append((slice(start, stop), slice(int(self.starts[start]), int(ends[stop - 1]))))
             start = stop
         return tiles
 
-    def true_scores(self, tile, rows, columns):
-        """Similarities of every caption of a tile with its own image, (columns,)."""
+    def true_scores(self, tile: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        """Similarity of each caption of a tile with its own image, (columns,)."""
         return tile[self.images[columns] - rows.start, np.arange(tile.shape[1])]
 
-    def best_of_images(self, true_scores):
-        """Of every image its best caption's similarity, (N,), and number, (N,);
-        of equal ones the first in the file.
+    def best_of_images(self, true_scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Similarity and number of each image's best caption: (N,) and (N,).
 
-        true_scores: (C,) finite similarities of the captions with their own images, in the order of
-        the columns.
+        If captions are equally similar, the first in the file counts. true_scores: (C,) finite
+        similarities of the captions with their own images, in the order of the columns.
         """
         best_scores = np.maximum.reduceat(true_scores, self.starts)
         is_best = true_scores == best_scores[self.images]
         first = np.unique(self.images[is_best], return_index=True)[1]
         return best_scores, self.captions[is_best][first]
 
-    def in_file_order(self, columns):
-        """Values (C,) of the columns, in the order of the captions in the file."""
+    def in_file_order(self, columns: np.ndarray) -> np.ndarray:
+        """Reorder values of the columns, (C,), to the order of the captions in the file."""
         values = np.empty_like(columns)
         values[self.captions] = columns
         return values
 
 
-def ranks(similarities, caption_images=None):
+def ranks(similarities: Similarities, caption_images: np.ndarray | None = None) -> Ranks:
     """Ranks of the true pairs, counted tile by tile.
 
     similarities: (N, C), a numpy array or a `Similarity`; caption_images: as for
-    `resolve_caption_images`. Raises ValueError where the shape or the map does not fit, and on NaN
+    `resolve_caption_images`. Raises ValueError if the shape or the map does not fit, and for NaN
     or Inf.
     """
     (num_images, num_captions), pairs = similarities.shape, _ByImage(similarities, caption_images)
@@ -177,13 +192,10 @@ def ranks(similarities, caption_images=None):
     widest = max(columns.stop - columns.start for _, columns in tiles)
     narrow = np.int16 if widest <= np.iinfo(np.int16).max else np.int64  # narrow sums are faster
 
-    def ahead_of_true(rows):
-        """How many candidates are ahead, of the images in `rows`,
-        and of all captions among these images."""
-        images_ahead, captions_ahead = (
-            np.zeros(len(image[rows]), np.int64),
-            np.zeros(num_captions, np.int16),
-        )
+    def ahead_of_true(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Count candidates ahead of the true one: (rows,) captions, and (C,) images in `rows`."""
+        images_ahead: np.ndarray = np.zeros(len(image[rows]), np.int64)
+        captions_ahead: np.ndarray = np.zeros(num_captions, np.int16)
         for own_rows, columns in tiles:
             tile = pairs[rows, columns]
             _check_finite(tile)
@@ -206,7 +218,7 @@ def ranks(similarities, caption_images=None):
     found = Ranks(np.zeros(num_images, np.int64), np.zeros(num_captions, np.int64))
     strips = [rows for rows, _ in tiles]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        # matrix products have threads of their own
+        # the matrix products of a `Similarity` are multithreaded already
         each = pool.map if isinstance(similarities, np.ndarray) else map
         for rows, (images_ahead, captions_ahead) in zip(strips, each(ahead_of_true, strips)):
             found.image_to_text[rows] = images_ahead
@@ -214,19 +226,18 @@ def ranks(similarities, caption_images=None):
     return found._replace(text_to_image=pairs.in_file_order(found.text_to_image))
 
 
-def _check_finite(values):
+def _check_finite(values: np.ndarray) -> None:
     if not np.isfinite(values.sum()):
         raise ValueError(
-            "similarities must be finite: no comparison with NaN is true, so it would rank first"
+            "similarities must be finite: comparisons with NaN are false, so it would rank first"
         )
 
 
 class PairSimilarities(NamedTuple):
-    """What a model makes of true pairs, and of the most similar wrong ones;
-    -inf where there is no wrong one.
+    """Similarities of true pairs and of hardest negatives; -inf where there is no negative.
 
-    true: (C,) of every caption with its image; hardest_captions: (N,) the best wrong caption of
-    every image; hardest_images: (C,) the best wrong image of every caption.
+    true: (C,) each caption with its image; hardest_captions: (N,) each image with its most similar
+    wrong caption; hardest_images: (C,) each caption with its most similar wrong image.
     """
 
     true: np.ndarray
@@ -234,9 +245,10 @@ class PairSimilarities(NamedTuple):
     hardest_images: np.ndarray
 
 
-def pair_similarities(similarities, caption_images=None):
-    """True pairs and hardest negatives, tile by tile. Arguments: as for `ranks`.
-    Returns `PairSimilarities`."""
+def pair_similarities(
+    similarities: Similarities, caption_images: np.ndarray | None = None
+) -> PairSimilarities:
+    """Find true pairs and hardest negatives, tile by tile. Arguments: as for `ranks`."""
     (num_images, num_captions), pairs = similarities.shape, _ByImage(similarities, caption_images)
     found = PairSimilarities(
         np.empty(num_captions, np.float32),
@@ -263,11 +275,17 @@ def pair_similarities(similarities, caption_images=None):
     )
 
 
-def _ahead(tile, true_scores, candidate, true_candidate, num_self):
-    """Which candidates of a tile rank before the true one: more similar,
-    or as similar and earlier in the file.
+def _ahead(
+    tile: np.ndarray,
+    true_scores: np.ndarray,
+    candidate: np.ndarray,
+    true_candidate: np.ndarray,
+    num_self: int,
+) -> np.ndarray:
+    """Which candidates of a tile rank ahead of the true one, a mask of the tile's shape.
 
-    num_self: how many true candidates are in the tile themselves, each equal to itself.
+    These are more similar, or equally similar and earlier in the file. num_self: number of true
+    candidates in the tile; each is equal to itself.
     """
     if candidate.max() < true_candidate.min():
         return tile >= true_scores
@@ -281,24 +299,29 @@ def _ahead(tile, true_scores, candidate, true_candidate, num_self):
     )
 
 
-def scores(found):
-    """Retrieval table of `Ranks`."""
-    return Scores(_recalls(found.image_to_text), _recalls(found.text_to_image))
+def scores(true_ranks: Ranks) -> Scores:
+    """Compute the retrieval table from the ranks of the true pairs."""
+    return Scores(_recalls(true_ranks.image_to_text), _recalls(true_ranks.text_to_image))
 
 
-def _recalls(ranks_from_0):
+def _recalls(ranks_from_0: np.ndarray) -> Recalls:
+    r1, r5, r10 = (100.0 * float(np.mean(ranks_from_0 < k)) for k in (1, 5, 10))
     return Recalls(
-        *(100.0 * float(np.mean(ranks_from_0 < k)) for k in (1, 5, 10)),
+        r1,
+        r5,
+        r10,
         float(np.floor(np.median(ranks_from_0)) + 1),
         float(np.mean(ranks_from_0) + 1),
     )
 
 
-def fold_scores(similarities, folds=5, caption_images=None):
-    """Mean table over consecutive folds of N / folds images each:
-    COCO 1K is five folds of 1000 (section 7).
+def fold_scores(
+    similarities: Similarities, folds: int = 5, caption_images: np.ndarray | None = None
+) -> Scores:
+    """Mean table over consecutive folds of N / folds images each.
 
-    Raises ValueError if the images do not divide into the folds.
+    COCO 1K has five folds of 1000 images (docs/method.md, section 7). Raises ValueError if the
+    images do not divide into the folds.
     """
     tables = [
         np.array(scores(ranks(block, images)))
@@ -307,16 +330,16 @@ def fold_scores(similarities, folds=5, caption_images=None):
     return Scores(*(Recalls(*map(float, direction)) for direction in np.mean(tables, axis=0)))
 
 
-def fold_blocks(similarities, folds, caption_images=None):
-    """Consecutive folds, each of N / folds images with their captions in the file's order:
-    similarities and their map.
+def fold_blocks(
+    similarities: Similarities, folds: int, caption_images: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the similarities and the `caption_images` of each fold.
 
-    Raises ValueError if the images do not divide into the folds.
+    A fold has N / folds consecutive images, with their captions in the order of the file. Raises
+    ValueError if the images do not divide into the folds.
     """
-    num_images, caption_images = (
-        similarities.shape[0],
-        resolve_caption_images(similarities, caption_images),
-    )
+    num_images = similarities.shape[0]
+    caption_images = resolve_caption_images(similarities, caption_images)
     size, rest = divmod(num_images, folds)
     if rest or not size:
         raise ValueError(f"{num_images} images do not divide into {folds} folds")
@@ -328,11 +351,11 @@ def fold_blocks(similarities, folds, caption_images=None):
         yield similarities[start : start + size, columns], images
 
 
-def ensemble(models):
-    """Mean of several models' similarities: the similarity of their embeddings side by side.
+def ensemble(models: Sequence[Similarity]) -> Similarity:
+    """Mean of several models' similarities, as the similarity of concatenated embeddings.
 
-    models: `Similarity` of each, of any embedding sizes. Raises ValueError where they differ in
-    images or captions, or in which belong together.
+    Embedding sizes may differ. Raises ValueError if the models differ in their images or captions,
+    or in which belong together.
     """
     shapes = {model.shape for model in models}
     if len(shapes) != 1:
@@ -343,8 +366,8 @@ def ensemble(models):
     caption_images = resolve_caption_images(models[0])
     if any(not np.array_equal(resolve_caption_images(model), caption_images) for model in models):
         raise ValueError(
-            "an ensemble needs models of the same pairs of "
-            "images and captions, found different ones"
+            "an ensemble needs models of the same pairs of images and captions, found different "
+            "pairs"
         )
     images = torch.cat([model.images for model in models], dim=1) / len(models)
     return Similarity(
@@ -352,7 +375,6 @@ def ensemble(models):
     )
 
 
-def top_indices(scores, count):
-    """Numbers of the `count` largest of (n,) scores, largest first,
-    equal ones in the file's order."""
+def top_indices(scores: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest of (n,) scores, largest first; ties keep their order."""
     return np.argsort(-scores, kind="stable")[:count]

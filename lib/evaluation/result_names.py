@@ -1,29 +1,31 @@
-"""Names of what an evaluation writes into a run folder,
-so that results of one thing never replace those of another.
+"""Names of the files that an evaluation writes into a run folder.
 
-The best model of a run, on its own data set's test split, has the short names: `test`,
-`results_DATASET.npy`, `report.html`. Whatever is different is said in the name:
-`test+dataset=coco.md`, `dev+checkpoint=last.pth.md`.
+Different evaluations get different names, so none overwrites the results of another. Results of the
+best checkpoint on the test split of its own data set have short names: `test.md`,
+`results_DATASET.npy`, `report.html`. Other names list what differs: `test+dataset=coco.md`,
+`dev+checkpoint=last.pth.md`.
 """
 
 import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from ..system.cache import digest
 from ..system.run_folder import BEST
 
-EXTRAS = ("", "bootstrap", "extended", "bootstrap-extended")  # what may stand beside a table
-SEEDS = "seeds"  # in place of the hash of an ensemble: all runs of one folder
+EXTRAS = ("", "bootstrap", "extended", "bootstrap-extended")  # additions to a table
+SEEDS = "seeds"  # replaces the hash of an ensemble: all runs of one folder
 
 
 class ResultName(NamedTuple):
-    """What is evaluated. own_dataset: of the training;
-    test_split: that results of this data set are reported on.
+    """What is evaluated, and the file names that follow from it.
 
-    checkpoint: name of the file of a single model; models: "" for a single model, `ensemble_id` or
-    SEEDS otherwise; extras: what stands beside the table, such as "bootstrap"; data: the beginning
-    of a hash where other data have the name already.
+    own_dataset: data set of the training; test_split: split on which results of `dataset` are
+    usually reported; checkpoint: file name of a single model; models: "" for a single model,
+    otherwise `ensemble_id` or SEEDS; extras: one of EXTRAS; data: the beginning of a hash of the
+    data if the name is already used for other data, otherwise "".
     """
 
     dataset: str
@@ -35,8 +37,8 @@ class ResultName(NamedTuple):
     extras: str = ""
     data: str = ""
 
-    def table(self):
-        """The key in metrics.json; with .md the table's file."""
+    def table(self) -> str:
+        """Key in metrics.json; with the suffix .md, the name of the table file."""
         if self.models == SEEDS:
             base = SEEDS if self._is_test else f"{SEEDS}_{escape(self.split)}"
         else:
@@ -45,53 +47,57 @@ class ResultName(NamedTuple):
             {"dataset": self._other_dataset, "models": self._hash, "with": self.extras}
         )
 
-    def results(self):
-        """The file of the similarities."""
+    def results(self) -> str:
+        """Name of the file of similarities."""
         suffix = self._suffix(dict(split=self._other_split, models=self.models))
         return f"results_{escape(self.dataset)}{suffix}.npy"
 
-    def report(self):
-        """The file of the page."""
+    def report(self) -> str:
+        """Name of the file of the report page."""
         base = "report" if self._is_test else f"report_{escape(self.split)}"
         parts = {"dataset": self._other_dataset, "models": self.models, "with": self.extras}
         return f"{base}{self._suffix(parts)}.html"
 
-    def embeddings(self):
-        """The file of the embeddings that searches keep; a key inside says what they are of."""
+    def embeddings(self) -> str:
+        """Name of the file of cached embeddings. A key in the file identifies their contents."""
         parts = self.checkpoint.removesuffix(".pth"), self.dataset, self.split
         return f"embeddings_{'_'.join(map(escape, parts))}.npz"
 
     @property
-    def _is_test(self):
+    def _is_test(self) -> bool:
         return self.split == self.test_split
 
     @property
-    def _other_split(self):
+    def _other_split(self) -> str:
         return "" if self._is_test else self.split
 
     @property
-    def _other_dataset(self):
+    def _other_dataset(self) -> str:
         return "" if self.dataset == self.own_dataset else self.dataset
 
     @property
-    def _hash(self):
+    def _hash(self) -> str:
         return "" if self.models == SEEDS else self.models
 
-    def _suffix(self, parts):
+    def _suffix(self, parts: dict[str, str]) -> str:
         other = "" if self.models or self.checkpoint == BEST else self.checkpoint
         parts = parts | dict(checkpoint=other, data=self.data)
         return "".join(f"+{name}={escape(value)}" for name, value in parts.items() if value)
 
 
-def ensemble_id(paths, folder):
-    """Eight digits that stand for the checkpoint files of an ensemble, in any order,
-    as seen from its folder."""
+def ensemble_id(paths: Iterable[Path], folder: Path) -> str:
+    """Eight hexadecimal digits that identify the checkpoint files of an ensemble.
+
+    The order of the files does not matter. Paths are hashed relative to `folder`.
+    """
     return digest(sorted(os.path.relpath(path, folder) for path in paths))[:8]
 
 
-def escape(text):
-    """`text` as part of a file name: what is no letter, digit, space, _, - or .
-    becomes its bytes, =2f."""
+def escape(text: str) -> str:
+    """Escape `text` for a file name: "/" becomes "=2f".
+
+    Letters, digits, spaces and the characters _ - . are kept. Others become their UTF-8 bytes.
+    """
     return re.sub(
-        r"[^\w. -]", lambda found: "=" + found[0].encode("utf-8", "surrogatepass").hex("="), text
+        r"[^\w. -]", lambda match: "=" + match[0].encode("utf-8", "surrogatepass").hex("="), text
     )

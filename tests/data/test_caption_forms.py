@@ -1,4 +1,4 @@
-"""Caption files whose lines are no captions alone: what is said of them,
+"""Caption files whose lines hold more than captions: what is said of them,
 and that the commands strip them."""
 
 import csv
@@ -71,8 +71,10 @@ def written(folder, form):
 def test_the_command_leaves_the_captions(tmp_path, form):
     path = written(tmp_path, form)
     text = caption_forms.warning(path, read_lines(path))
-    assert text.startswith(f"{path}: its lines are no captions alone, but ") and "\n" not in text
-    command = text.split("; to keep the text alone: ")[1]
+    assert (
+        text.startswith(f"{path}: its lines hold more than captions: found ") and "\n" not in text
+    )
+    command = text.split("; to keep only the text: ")[1]
     command = command.replace("python -c", f"{shlex.quote(sys.executable)} -c")
     subprocess.run(["sh", "-c", command], check=True, timeout=60)
     expected = [form(n, text) for n, text in enumerate(CAPTIONS)]
@@ -91,7 +93,7 @@ def test_numbers_and_unknown_objects_have_no_command(tmp_path):
         ('{"x": 1}', "JSON"),
     ):
         text = caption_forms.warning(tmp_path / "test_caps.txt", [line] * 50)
-        assert told in text and text.endswith("; write the captions as text, one a line")
+        assert told in text and text.endswith("; write the captions as text, one per line")
 
 
 def test_captions_have_no_form(tmp_path):

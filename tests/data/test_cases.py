@@ -265,8 +265,8 @@ def test_ids_inside_the_lines_are_warned_about(case, fit, capsys):
     printed = capsys.readouterr().out
     for split in SIZES:
         assert (
-            f"warning: {folder / split}_caps.txt: its lines are "
-            "no captions alone, but `name#number`"
+            f"warning: {folder / split}_caps.txt: its lines "
+            "hold more than captions: found `name#number`"
         ) in printed
         assert f"cut -f 2- < {folder / split}_caps.txt > " in printed
     assert check(folder) == 1

@@ -409,7 +409,7 @@ def test_damaged_work_is_begun_anew_and_said(
     capsys.readouterr()
     assert run(*arguments(inputs, out)) == 0
     text = capsys.readouterr().out
-    assert f"{out / layout.WORK} is begun anew: " in text and expected in text
+    assert f"{out / layout.WORK} is restarted: " in text and expected in text
     assert all(path.read_bytes() == before for path, before in linked.items())
     assert {name: found for name, found in content(out).items() if name != "x"} == whole
 
@@ -500,7 +500,7 @@ def test_a_second_conversion_into_the_same_folder_is_refused(inputs, out, capsys
     process.kill()
     process.wait()
     assert run(*arguments(inputs, out)) == 0
-    assert "going on with the conversion" in capsys.readouterr().out
+    assert "resuming the conversion" in capsys.readouterr().out
 
 
 def test_a_disk_that_fills_is_told_in_one_line_and_given_back(inputs, out, monkeypatch, capsys):

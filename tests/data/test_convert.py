@@ -195,7 +195,7 @@ def test_a_conversion_with_other_settings_starts_over(inputs, monkeypatch, capsy
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     kill_at(inputs, "conversion.store", 3)
     assert run(*arguments(inputs, "--regions", 5)) == 0
-    assert ".conversion is begun anew: it is of other inputs or options" in capsys.readouterr().out
+    assert ".conversion is restarted: it is of other inputs or options" in capsys.readouterr().out
     check_converted(inputs, num_regions=5)
 
 
@@ -232,7 +232,7 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     decoded, read = [], tsv.read_features
     monkeypatch.setattr(tsv, "read_features", lambda *found: decoded.append(1) or read(*found))
     assert run(*arguments(inputs, "--regions", 4)) == 0
-    assert "going on with the conversion" in capsys.readouterr().out and len(decoded) == 12 - 8
+    assert "resuming the conversion" in capsys.readouterr().out and len(decoded) == 12 - 8
     check_converted(inputs)
 
 
@@ -240,7 +240,7 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     "number, status, told",
     [
         (signal.SIGKILL, -signal.SIGKILL, ""),
-        (signal.SIGINT, 130, "stopped: run the same command again to go on\n"),
+        (signal.SIGINT, 130, "stopped: run the same command again to resume\n"),
     ],
 )
 def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, status, told):
@@ -264,7 +264,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
     assert (
-        f"found no split, expected the files that are still to come: {work} holds an"
+        f"found no split, expected those of a finished conversion: {work} holds an"
         in capsys.readouterr().err
     )
     assert run(*arguments(inputs, "--regions", 4)) == 0

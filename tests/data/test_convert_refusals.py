@@ -111,7 +111,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "no sentences": (
         change_json(lambda images: [images[n]["sentences"].clear() for n in (2, 6)]),
-        ["split.json: 2 images without sentences, such as 1002, 1006", "take these images out"],
+        ["split.json: 2 images without sentences, such as 1002, 1006", "remove these images"],
     ),
     "half a character": (
         change_json(lambda images: images[1]["sentences"][2].update(raw="a \ud800 b")),
@@ -119,7 +119,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "a name of two lines": (
         change_json(lambda images: images[1].update(filename="10\n01")),
-        ["image 1: filename '10\\n01' holds characters that no line of text can"],
+        ["image 1: filename '10\\n01' contains control characters"],
     ),
     "a name that is a fraction": (
         change_json(lambda images: images[1].update(cocoid=1.5)),
@@ -141,11 +141,11 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "a last line cut in its features": (
         cut(20),
-        ["b.tsv: line 7 (image 1005): found", "the file is cut short"],
+        ["b.tsv: line 7 (image 1005): found", "the file is truncated"],
     ),
     "a last line cut in its boxes": (
         cut(400),
-        ["b.tsv: line 7 has 5 columns, expected 6", "the file is cut short"],
+        ["b.tsv: line 7 has 5 columns, expected 6", "the file is truncated"],
     ),
     "spaces for tabs": (
         change_line(2, lambda fields: [b" ".join(fields)]),
@@ -207,7 +207,7 @@ REFUSED_AFTER = {
         lambda f: [*f[:5], b"!" + f[5][1:]],
         ["b.tsv: line 3: bad base64", "expected features of 5"],
     ),
-    "NaN": (nan, ["b.tsv: line 3: the features hold NaN or Inf"]),
+    "NaN": (nan, ["b.tsv: line 3: found NaN or Inf in the features"]),
 }
 
 

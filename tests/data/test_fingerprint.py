@@ -165,7 +165,7 @@ def test_a_file_from_before_fingerprints_goes_on_and_says_so(finished, whole, tm
     del position["data"]
     saved_with(run / "last.pth", position=position)
     resume(run, whole)
-    assert capsys.readouterr().out.count("does not say which data the run began with") == 1
+    assert capsys.readouterr().out.count("does not record the data of the run") == 1
 
 
 def test_what_a_file_does_not_say_is_not_checked_and_told(finished, whole, tmp_path, capsys):

@@ -175,8 +175,8 @@ def test_too_few_bytes_show_no_type(folder, capsys):
     assert convert_there(folder) == 2
     error = capsys.readouterr().err
     assert (
-        "32 bytes of features a box, and their bytes do not show" in error
-        and "say which with --dtype" in error
+        "32 bytes of features per box, and their type cannot be inferred" in error
+        and "give the right --dtype" in error
     )
     assert not (folder / "mine_precomp").exists()
     assert convert_there(folder, "--dtype", "float32") == 0
@@ -193,7 +193,7 @@ def test_a_type_that_is_said_is_taken_and_doubted_aloud(folder, capsys):
     write_tsv(folder, change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 3))))
     assert convert_there(folder, "--dtype", "float64", "--overwrite") == 2
     assert (
-        "found 12 bytes of features a box, and --dtype float64 does not fit"
+        "found 12 bytes of features per box, and --dtype float64 does not fit"
         in capsys.readouterr().err
     )
 
@@ -205,14 +205,14 @@ def prepend(folder, line):
 REFUSED = {
     "columns that a head lacks": (
         lambda folder: write_tsv(folder, columns=["img_id", "boxes", "image_w"], head=True),
-        ["a.tsv: line 1: the head lacks num_boxes, features (found img_id, boxes, image_w)"],
+        ["a.tsv: line 1: the header lacks num_boxes, features (found img_id, boxes, image_w)"],
     ),
     "a head of other names": (
         lambda folder: [write_tsv(folder), prepend(folder, "id\tw\th\tnum\tbboxes\tfeats\n")],
         [
             (
-                "a.tsv: line 1: the head lacks image_id or img_id, num_boxes, features (found id, "
-                "w, h, num, bboxes, feats)"
+                "a.tsv: line 1: the header lacks image_id or img_id, num_boxes, features (found "
+                "id, w, h, num, bboxes, feats)"
             )
         ],
     ),
@@ -220,12 +220,12 @@ REFUSED = {
         lambda folder: write_tsv(
             folder, columns=["img_id", "num_boxes", "features", "image_id"], head=True
         ),
-        ["a.tsv: line 1: the head names image_id or img_id twice"],
+        ["a.tsv: line 1: the header names image_id or img_id twice"],
     ),
     "seven columns": (
         lambda folder: write_tsv(folder, columns=[*tsv_columns.COLUMNS, "note"]),
         [
-            "line 1 has 7 columns and there is no head, expected 6 separated by tabs (image_id, ",
+            "line 1 has 7 columns and no header, expected 6 separated by tabs (image_id, ",
             "10 (img_id, ",
         ],
     ),
@@ -255,7 +255,7 @@ REFUSED = {
                 "the TSV files hold 32 others, such as 0, 1, 2, 3, 4, "
                 "...; matched by filename: 0, imgid: 30"
             ),
-            "say --match imgid only if the TSV files count the images as this JSON does",
+            "give --match imgid only if the TSV files number the images as this JSON does",
         ],
     ),
     "two names of one image": (
@@ -273,9 +273,9 @@ REFUSED = {
             write_json(folder, cocoid=lambda picture: 229 - picture),
         ],
         [
-            "cocoid and filename both name all images, but differently: image 100 is ",
+            "cocoid and filename both match all images, but differently: image 100 is ",
             "a.tsv: line 30 by cocoid and ",
-            "say --match cocoid or --match filename",
+            "give --match cocoid or --match filename",
         ],
     ),
     "names that lie in no line": (

@@ -163,9 +163,9 @@ def test_a_word_of_other_letters_than_latin_ones_is_found(tmp_path):
     (b"other 1 2", "holds 2 values"), (b"runs 1 2 3 4", "holds 4 values"),
     (b"other 1 2 3 4", "holds 4 values"), (b"runs", "holds 0 values"), (b"", "holds 0 values"),
     (b"\x1f\x8b\x08\x00junk", "holds 0 values"),
-    (b"runs 1 x 3", "holds a value that is no finite number"),
-    (b"runs 1 nan 3", "no finite number"), (b"runs 1 2 inf", "no finite number"),
-    (b"runs 1 2 1e60", "no finite number"), (b"runs 1  3", "no finite number"),
+    (b"runs 1 x 3", "holds a value that is not a finite number"),
+    (b"runs 1 nan 3", "not a finite number"), (b"runs 1 2 inf", "not a finite number"),
+    (b"runs 1 2 1e60", "not a finite number"), (b"runs 1  3", "not a finite number"),
 ])  # fmt: skip
 def test_a_damaged_line_is_named(vocabulary, tmp_path, line, more):
     path = glove(tmp_path, [*GLOVE[:3], line, *GLOVE[3:]])
@@ -216,7 +216,7 @@ def test_a_head_line_of_another_size_or_in_another_place_is_refused(vocabulary, 
     for dim in (2, 300):
         with pytest.raises(
             InputError,
-            match=f"head line says that vectors hold 3 values, expected the {dim} of .*3,",
+            match=f"header says that vectors have 3 values, expected the {dim} of .*3,",
         ):
             read_glove(
                 vectors_of(tmp_path, HEADED, b"10 3"), vocabulary, word_embeddings(vocabulary, dim)
@@ -263,7 +263,7 @@ def test_an_exact_word_wins_over_another_form_of_its_letters(tmp_path):
 def test_vectors_that_are_no_text_are_refused_with_the_reason(vocabulary, tmp_path, content):
     path = tmp_path / "vectors.bin"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is no text .* save the vectors in the text form"):
+    with pytest.raises(InputError, match="is not text .* save the vectors in text format"):
         read_glove(path, vocabulary, word_embeddings(vocabulary, 3))
 
 
@@ -273,7 +273,7 @@ def test_vectors_of_words_with_accents_are_warned_about(tmp_path):
         vectors_of(tmp_path, ["schön", "Café", "dog"]), vocabulary, word_embeddings(vocabulary, 3)
     )
     assert found == (1, [], ["schon", "cafe"])
-    assert "2 words are there with accents alone (schon, cafe)" in describe_vectors(
+    assert "2 words have vectors only with accents (schon, cafe)" in describe_vectors(
         found, vocabulary
     )
     assert describe_vectors(found, vocabulary).endswith("--strip_accents 0 keeps them")
@@ -290,7 +290,7 @@ def test_vectors_of_capitals_are_warned_about(tmp_path):
     assert told.startswith(
         "warning: only 0.0% of the words of the vocabulary have a vector in this file: 3 words "
     )
-    assert "in capitals alone (dog, été, a)" in told and "give vectors of lower-case words" in told
+    assert "only in capitals (dog, été, a)" in told and "give vectors of lower-case words" in told
     found = read_glove(vectors_of(tmp_path, ["dog", "Dog", "a", "A"]), vocabulary, embedding)
     assert found == (2, [], []) and describe_vectors(found, vocabulary) == ""
     found = read_glove(vectors_of(tmp_path, ["Hund", "dog"]), vocabulary, embedding)

@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 DAMAGED_FOLDERS = {  # what is done to a good folder -> what the refusal must say
     "without captions": (
         remove(CAPTIONS),
-        [CAPTIONS, "no such file", "a caption a line", "copy the file there"],
+        [CAPTIONS, "no such file", "a caption per line", "copy the file there"],
     ),
     "without regions": (remove("dev_ims.npy"), ["dev_ims.npy", "no such file", "test, train"]),
     "an image too few": (

@@ -99,9 +99,9 @@ IN_PLACE = {
 }
 DATA_FILES = {  # file of a data folder -> what its refusal says is expected
     TRAIN: "region features",
-    CAPTIONS: "a caption a line",
+    CAPTIONS: "a caption per line",
     "dev_ims.npy": "region features",
-    "test_caps.txt": "a caption a line",
+    "test_caps.txt": "a caption per line",
     "bert/config.json": "a file of a BERT folder",
     "bert/vocab.txt": "a file of a BERT folder",
     "bert/tokenizer_config.json": "a file of a BERT folder",
@@ -552,7 +552,7 @@ def test_a_training_that_diverges_ends_in_one_line(whole, tmp_path, refusal):
     ]
     expected = [
         "demo_precomp",
-        "NaN or Inf of the dev split",
+        "NaN or Inf in the embeddings of the dev split",
         "expected finite embeddings",
         "smaller --learning_rate",
     ]
@@ -585,7 +585,7 @@ def test_ids_that_do_not_fit_are_to_be_mended(data, content, expected):
 def test_ids_that_are_no_file_are_to_be_mended(data, put, found):
     in_place_of(data / "demo_precomp" / "dev_ids.txt", put)
     fix = first_fix(data / "demo_precomp")
-    assert "dev_ids.txt" in fix and found in fix and "an image id a line" in fix
+    assert "dev_ids.txt" in fix and found in fix and "an image id per line" in fix
 
 
 # Checkpoints and run folders
@@ -723,7 +723,7 @@ CHECKPOINTS = {
     ),
     "weights that overflow": (
         model_with(lambda weight: weight * 0 + 3e38),
-        ["NaN or Inf of the test split", "another checkpoint"],
+        ["NaN or Inf in the embeddings of the test split", "another checkpoint"],
     ),
     "a weight too many": (
         lambda path: saved_with(

@@ -77,7 +77,7 @@ def test_embeddings_that_are_not_finite_are_not_evaluated(split, side):
             embedding=torch.full((len(rows), 4), value)
         )
         setattr(model, name, encode)
-    with pytest.raises(InputError, match="NaN or Inf of the test split"):
+    with pytest.raises(InputError, match="NaN or Inf in the embeddings of the test split"):
         encoding.similarities(model, split, torch.device("cpu"))
 
 
