@@ -1,2 +1,2 @@
-"""One script a figure: `python -m benchmarks.step` prints a Markdown row;
-benchmarks/README.md holds the tables."""
+"""Measurements of time and memory. `python -m benchmarks.step` prints a Markdown row;
+benchmarks/results/ holds one file per date and machine."""

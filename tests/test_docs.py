@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, options exist,
 and the code that a page names is there."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from lib.system.options import Parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
-    *sorted((ROOT / "docs").glob("*.md")),
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md", "runs/README.md")),
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "benchmarks").rglob("*.md")),
+    *sorted((ROOT / "tests").rglob("*.md")),
+    *(ROOT / name for name in ("data/README.md", "runs/README.md")),
 ]
 OTHERS = {  # options of torchrun, pip, tensorboard and argparse
     "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--no-python", "--max-restarts",
@@ -30,9 +34,23 @@ def options():
     check.add_command(commands)
     convert.add_command(commands)
     parsers = training, arguments.evaluation_parser(), ablation.parser(), *commands.choices.values()
-    return {
+    named = {
         name for parser in parsers for action in parser._actions for name in action.option_strings
-    } | OTHERS
+    }
+    return named | benchmark_options() | OTHERS
+
+
+def benchmark_options():
+    """The keywords of every call of benchmarks.common.arguments, and what it adds itself."""
+    calls = [
+        node
+        for file in (ROOT / "benchmarks").glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "common.arguments"
+    ]
+    assert len(calls) > 5
+    named = {keyword.arg for call in calls for keyword in call.keywords}
+    return {f"--{name}" for name in named | {"device", "rounds"}}
 
 
 def anchors(page):
@@ -59,6 +77,10 @@ def test_links_lead_to_files_and_headings():
         if not link[1].exists() or (link[2] and link[2] not in anchors(link[1]))
     ]
     assert broken == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1500
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
