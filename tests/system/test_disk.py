@@ -193,7 +193,7 @@ def test_features_that_change_during_training_end_it_in_a_line(
     at_step(monkeypatch, 2, lambda: change(path))
     argv = [*OPTIONS, "--data_path", data, "--logger_name", tmp_path / "run", "--workers", workers]
     error = refusal(
-        train.main, *argv, expected=[path, "expected the features to stay", "--resume auto"]
+        train.main, *argv, expected=[path, "expected features that do not change", "--resume auto"]
     )
     assert re.search(found, error)
 
@@ -209,7 +209,7 @@ def test_features_that_are_cut_before_an_evaluation_reads_them_end_it(
 
     monkeypatch.setattr(encoding, "encode_images", cut_first)
     before = contents(finished)
-    expected = ["test_ims.npy: changed while it was in use", "expected the features to stay"]
+    expected = ["test_ims.npy: changed while it was in use", "expected features that do not change"]
     refusal(evaluation.main, "--model_path", finished, "--data_path", data, expected=expected)
     assert contents(finished) == before
 

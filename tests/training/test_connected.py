@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import events, make_data, read, shared
-from test_curves import OPTIONS, PICTURES, read_grey
+from pages import read_png
+from test_curves import OPTIONS, PICTURES
 from test_resume import Stopped, stop_at_step
 
 import graph_lib
@@ -65,7 +66,7 @@ def test_soft_connections_are_drawn_in_greys(data, tmp_path, monkeypatch):
     found = events(
         fit(data, tmp_path / "run", "--warmup", "0", "--num_epochs", "1", "--relation", "inter")
     )
-    pixels = read_grey(found.Images(PICTURES[0])[-1].encoded_image_string)
+    pixels = read_png(found.Images(PICTURES[0])[-1].encoded_image_string)
     weights = drawn[-1].connection.numpy()
     np.testing.assert_allclose(pixels, 255 * weights, atol=0.51)
     assert not weights[:12, :12].any() and len(np.unique(pixels)) > 10
