@@ -18,6 +18,7 @@ demo: $(VENV)/.installed
 lint: $(VENV)/.installed-for-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 test: $(VENV)/.installed-for-tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --max-worker-restart 0

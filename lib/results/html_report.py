@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
     scores: dict
     facts: dict
     similarity: Similarity
-    index: SplitIndex
+    index: SplitIndex  # type: ignore[assignment]  # hides tuple.index
     pictures: Pictures
 
 

@@ -16,7 +16,8 @@ from .errors import InputError
 # what `atomic_write` names its files
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 LOCK_CONTENT = re.compile(rb"(process \d+ on [^\n]*\n)?")
-_held = {}  # locks of this process: {real path: [descriptor, how often it is held]}
+# locks of this process: {real path: [descriptor, how often it is held]}
+_held: dict[str, list] = {}
 
 
 @contextlib.contextmanager
