@@ -32,6 +32,7 @@ LEFT_OUT = (
     ".pytest_cache",
     ".hypothesis",
     ".ruff_cache",
+    ".mypy_cache",
     "*_precomp",
 )
 
