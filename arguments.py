@@ -71,70 +71,82 @@ def training_parser():
     data = parser.add_argument_group("data (docs/method.md, section 1)")
     add_data_options(data)
     data.add_argument(
-        "--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name"
+        "--bert_path",
+        default="bert-base-uncased",
+        help="BERT: a local folder, or a name on the Hugging Face hub",
     )
     data.add_argument(
         "--min_word_count",
         type=COUNT,
         default=4,
-        help="bigru: words seen less often in the training captions are <unk>",
+        help="bigru: words with fewer occurrences in the training captions become <unk>",
     )
     data.add_argument(
         "--strip_accents",
         type=SWITCH,
         default=1,
-        help="bigru: 0: words keep accents and other marks",
+        help="bigru: 1: remove accents from words; 0: keep them",
     )
     data.add_argument(
         "--glove",
-        help="bigru: text file of GloVe, word2vec or fastText that word embeddings start from",
+        help="bigru: initialise the word embeddings from this text file (GloVe, "
+        "word2vec or fastText)",
     )
     data.add_argument(
         "--img_dim",
         type=SIZE,
         default=argparse.SUPPRESS,
-        help="D; taken from the data (2048 for BUTD)",
+        help="size D of a region feature; read from the data, so you need not give it",
     )
     data.add_argument(
-        "--size_augment", type=SWITCH, default=1, help="1: drop a fifth of the regions in training"
+        "--size_augment",
+        type=SWITCH,
+        default=1,
+        help="1: drop a fifth of the regions of each image during training",
     )
     data.add_argument(
-        "--workers", type=COUNT_OR_NONE, default=8, help="loader processes; they change no result"
+        "--workers",
+        type=COUNT_OR_NONE,
+        default=8,
+        help="number of data loader processes; the results do not depend on it",
     )
     data.add_argument(
         "--val_split",
         default="dev",
-        help="split that selects the epoch; the published: test, testall",
+        help="split used to select the best epoch (published code: test or testall)",
     )
     data.add_argument(
         "--test_split",
-        help="split of the table at the end, or none for no table (default: testall "
-        "where the folder has it, or test)",
+        help="split of the final table, or none for no table (default: testall if "
+        "the folder has it, else test)",
     )
 
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--logger_name", default="runs/test", help="run folder: logs and TensorBoard curves"
+        "--logger_name",
+        default="runs/test",
+        help="run folder: logs, TensorBoard curves and results",
     )
     run.add_argument(
         "--model_name",
         default=argparse.SUPPRESS,
-        help="folder of checkpoints (default: logger_name)",
+        help="folder for checkpoints (default: the run folder)",
     )
     run.add_argument(
-        "--overwrite", type=SWITCH, default=0, help="1: replace the run in the run folder"
+        "--overwrite", type=SWITCH, default=0, help="1: overwrite an existing run in the run folder"
     )
     run.add_argument(
         "--resume",
         default="none",
-        help="auto: go on from the run folder's last.pth, if it is there; or PATH",
+        help="auto: resume from last.pth in the run folder, if it exists; or the "
+        "path of such a file",
     )
     run.add_argument(
         "--init_from",
         metavar="CHECKPOINT",
         help=(
-            "start from the weights of a trained model: a run folder "
-            "or a checkpoint file, ours or published"
+            "initialise the weights from a trained model: a run folder or a "
+            "checkpoint file, ours or published"
         ),
     )
     run.add_argument(
@@ -142,31 +154,27 @@ def training_parser():
         type=SWITCH,
         default=0,
         help=(
-            "1: --resume goes on although data or BERT are "
-            "others than those that the run began with"
+            "1: --resume continues even if the data or BERT have changed since the run was started"
         ),
     )
     run.add_argument(
-        "--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: save last.pth every N steps too"
+        "--save_step", type=COUNT_OR_NONE, default=0, help="N > 0: also save last.pth every N steps"
     )
     run.add_argument(
-        "--seed", type=SEED, default=argparse.SUPPRESS, help="of everything random (default: 0)"
+        "--seed", type=SEED, default=argparse.SUPPRESS, help="random seed (default: 0)"
     )
     run.add_argument(
         "--seeds",
         type=SEED,
         nargs="+",
         default=argparse.SUPPRESS,
-        help=(
-            "instead of --seed: a run a seed, one after the other, in NAME/seed0, ... of "
-            "--logger_name NAME"
-        ),
+        help=("train one run per seed, in LOGGER_NAME/seedN; replaces --seed"),
     )
     run.add_argument(
-        "--log_step", type=COUNT, default=200, help="steps between lines of the training log"
+        "--log_step", type=COUNT, default=200, help="steps between two lines of the training log"
     )
     run.add_argument(
-        "--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: validate also every N steps"
+        "--val_step", type=COUNT_OR_NONE, default=0, help="N > 0: also validate every N steps"
     )
     run.add_argument(
         "--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}"
@@ -176,25 +184,26 @@ def training_parser():
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the encoders in training; losses and relations are fp32 always, evaluation too",
+        help="precision of the encoders in training; losses, relations and "
+        "evaluation always use fp32",
     )
     run.add_argument(
         "--deterministic",
         type=SWITCH,
         default=0,
-        help="1: only kernels that give the same bits again (GPU)",
+        help="1: use deterministic kernels only (GPU; slower)",
     )
     run.add_argument(
         "--compile",
         type=SWITCH,
         default=0,
-        help="1: train with encoders that torch.compile has made quicker, after minutes",
+        help="1: compile the encoders with torch.compile; the first steps take minutes",
     )
     run.add_argument(
         "--multi_gpu",
         type=SWITCH,
         default=0,
-        help="published switch; 1: print the torchrun command instead",
+        help="option of the published code; 1: print the torchrun command to use instead",
     )
 
     model = parser.add_argument_group("embedding (docs/method.md, section 3)")
@@ -203,16 +212,15 @@ def training_parser():
         choices=METHODS,
         default="hrem",
         help=(
-            "preset of model and losses; options given by hand win: the paper's, VSE++ or "
-            "VSE-infinity (gpo)"
+            "preset of model and losses: hrem (the paper), hrem-standalone (its "
+            "other interaction), vsepp (VSE++), gpo (VSE-infinity); options that "
+            "you give override it"
         ),
     )
     model.add_argument(
-        "--embed_size", type=SIZE, default=1024, help="E, size of the embedding space"
+        "--embed_size", type=SIZE, default=1024, help="size E of the embedding space"
     )
-    model.add_argument(
-        "--text_encoder", choices=TEXT_ENCODERS, default="bert", help="what reads the captions"
-    )
+    model.add_argument("--text_encoder", choices=TEXT_ENCODERS, default="bert", help="text encoder")
     model.add_argument(
         "--word_dim",
         type=number(int, 1, LARGEST_WORD),
@@ -227,49 +235,68 @@ def training_parser():
     )
 
     hinge = parser.add_argument_group("hinge (docs/method.md, section 5)")
-    hinge.add_argument("--margin", type=NOT_NEGATIVE, default=0.2, help="alpha, of both losses")
     hinge.add_argument(
-        "--max_violation", action="store_true", help="vse: hardest negatives from the start"
+        "--margin", type=NOT_NEGATIVE, default=0.2, help="margin alpha of the losses vse and trip"
+    )
+    hinge.add_argument(
+        "--max_violation",
+        action="store_true",
+        help="vse: use the hardest negatives from the first epoch",
     )
     hinge.add_argument(
         "--vse_mean_warmup_epochs",
         type=COUNT_OR_NONE,
         default=1,
-        help="vse: epochs with all negatives before the hardest",
+        help="vse: number of first epochs that use all negatives instead of the hardest",
     )
     hinge.add_argument(
-        "--mask_repeat", type=SWITCH, default=1, help="1: captions of one image are no negatives"
+        "--mask_repeat",
+        type=SWITCH,
+        default=1,
+        help="1: captions of the same image are not negatives of each other",
     )
 
     optim = parser.add_argument_group("optimisation (docs/method.md, section 6)")
-    optim.add_argument("--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="epochs")
     optim.add_argument(
-        "--batch_size", type=number_of_pairs, default=128, help="B, pairs in a batch"
+        "--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="number of epochs"
+    )
+    optim.add_argument(
+        "--batch_size",
+        type=number_of_pairs,
+        default=128,
+        help="number of image-caption pairs in a batch, B",
     )
     optim.add_argument(
         "--batch_sampling",
         choices=SAMPLING,
         default="random",
-        help="who meets in a batch: neighbour: images of few k-means clusters, as in the paper",
+        help="how batches are drawn: random, or neighbour: images of a few k-means "
+        "clusters, as in the paper",
     )
     optim.add_argument(
         "--batch_clusters",
         type=COUNT,
         default=8,
-        help="P: neighbour: clusters in a batch, B / P images of each",
+        help="neighbour sampling: number of clusters P in a batch, with B / P images of each",
     )
     optim.add_argument(
         "--learning_rate",
         type=POSITIVE,
         default=5e-4,
-        help="of AdamW; BERT learns at a tenth of it",
+        help="learning rate of AdamW; BERT uses a tenth of it",
     )
     optim.add_argument(
-        "--lr_schedules", type=COUNT_OR_NONE, nargs="*", default=[15, 25], help="epochs of decay"
+        "--lr_schedules",
+        type=COUNT_OR_NONE,
+        nargs="*",
+        default=[15, 25],
+        help="epochs after which the learning rate is multiplied by --decay_rate",
     )
-    optim.add_argument("--decay_rate", type=FRACTION, default=0.1, help="factor of every decay")
     optim.add_argument(
-        "--grad_clip", type=POSITIVE, default=2.0, help="largest norm of the whole gradient"
+        "--decay_rate", type=FRACTION, default=0.1, help="factor of each learning-rate decay"
+    )
+    optim.add_argument(
+        "--grad_clip", type=POSITIVE, default=2.0, help="maximum norm of the gradient"
     )
     return parser
 
@@ -293,21 +320,26 @@ def image_name(text):
 
 def add_data_options(group):
     """Where the data are: shared by train.py and eval.py."""
-    group.add_argument("--data_path", default="data/", help="folder that holds DATASET_precomp")
+    group.add_argument("--data_path", default="data/", help="folder that contains DATASET_precomp")
     group.add_argument(
         "--dataset",
         default="f30k",
-        help="f30k, coco, demo (built in), or any DATASET_precomp folder",
+        help="f30k, coco, demo (built in), or the DATASET of any DATASET_precomp folder",
     )
 
 
 def add_device_options(group):
     """Where to compute: shared by train.py and eval.py."""
     group.add_argument(
-        "--gpu-id", "--gpu_id", dest="gpu_id", type=COUNT_OR_NONE, default=0, help="which CUDA GPU"
+        "--gpu-id",
+        "--gpu_id",
+        dest="gpu_id",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="index of the CUDA GPU",
     )
     group.add_argument(
-        "--device", default="auto", help="auto (the GPU if there is one), cpu, cuda or cuda:N"
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N"
     )
 
 
@@ -426,23 +458,22 @@ def evaluation_parser():
     parser = Parser(prog=program_name("eval.py"), description=text)
     data = parser.add_argument_group("model and data")
     data.add_argument(
-        "run", nargs="*", help="run folders or checkpoint files, as with --model_path"
+        "run", nargs="*", help="run folders or checkpoint files, same as --model_path"
     )
     data.add_argument(
         "--model_path",
         action="append",
-        help="run folder, folder of one run a seed, or checkpoint file; repeated: ensemble "
-        "(default: runs/DATASET_test)",
+        help="run folder, folder of runs with several seeds, or checkpoint file; "
+        "give it several times for an ensemble (default: runs/DATASET_test)",
     )
     add_data_options(data)
     # those of training, as the checkpoint has them
     parser.set_defaults(data_path=None, dataset=None)
     data.add_argument(
-        "--bert_path", help="BERT folder or hub name, if not the one the model was trained with"
+        "--bert_path",
+        help="BERT folder or hub name, if it is not the one that the model was trained with",
     )
-    data.add_argument(
-        "--split", help="split to evaluate (default: the --test_split of the training)"
-    )
+    data.add_argument("--split", help="split to evaluate (default: --test_split of the training)")
 
     table = parser.add_argument_group("table (docs/method.md, section 7)")
     table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
@@ -450,46 +481,53 @@ def evaluation_parser():
         "--bootstrap",
         type=number(int, 0, MOST_SAMPLES),
         default=0,
-        help="S: 95%% intervals from S samples of the images; two models: differences too",
+        help="number of bootstrap samples of the images for 95%% intervals; with "
+        "two models, also of their difference",
     )
     table.add_argument(
         "--extended",
         action="store_true",
-        help="COCO testall: ECCV Caption and CxC too (needs the package eccv_caption)",
+        help="COCO testall: also report ECCV Caption and CxC (needs the package eccv_caption)",
     )
 
     search = parser.add_argument_group("search, instead of a table")
-    search.add_argument("--query", metavar="TEXT", help="print the best images of a text")
+    search.add_argument("--query", metavar="TEXT", help="print the best images for a text")
     search.add_argument(
         "--query_image",
         type=image_name,
         metavar="N",
-        help="print the best captions of image N, from 0, or of id:ID, with an id of SPLIT_ids.txt",
+        help="print the best captions for image number N (from 0), or for id:ID, "
+        "an id in SPLIT_ids.txt",
     )
 
     files = parser.add_argument_group("report and export")
     files.add_argument(
         "--report",
         action="store_true",
-        help="of one model: write report.html, or report_SPLIT.html, into the run folder",
+        help="write a report page of one model, report.html or report_SPLIT.html, "
+        "into the run folder",
     )
     files.add_argument(
         "--gallery",
         type=number(int, 0, MOST_SHOWN),
         default=6,
-        help="report: queries of each kind to show",
+        help="report: number of queries of each kind to show",
     )
     files.add_argument(
-        "--images", metavar="FOLDER", help="report: pictures, each named by its id in SPLIT_ids.txt"
+        "--images",
+        metavar="FOLDER",
+        help="report: folder of pictures named by their ids in SPLIT_ids.txt",
     )
     files.add_argument(
         "--topk",
         type=number(int, 1, MOST_SHOWN),
         default=5,
-        help="results of a query, in a search and in the report",
+        help="number of results per query in a search or a report",
     )
     files.add_argument(
-        "--export", metavar="DIR", help="write the embeddings into DIR, a new folder, as .npy files"
+        "--export",
+        metavar="DIR",
+        help="write the embeddings as .npy files into DIR, which must not exist",
     )
     add_device_options(parser.add_argument_group("device"))
     return parser
