@@ -1,20 +1,21 @@
-"""Every option but those of the graph (graph_lib.py), the demo's settings,
-and the checks that need several options."""
+"""The options of train.py and eval.py, the demo's settings, and checks of several options.
+
+The options of the losses and of the graph are in lib/objective/options.py. Nothing here imports
+torch, so that --help and refused options do not wait for it.
+"""
 
 import argparse
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
-import torch
-
-from lib.model import checkpoint
-from lib.model.state import TEXT_ENCODERS
+from lib.model.options import PRECISIONS, TEXT_ENCODERS
+from lib.objective.options import add_options
 from lib.results import export
-from lib.system import distributed
 from lib.system.console import one_line, printable
-from lib.system.errors import InputError
+from lib.system.errors import InputError, command_line
 from lib.system.options import (
     COUNT,
     COUNT_OR_NONE,
@@ -28,8 +29,7 @@ from lib.system.options import (
     number,
     program_name,
 )
-from lib.system.run_folder import check_name
-from lib.training.engine import PRECISIONS
+from lib.system.run_folder import check_name, seed_folder
 
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of
 # hours on a GPU.
@@ -65,7 +65,7 @@ MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
 
 
 def training_parser():
-    """The parser of train.py without the options of the graph."""
+    """The parser of train.py."""
     text = "Train HREM and report retrieval on the test split."
     parser = Parser(prog=program_name("train.py"), description=text)
     data = parser.add_argument_group("data (docs/method.md, section 1)")
@@ -73,7 +73,7 @@ def training_parser():
     data.add_argument(
         "--bert_path",
         default="bert-base-uncased",
-        help="BERT: a local folder, or a name on the Hugging Face hub",
+        help="BERT: a local folder or a hub name",
     )
     data.add_argument(
         "--min_word_count",
@@ -298,6 +298,7 @@ def training_parser():
     optim.add_argument(
         "--grad_clip", type=POSITIVE, default=2.0, help="maximum norm of the gradient"
     )
+    add_options(parser)
     return parser
 
 
@@ -359,7 +360,7 @@ def parse_training(parser, argv=None):
     parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
-    if options.multi_gpu and distributed.world_size() == 1:
+    if options.multi_gpu and world_size() == 1:
         raise InputError(
             f"--multi_gpu 1: expected the launcher of PyTorch, this command: {_torchrun(argv)}"
         )
@@ -368,12 +369,34 @@ def parse_training(parser, argv=None):
     return options
 
 
+def refuse_early(program):
+    """End the process at --help or a refused option, before the program's slow imports.
+
+    program: "train" or "eval". The processes of torchrun skip this: they refuse options together,
+    later.
+    """
+    if world_size() > 1:
+        return
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    is_training = program == "train"
+    command_line(lambda: parse_training(training_parser()) if is_training else parse_evaluation())
+    signal.signal(signal.SIGINT, on_interrupt)
+
+
+def world_size():
+    """The number of processes that torchrun started, 1 without torchrun."""
+    found = os.environ.get("WORLD_SIZE", "1")
+    return int(found) if found.isdecimal() and int(found) else 1
+
+
 def _torchrun(argv):
     """The command that trains with these arguments on all GPUs of this machine."""
     given = shlex.join(sys.argv[1:] if argv is None else argv)
     given = given.replace("--multi_gpu=1", "").replace("--multi_gpu 1", "")
     name = program_name("train.py")
     program = name if name == "train.py" else f"--no-python {name}"  # which may not be a script
+    import torch  # only here: it takes seconds to import
+
     processes = max(torch.cuda.device_count(), 1)
     return f"torchrun --nproc_per_node {processes} {program} {' '.join(given.split())}"
 
@@ -386,7 +409,7 @@ def runs(options):
         run = dict(vars(options), seed=seed)
         if run.pop("seeds", None):
             for folder in ("logger_name", "model_name"):
-                run[folder] = checkpoint.seed_folder(run[folder], seed)
+                run[folder] = seed_folder(run[folder], seed)
         found.append(argparse.Namespace(**run))
     return found
 
@@ -424,7 +447,7 @@ def check(options):
             f"--glove {options.glove}: BERT reads no GloVe vectors; expected it with "
             "--text_encoder bigru"
         )
-    processes = distributed.world_size()
+    processes = world_size()
     if options.batch_size % processes:
         raise InputError(
             f"--batch_size {options.batch_size} is not a multiple of the {processes} processes; "

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import arguments
+
+if __name__ == "__main__":
+    arguments.refuse_early("eval")
+
 from lib.data import fingerprint
 from lib.data.conventions import NO_SPLIT, conventions
 from lib.data.dataset import RetrievalDataset, data_folder

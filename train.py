@@ -10,7 +10,10 @@ if __name__ == "__main__":
 import sys
 
 import arguments
-import graph_lib
+
+if __name__ == "__main__":
+    arguments.refuse_early("train")
+
 from lib.system import devices, distributed
 from lib.system.errors import command_line
 from lib.training.loop import Training
@@ -32,9 +35,7 @@ def main(argv=None):
 
 def read_command_line(argv):
     """The options of each run. Raises InputError."""
-    parser = arguments.training_parser()
-    graph_lib.add_options(parser)
-    runs = arguments.runs(arguments.parse_training(parser, argv))
+    runs = arguments.runs(arguments.parse_training(arguments.training_parser(), argv))
     for options in runs:  # all of them before the first is trained
         RunFolders(options.model_name, options.logger_name).find_resumed(
             options.resume, options.overwrite

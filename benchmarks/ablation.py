@@ -22,10 +22,10 @@ import torch
 
 import train
 from benchmarks import common
-from lib.model.checkpoint import seed_folder
 from lib.system.distributed import print_line
 from lib.system.errors import InputError, command_line, first_sentence
 from lib.system.options import COUNT, SEED, Parser
+from lib.system.run_folder import seed_folder
 
 SCHEDULE = "--num_epochs 4 --warmup 100 --lr_schedules 3"  # half of the demo's
 ROWS = {

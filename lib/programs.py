@@ -30,6 +30,7 @@ if __package__ != "lib":  # on import: spawned loader processes import this modu
 def _run(name):
     from .system import start  # noqa: F401  before the imports that take seconds
 
+    importlib.import_module("arguments").refuse_early(name)
     program = importlib.import_module(name)
     program.command_line(program.main)  # of `lib`, as is the InputError that it reports
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import arguments
-import graph_lib
 from benchmarks import ablation
 from lib.data import check, convert
 from lib.system.options import Parser
@@ -29,7 +28,6 @@ OTHERS = {  # options of torchrun, pip, tensorboard and argparse
 
 def options():
     training = arguments.training_parser()
-    graph_lib.add_options(training)
     commands = Parser(prog="lib.data").add_subparsers()
     check.add_command(commands)
     convert.add_command(commands)

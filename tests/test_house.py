@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 import arguments
-import graph_lib
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "lib.system.start", "lib.system.console", "lib.system.errors", "lib.system.devices",
     "lib.system.distributed", "lib.system.files", "lib.system.cache", "lib.system.run_folder",
     "lib.system.interrupt", "lib.system.options", "lib.system.unpickle", "lib.system.images",
-    "lib.evaluation.metrics", "lib.evaluation.encoding", "lib.evaluation.result_names",
+    "lib.evaluation.caption_order", "lib.evaluation.metrics", "lib.evaluation.encoding",
+    "lib.evaluation.result_names",
     "lib.evaluation.report", "lib.evaluation.bootstrap", "lib.evaluation.extended",
     "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo",
     "lib.data.layout",
@@ -25,9 +25,11 @@ ORDER = (
     "lib.data.tsv_columns", "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion",
     "lib.data.convert", "lib.data.__main__", "lib.data.sampling", "lib.data.conventions",
     "lib.data.dataset", "lib.data.batches",
-    "lib.model.pooling", "lib.model.packing", "lib.model.bert", "lib.model.splits",
+    "lib.model.options", "lib.model.pooling", "lib.model.packing", "lib.model.bert",
+    "lib.model.splits",
     "lib.model.fragment", "lib.model.state", "lib.model.checkpoint", "lib.model.pretrained",
-    "lib.model.encoders", "lib.model.network", "lib.objective.losses", "lib.objective.relation",
+    "lib.model.encoders", "lib.model.network", "lib.objective.options", "lib.objective.losses",
+    "lib.objective.relation",
     "graph_lib",
     "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
     "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start",
@@ -146,7 +148,6 @@ def test_one_file_knows_tensorboard_logger():
 
 def training_options():
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     return {action.dest for action in parser._actions} - {"help"}
 
 
@@ -169,7 +170,6 @@ def test_every_option_is_read(option):
 
 def test_the_published_options_keep_their_defaults():
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     options = vars(arguments.parse_training(parser, []))
     published = dict(
         data_path="data/", dataset="f30k", margin=0.2, num_epochs=30, batch_size=128,
@@ -200,7 +200,6 @@ def test_the_published_options_keep_their_defaults():
 )
 def test_published_training_commands_parse(command):
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     options = arguments.parse_training(parser, command.split())
     assert options.model_name == options.logger_name and options.mask_weight in (1.0, 1.5)
 
@@ -224,9 +223,8 @@ def test_the_documentation_lists_every_module():
     "pages", [["training"], ["training", "evaluation"]], ids=["train.py", "eval.py"]
 )
 def test_the_documentation_names_every_option(pages):
-    parser = arguments.evaluation_parser() if "evaluation" in pages else arguments.training_parser()
-    if "evaluation" not in pages:
-        graph_lib.add_options(parser)
+    is_evaluation = "evaluation" in pages
+    parser = arguments.evaluation_parser() if is_evaluation else arguments.training_parser()
     text = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in pages)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
     options = [action.option_strings for action in parser._actions if action.option_strings]

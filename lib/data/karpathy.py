@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..evaluation.metrics import CAPTIONS_PER_IMAGE
+from ..evaluation.caption_order import CAPTIONS_PER_IMAGE
 from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
 from .tsv import Index, Line, key, stem

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.metrics import CAPTIONS_PER_IMAGE, captions_in_order
+from ..evaluation.caption_order import CAPTIONS_PER_IMAGE, captions_in_order
 from ..system.console import one_line
 from ..system.errors import InputError
 from .layout import read_lines

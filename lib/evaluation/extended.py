@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..system.errors import InputError
-from .metrics import CAPTIONS_PER_IMAGE, Scores, Similarities, captions_in_order, top_indices
+from .caption_order import CAPTIONS_PER_IMAGE, captions_in_order
+from .metrics import Scores, Similarities, top_indices
 
 # Results per query. The package computes COCO 1K from these results: among 50, some folds would
 # have fewer than ten.

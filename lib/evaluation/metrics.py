@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-CAPTIONS_PER_IMAGE = 5  # in Flickr30K, COCO and the demo data
+from .caption_order import CAPTIONS_PER_IMAGE, captions_in_order
+
 # a tile of the similarity matrix has 250 images x 1250 captions (1.2 MB) and fits in the CPU cache
 TILE_IMAGES = 250
 
@@ -77,20 +78,6 @@ class Similarity:
 
 
 Similarities = Similarity | np.ndarray  # (N, C)
-
-
-def captions_in_order(num_images: int, num_captions: int) -> np.ndarray:
-    """The image of each caption, (C,), if captions are in order, the same number for each image.
-
-    Raises ValueError if the captions do not divide evenly among the images.
-    """
-    per_image, rest = divmod(num_captions, num_images or 1)
-    if rest or not per_image or not num_images:
-        raise ValueError(
-            f"expected the same number of captions for every image, found {num_images} images and "
-            f"{num_captions} captions"
-        )
-    return np.arange(num_captions) // per_image
 
 
 def resolve_caption_images(

@@ -14,7 +14,7 @@ from ..data.vocabulary import Vocabulary
 from ..system import unpickle
 from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, why_unreadable
-from ..system.run_folder import BEST, LAST, RunFolder
+from ..system.run_folder import BEST, LAST, RunFolder, seed_folder
 from . import state
 from .state import ADDED_OPTIONS, expect
 
@@ -143,11 +143,6 @@ def find(path, name=BEST, option="--model_path"):
             f"train first, or name one with {option}"
         )
     return path
-
-
-def seed_folder(folder, seed):
-    """Where the run of one seed of several lies, a string."""
-    return str(Path(folder) / f"seed{seed}")
 
 
 def find_seeds(folder):

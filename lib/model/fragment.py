@@ -15,10 +15,6 @@ from torch import nn
 from .packing import Packing
 from .pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
 
-POOLINGS = tuple(
-    name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo")
-)
-
 
 def transformer_layer(dim, heads, dropout):
     """The paper's transformer layer, of fragments and instances alike: post-norm,

@@ -11,7 +11,7 @@ import torch
 
 from ..data.vocabulary import Vocabulary
 from ..system.run_folder import LOG_NAMES
-from .fragment import POOLINGS
+from .options import POOLINGS, TEXT_ENCODERS
 
 ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
     pooling="maxk+relation",
@@ -28,7 +28,6 @@ OPTION_KINDS = dict(  # checked where they are there
 )  # fmt: skip
 # that LAST must have
 RUN_OPTIONS = ("dataset", "val_split", "seed", "num_epochs", "batch_size", "learning_rate")
-TEXT_ENCODERS = ("bert", "bigru")
 LARGEST = 2**20  # of what is a size
 MOST_STEPS = 2**40  # no run counts further
 BEST_POSSIBLE = 600.001  # the sum of six recalls in percent, with room for rounding

@@ -256,3 +256,8 @@ def _validated(found):
 
 def _with_defaults(content):
     return dict(files=[], discarded=[], run=None, log=None) | content
+
+
+def seed_folder(folder, seed):
+    """Where the run of one seed of several lies, a string."""
+    return str(Path(folder) / f"seed{seed}")

@@ -19,7 +19,6 @@ from .logs import StepReport
 
 # steps in a row whose loss is not finite; after that nothing changes until somebody has looked
 MOST_SKIPPED = 20
-PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation is always fp32
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import torch
 
 import arguments
 import eval as evaluation
-import graph_lib
 import train
 from lib.data import demo
 from lib.data.conventions import conventions
@@ -67,7 +66,6 @@ def fit(options, folder, *more):
 def distance_of(argv):
     """Where the objective of these options stops drawing negatives."""
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     options = arguments.parse_training(parser, argv)
     run_parts.choose_conventions(options, {})
     return run_parts.build_objective(options).longest_distance
@@ -252,7 +250,6 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(made, tmp_path, refusal):
 def test_runs_from_before_the_options_go_by_their_name(made):
     options = made("mscoco", WITH)
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     for name, argv, expected in (("mscoco", [], 1.7), ("coco", ["--dataset", "coco"], 1.9)):
         if argv:
             made(name, WITH)

@@ -31,7 +31,6 @@ from helpers import PROCESS_TIMEOUT
 
 import arguments
 import eval as evaluation
-import graph_lib
 import train
 from lib.model import bert
 from lib.system.errors import InputError, command_line
@@ -416,7 +415,6 @@ def test_a_finished_run_is_left_as_it_is(whole, finished, refusal):
 
 def numeric_actions():
     training = arguments.training_parser()
-    graph_lib.add_options(training)
     parsers = [(train.main, training), (evaluation.main, arguments.evaluation_parser())]
     return [
         (main, parser.prog, action)
@@ -477,7 +475,6 @@ def test_every_number_out_of_range_is_refused(refusal, main, option, dest):
 
 def test_every_option_that_takes_a_number_knows_its_range():
     training = arguments.training_parser()
-    graph_lib.add_options(training)
     for parser in (training, arguments.evaluation_parser()):
         for action in parser._actions:
             assert (

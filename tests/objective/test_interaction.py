@@ -380,7 +380,6 @@ def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
 
 def test_the_command_line_reaches_the_objective(tmp_path):
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     command = (
         "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss "
         "infonce --embed_size 16"

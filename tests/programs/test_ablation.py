@@ -6,7 +6,6 @@ import pytest
 from helpers import make_data
 
 import arguments
-import graph_lib
 import train
 from benchmarks import ablation
 from lib.system.errors import InputError
@@ -176,7 +175,6 @@ def test_the_table_in_the_repository_is_that_of_its_log():
 def test_every_row_is_a_command_line_of_its_own(row):
     def options(given):
         parser = arguments.training_parser()
-        graph_lib.add_options(parser)
         return vars(arguments.parse_training(parser, ["--dataset", "demo", *given.split()]))
 
     rows = {name: options(given) for name, given in ablation.ROWS.items() if name in ("hrem", row)}

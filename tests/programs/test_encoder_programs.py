@@ -15,7 +15,6 @@ from helpers import make_data, read, shared
 
 import arguments
 import eval as evaluation
-import graph_lib
 from lib.data import demo
 from lib.data.vocabulary import SPECIAL
 from lib.model import bert
@@ -75,7 +74,6 @@ def test_other_encoders_train_and_are_rebuilt_by_evaluation(data, tmp_path, more
 @pytest.mark.parametrize("mask", [0, 1])
 def test_masked_padding_reaches_the_image_encoder_and_the_relations(data, mask):
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     options = [*OPTIONS.split(), "--data_path", str(data), "--mask_padding", str(mask)]
     options = arguments.parse_training(parser, options)
     model = build_model(vars(options), bert.model(options.bert_path), demo.FEATURES)

@@ -10,7 +10,6 @@ from helpers import make_data, shared
 
 import arguments
 import eval as evaluation
-import graph_lib
 import train
 from lib.system.errors import InputError
 
@@ -23,7 +22,6 @@ CELL = r"-?\d+\.\d"
 
 def parse(*argv):
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     return parser, arguments.parse_training(parser, [*argv])
 
 

@@ -14,7 +14,6 @@ from helpers import PROCESS_TIMEOUT
 
 import arguments
 import eval as evaluation
-import graph_lib
 import train
 from lib.data import __main__ as data_command
 from lib.data import check, convert
@@ -26,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 def training_parser():
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     return parser
 
 
@@ -56,7 +54,7 @@ def test_help_groups_every_option_and_shows_what_is_behind_it(make, monkeypatch)
 
 def test_symbols_of_the_paper_stand_in_the_help():
     text = " ".join(training_parser().format_help().split())
-    for symbol in ("B, pairs", "E, size", "alpha", "lambda", "K: fragment", "D; taken"):
+    for symbol in ("batch, B", "size E", "alpha", "lambda", "K of fragment", "size D"):
         assert symbol in text
 
 

@@ -223,7 +223,6 @@ def test_drawing_changes_nothing_of_a_run(run, data, tmp_path, monkeypatch):
 
 def test_drawing_draws_no_random_number(data, run, monkeypatch):
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     argv = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run)]
     (options,) = arguments.runs(arguments.parse_training(parser, argv))
     run_parts.choose_conventions(options, {})

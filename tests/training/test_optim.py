@@ -14,6 +14,7 @@ from lib.data.batches import Batch
 from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
 from lib.model.network import HREM
+from lib.model.options import PRECISIONS
 from lib.training import engine, optim
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
@@ -262,7 +263,7 @@ def test_hardest_and_the_clip_reach_every_step():
     assert reports[1].loss < reports[0].loss
 
 
-@pytest.mark.parametrize("precision", engine.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_precision_trains_weights_of_float32(precision):
     parts, twins = (setting(base_loss="vse", gnn_loss="vse") for _ in range(2))
     report, exact = step(*parts, batch_of(), precision=precision), step(*twins, batch_of())
@@ -275,7 +276,7 @@ def test_every_precision_trains_weights_of_float32(precision):
     assert torch.equal(report.loss, exact.loss) is (precision != "bf16")
 
 
-@pytest.mark.parametrize("precision", engine.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_matrix_products_use_tf32_only_where_it_is_asked_for_and_only_inside(precision):
     at_first = torch.get_float32_matmul_precision()
     try:

@@ -10,7 +10,6 @@ from damage import OPTIONS
 from helpers import read, same
 
 import arguments
-import graph_lib
 from lib.evaluation import encoding
 from lib.evaluation.metrics import Recalls, Scores
 from lib.system.run_folder import BEST, LAST
@@ -24,7 +23,6 @@ from lib.training.run_state import RunState
 def open_state(whole, folder, *more):
     """The `RunState` of a run in `folder`, whose folders are not locked any more."""
     parser = arguments.training_parser()
-    graph_lib.add_options(parser)
     argv = [*OPTIONS, "--data_path", str(whole), "--logger_name", str(folder), *more]
     (options,) = arguments.runs(arguments.parse_training(parser, argv))
     with RunFolders(options.model_name, options.logger_name) as folders:
