@@ -18,8 +18,8 @@ from torch import nn
 import arguments
 import graph_lib
 from graph_lib import Fusion, Objective, Standalone
-from lib.model.fragment import POOLINGS
 from lib.model.network import HREM
+from lib.model.options import POOLINGS
 from lib.objective.losses import find_positives, hinge_loss
 from lib.objective.relation import BLOCKS as LIMITS
 from lib.objective.relation import (

@@ -14,8 +14,9 @@ from graph_lib import Objective
 from lib.data.batches import Batch
 from lib.data.vocabulary import Vocabulary, word_embeddings
 from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
-from lib.model.fragment import POOLINGS, FragmentRelation
+from lib.model.fragment import FragmentRelation
 from lib.model.network import HREM
+from lib.model.options import POOLINGS
 from lib.model.pooling import GeneralizedPooling, rank_encodings, real_mask
 from lib.training import optim
 
