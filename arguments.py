@@ -31,6 +31,15 @@ from lib.system.options import (
 )
 from lib.system.run_folder import check_name, seed_folder
 
+TRAINING_EXAMPLES = """examples:
+  python train.py --dataset demo
+  python train.py --data_path data/ --dataset f30k --logger_name runs/f30k_test
+  python train.py --dataset f30k --logger_name runs/f30k_test --resume auto"""
+EVALUATION_EXAMPLES = """examples:
+  python eval.py --dataset demo
+  python eval.py runs/f30k_test runs/f30k_other
+  python eval.py runs/f30k_test --query 'two dogs in the snow'"""
+
 # What `--dataset demo` sets unless it is given by hand: two minutes on two CPU cores instead of
 # hours on a GPU.
 DEMO = dict(
@@ -67,7 +76,7 @@ MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
 def training_parser():
     """The parser of train.py."""
     text = "Train HREM and report retrieval on the test split."
-    parser = Parser(prog=program_name("train.py"), description=text)
+    parser = Parser(prog=program_name("train.py"), description=text, epilog=TRAINING_EXAMPLES)
     data = parser.add_argument_group("data (docs/method.md, section 1)")
     add_data_options(data)
     data.add_argument(
@@ -478,7 +487,7 @@ def _check_folder(option, folder):
 def evaluation_parser():
     """The parser of eval.py."""
     text = "Report the retrieval table of one trained model, or of an ensemble."
-    parser = Parser(prog=program_name("eval.py"), description=text)
+    parser = Parser(prog=program_name("eval.py"), description=text, epilog=EVALUATION_EXAMPLES)
     data = parser.add_argument_group("model and data")
     data.add_argument(
         "run", nargs="*", help="run folders or checkpoint files, same as --model_path"

@@ -17,8 +17,8 @@ def program_name(script):
     return command if command in COMMANDS else script
 
 
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Every option on its line, with its default where it has one."""
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the examples at the end."""
 
     def _get_help_string(self, action):
         return (
