@@ -1,4 +1,5 @@
 # make demo: everything from nothing to a retrieval table.  make lint, make test: what the CI runs.
+# make test-gpu: what needs a CUDA GPU.
 # make test-long: what takes minutes: twenty kills, a thousand epochs.
 # make mutants: plants mistakes in a copy of the code, one by one, and names those that no test
 # sees.
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo lint test test-long mutants ablation clean
+.PHONY: demo lint test test-gpu test-long mutants ablation clean
 
 demo: $(VENV)/.installed
 	$(RUN) train.py --dataset demo --overwrite 1
@@ -22,6 +23,9 @@ lint: $(VENV)/.installed-for-tests
 
 test: $(VENV)/.installed-for-tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --max-worker-restart 0
+
+test-gpu: $(VENV)/.installed-for-tests
+	HREM_TEST_GPU=1 $(RUN) -m pytest -m gpu
 
 test-long: $(VENV)/.installed-for-tests
 	$(RUN) -m pytest -m long -s

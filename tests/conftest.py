@@ -1,12 +1,12 @@
-"""Tests reach for no hub and no GPU; data, a finished run and refusals that several files of tests
-use."""
+"""Tests use no hub, and a GPU only where they are marked so; data, a finished run and refusals that
+several files of tests use."""
 
 # ruff: noqa: E402
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
-if not os.environ.get("HREM_TEST_GPU"):  # a test that needs a GPU is run with HREM_TEST_GPU=1
+if not os.environ.get("HREM_TEST_GPU"):  # set by make test-gpu
     # before torch looks for GPUs; in the programs that tests start too
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -15,11 +15,22 @@ import signal
 import warnings
 
 import pytest
+import torch
 from damage import OPTIONS
 from helpers import SHARED, make_data, shared
 
 import train
 from lib.system.errors import command_line
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests that need a GPU where there is none, or where it is hidden."""
+    if torch.cuda.is_available():
+        return
+    needs_gpu = pytest.mark.skip(reason="needs a CUDA GPU; make test-gpu runs it")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(needs_gpu)
 
 
 @pytest.fixture(autouse=True)

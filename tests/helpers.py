@@ -61,8 +61,8 @@ def scalars(folder):
 
 def close(found, expected, absolute=1e-5, relative=0.0):
     """Numbers are equal but for rounding, in the precision of what was found."""
-    found = torch.as_tensor(found).detach()
-    expected = torch.as_tensor(expected, dtype=found.dtype).detach()
+    found = torch.as_tensor(found).detach().cpu()
+    expected = torch.as_tensor(expected, dtype=found.dtype).detach().cpu()
     torch.testing.assert_close(found, expected, atol=absolute, rtol=relative)
 
 

@@ -2,6 +2,7 @@
 under published names, put into ours."""
 
 import json
+import re
 import shutil
 import tempfile
 import zlib
@@ -19,15 +20,23 @@ from lib.model.network import HREM
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "checkpoint_names.json").read_text())
 NORMS = ("norm1", "norm2", "LayerNorm")
+DEVICE = torch.device("cpu")  # of golden arrays and models; the tests on a GPU change it
+ON_THE_HOST = re.compile("lengths|img_ids")
 
 
 def golden(name):
-    """The arrays of a golden file, floats as float32 tensors."""
+    """The arrays of a golden file, floats as float32 tensors, on DEVICE what training has there."""
     with np.load(GOLDEN / name) as file:
-        return {
+        found = {
             key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fib" else file[key]
             for key in file
         }
+    return {
+        key: value.to(DEVICE)
+        if isinstance(value, torch.Tensor) and not ON_THE_HOST.search(key)
+        else value
+        for key, value in found.items()
+    }
 
 
 def weight_by_rule(name, shape, second_set=False):
@@ -67,7 +76,7 @@ def small_model():
     model.load_state_dict(
         from_published(state_by_rule("image_encoder"), state_by_rule("text_encoder"))
     )
-    return model.eval()
+    return model.to(DEVICE).eval()
 
 
 def small_objective(topk=5, layers=1, **options):
@@ -86,7 +95,7 @@ def small_objective(topk=5, layers=1, **options):
             }
     published = {name: weight_by_rule(name, shape) for name, shape in shapes.items()}
     objective.load_state_dict(rename(published, OBJECTIVE_NAMES))
-    return objective
+    return objective.to(DEVICE)
 
 
 def published_name(name):

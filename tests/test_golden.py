@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import published
 import pytest
 import torch
 from helpers import close
@@ -62,12 +63,12 @@ def relation_case(data, prefix, topk, threshold, names):
     w = data[names["cap_emb"]].clone().requires_grad_()
     images = Encoded(u, u, data[names["img_fragments"]], data[names["image_lengths"]])
     captions = Encoded(w, w, data[names["cap_fragments"]], data[names["caption_lengths"]])
-    module = InstanceRelations(topk, threshold)
+    module = InstanceRelations(topk, threshold).to(published.DEVICE)
     return module, images, captions
 
 
-def load_relation_mlps(module, published):
-    state = rename(published, OBJECTIVE_NAMES)
+def load_relation_mlps(module, named):
+    state = rename(named, OBJECTIVE_NAMES)
     module.load_state_dict(
         {name.removeprefix("relations."): value for name, value in state.items()}
     )
@@ -87,13 +88,13 @@ def check_relations(data, prefix, module, images, captions, coefficients):
     close_gradient(images.embedding.grad, data[prefix + "grad_img_emb"])
     close_gradient(captions.embedding.grad, data[prefix + "grad_cap_emb"])
     gradients = {name: value.grad for name, value in module.named_parameters()}
-    published = {
+    named = {
         key.split("grad_")[1]: value
         for key, value in data.items()
         if key.startswith(prefix + "grad_adj")
     }
-    assert len(published) == 8
-    for name, expected in rename(published, OBJECTIVE_NAMES).items():
+    assert len(named) == 8
+    for name, expected in rename(named, OBJECTIVE_NAMES).items():
         close_gradient(gradients[name.removeprefix("relations.")], expected)
 
 
@@ -163,7 +164,7 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
     )
     u, w = (data[name].clone().requires_grad_() for name in inputs)
     loss = losses.hinge_loss(
-        u, w, losses.find_positives(data["img_ids"], bool(mask_repeat)), 0.2, hardest
+        u, w, losses.find_positives(data["img_ids"], bool(mask_repeat), u.device), 0.2, hardest
     )
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
     loss.backward()
@@ -184,7 +185,7 @@ def test_triplet_loss(dataset):
         data["trip_img_emb"].clone().requires_grad_(),
         data["trip_cap_emb"].clone().requires_grad_(),
     )
-    positives = losses.find_positives(data["img_ids"])
+    positives = losses.find_positives(data["img_ids"], device=u.device)
     assert torch.equal(positives.anchor, data["trip_anchor"]) and torch.equal(
         positives.positive, data["trip_positive"]
     )
@@ -210,7 +211,7 @@ def test_triplet_loss_second_set(dataset, inputs):
     data = golden("more/losses.npz")
     prefix = f"{inputs}trip_{dataset}_"
     u, w = (data[inputs + name].clone().requires_grad_() for name in ("img_emb", "cap_emb"))
-    positives = losses.find_positives(data["img_ids"])
+    positives = losses.find_positives(data["img_ids"], device=u.device)
     similarities = (u @ w.T).detach()
     torch.manual_seed(0)
     for rows, direction in ((similarities, "img"), (similarities.T, "cap")):
@@ -383,7 +384,7 @@ def run_steps(data, second_set, hardest_from, topk, graph_from=3):
             warmup=graph_from,
             hardest=which >= hardest_from,
             grad_clip=2.0,
-            device="cpu",
+            device=published.DEVICE,
             on_step=lambda step, report, *times: reports.append(report),
         )
     return model.eval(), objective, reports, before
