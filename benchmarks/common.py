@@ -85,18 +85,19 @@ def published_model(device):
     return model.train(), Objective(EMBED_SIZE).to(device).train()
 
 
-def interleaved(functions, rounds, device="cpu"):
-    """Median seconds of each function of a dict, called in turn `rounds` times after one call to
-    warm up."""
+def interleaved(functions, rounds, device="cpu", calls=1):
+    """Median seconds per call of each function of a dict. The functions take turns; a turn is
+    `calls` calls in a row, and the first of rounds + 1 turns is for warming up."""
     seconds = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
             synchronise(device)
             started = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             synchronise(device)
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / calls)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
