@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: its most expensive kernels, and the idle time of a GPU."""
+"""Where the time of a training step goes: the most expensive kernels, and how long a GPU idles."""
 
 import collections
 
