@@ -1,4 +1,4 @@
-"""Measure everything on one GPU within eight minutes, and write one Markdown file."""
+"""Measure everything on one GPU, and write one Markdown file."""
 
 import argparse
 import datetime
@@ -13,7 +13,6 @@ import torch
 import transformers
 
 ROOT = Path(__file__).parents[1]
-MOST_SECONDS, MOST_SECONDS_PER_SECTION = 480, 180
 
 # title -> command after "python -m", for the published sizes and for a try on a CPU
 SECTIONS = {
@@ -21,7 +20,6 @@ SECTIONS = {
         "benchmarks.step --batch_size 128 256 --precision fp32 tf32 bf16",
         "benchmarks.step --batch_size 8",
     ),
-    "Tests on a GPU": ("pytest -m gpu -n 8", "pytest -m gpu tests/gpu/test_golden_on_gpu.py"),
     "Profile of a training step": (
         "benchmarks.profile_step --precision fp32 bf16",
         "benchmarks.profile_step --batch_size 8",
@@ -47,6 +45,7 @@ SECTIONS = {
         "benchmarks.step --precision fp32 bf16 --compile 1",
         "",
     ),
+    "Tests on a GPU": ("pytest -m gpu -n 8", "pytest -m gpu tests/gpu/test_golden_on_gpu.py"),
 }  # fmt: skip
 
 
@@ -56,9 +55,10 @@ def main():
     parser.add_argument("--small", action="store_true", help="small sizes, to try it on a CPU")
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS), metavar="TITLE",
                         choices=SECTIONS, help="only these parts")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=8, help="stop after this time")
     parser.add_argument("--commit", default=None, help="default: what git says")
     options = parser.parse_args()
-    deadline = time.monotonic() + MOST_SECONDS
+    deadline = time.monotonic() + 60 * options.minutes
     options.out.write_text(head(options.commit or commit()))
     for title in options.sections:
         command = SECTIONS[title][options.small]
@@ -102,7 +102,7 @@ def run(command, deadline):
     try:
         found = subprocess.run(
             [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True,
-            text=True, timeout=max(min(deadline - time.monotonic(), MOST_SECONDS_PER_SECTION), 1),
+            text=True, timeout=max(deadline - time.monotonic(), 1),
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode()
