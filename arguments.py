@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from lib.model.options import PRECISIONS, TEXT_ENCODERS
-from lib.objective.options import add_options
+from lib.model.options import PRECISIONS, ModelOptions
+from lib.objective.options import ObjectiveOptions, add_options
 from lib.results import export
 from lib.system.console import one_line, printable
 from lib.system.errors import InputError, command_line
@@ -20,13 +20,13 @@ from lib.system.options import (
     COUNT,
     COUNT_OR_NONE,
     FRACTION,
-    NOT_NEGATIVE,
     POSITIVE,
     SEED,
     SIZE,
     SWITCH,
+    Number,
     Parser,
-    number,
+    add_fields,
     program_name,
 )
 from lib.system.run_folder import check_name, seed_folder
@@ -68,7 +68,7 @@ RESULTS_FORMS = (
     "1: save npts and sims as results_DATASET.npy; published: "
     "as a pickled dict, for existing scripts"
 )
-LARGEST_BATCH, LARGEST_WORD, MOST_EPOCHS = 2**16, 2**13, 10**6
+LARGEST_BATCH, MOST_EPOCHS = 2**16, 10**6
 # of --bootstrap; results and queries of a search or a report
 MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
 
@@ -90,12 +90,7 @@ def training_parser():
         default=4,
         help="bigru: words with fewer occurrences in the training captions become <unk>",
     )
-    data.add_argument(
-        "--strip_accents",
-        type=SWITCH,
-        default=1,
-        help="bigru: 1: remove accents from words; 0: keep them",
-    )
+    add_fields(data, ModelOptions, "strip_accents")
     data.add_argument(
         "--glove",
         help="bigru: initialise the word embeddings from this text file (GloVe, "
@@ -226,27 +221,12 @@ def training_parser():
             "you give override it"
         ),
     )
-    model.add_argument(
-        "--embed_size", type=SIZE, default=1024, help="size E of the embedding space"
-    )
-    model.add_argument("--text_encoder", choices=TEXT_ENCODERS, default="bert", help="text encoder")
-    model.add_argument(
-        "--word_dim",
-        type=number(int, 1, LARGEST_WORD),
-        default=300,
-        help="bigru: size of a word embedding",
-    )
-    model.add_argument(
-        "--no_imgnorm", action="store_true", help="do not normalise image embeddings"
-    )
-    model.add_argument(
-        "--no_txtnorm", action="store_true", help="do not normalise caption embeddings"
+    add_fields(
+        model, ModelOptions, "embed_size", "text_encoder", "word_dim", "no_imgnorm", "no_txtnorm"
     )
 
     hinge = parser.add_argument_group("hinge (docs/method.md, section 5)")
-    hinge.add_argument(
-        "--margin", type=NOT_NEGATIVE, default=0.2, help="margin alpha of the losses vse and trip"
-    )
+    add_fields(hinge, ObjectiveOptions, "margin")
     hinge.add_argument(
         "--max_violation",
         action="store_true",
@@ -258,16 +238,11 @@ def training_parser():
         default=1,
         help="vse: number of first epochs that use all negatives instead of the hardest",
     )
-    hinge.add_argument(
-        "--mask_repeat",
-        type=SWITCH,
-        default=1,
-        help="1: captions of the same image are not negatives of each other",
-    )
+    add_fields(hinge, ObjectiveOptions, "mask_repeat")
 
     optim = parser.add_argument_group("optimisation (docs/method.md, section 6)")
     optim.add_argument(
-        "--num_epochs", type=number(int, 1, MOST_EPOCHS), default=30, help="number of epochs"
+        "--num_epochs", type=Number(int, 1, MOST_EPOCHS), default=30, help="number of epochs"
     )
     optim.add_argument(
         "--batch_size",
@@ -314,7 +289,7 @@ def training_parser():
 def number_of_pairs(text):
     """An argparse type: a batch size, at least 2,
     because one pair has no negative and no batch statistics."""
-    return number(int, 2, LARGEST_BATCH)(text)
+    return Number(int, 2, LARGEST_BATCH)(text)
 
 
 def results_form(text):
@@ -511,7 +486,7 @@ def evaluation_parser():
     table.add_argument("--save_results", type=results_form, default=0, help=RESULTS_FORMS)
     table.add_argument(
         "--bootstrap",
-        type=number(int, 0, MOST_SAMPLES),
+        type=Number(int, 0, MOST_SAMPLES),
         default=0,
         help="number of bootstrap samples of the images for 95%% intervals; with "
         "two models, also of their difference",
@@ -541,7 +516,7 @@ def evaluation_parser():
     )
     files.add_argument(
         "--gallery",
-        type=number(int, 0, MOST_SHOWN),
+        type=Number(int, 0, MOST_SHOWN),
         default=6,
         help="report: number of queries of each kind to show",
     )
@@ -552,7 +527,7 @@ def evaluation_parser():
     )
     files.add_argument(
         "--topk",
-        type=number(int, 1, MOST_SHOWN),
+        type=Number(int, 1, MOST_SHOWN),
         default=5,
         help="number of results per query in a search or a report",
     )

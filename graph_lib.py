@@ -16,7 +16,9 @@ from torch import nn
 
 from lib.data.conventions import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.model.fragment import after_attention, transformer_layer
+from lib.model.options import ModelOptions
 from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
+from lib.objective.options import ObjectiveOptions
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
 
@@ -124,74 +126,86 @@ class Objective(nn.Module):
     """
 
     def __init__(
-        self, dim, heads=16, dropout=0.1, layers=1, mask_weight=1.0, topk=10, threshold=0.5,
-        base_loss="trip", gnn_loss="trip", margin=0.2, longest_distance=1.7, mask_repeat=True,
-        norm_input=True, cross_loss=True, reg_loss_weight=10.0, interaction="fusion",
-        relation="both", use_relevance=True, use_connection=True, distance="l2", mask_padding=False,
-    ):  # fmt: skip
+        self,
+        model: ModelOptions = ModelOptions(),  # noqa: B008  it is frozen
+        options: ObjectiveOptions = ObjectiveOptions(),  # noqa: B008
+    ) -> None:
         super().__init__()
-        self.base_loss, self.gnn_loss = base_loss, gnn_loss
-        self.margin, self.longest_distance, self.mask_repeat = margin, longest_distance, mask_repeat
-        self.norm_input, self.cross_loss, self.reg_loss_weight = (
-            norm_input,
-            cross_loss,
-            reg_loss_weight,
-        )
-        self.interaction, self.distance = interaction, distance
-        if "infonce" in ([base_loss] if interaction == "none" else [base_loss, gnn_loss]):
+        self.options = options
+        has_graph = options.interaction != "none"
+        if "infonce" in (
+            [options.base_loss, options.gnn_loss] if has_graph else [options.base_loss]
+        ):
             self.infonce = InfoNCE()  # one temperature for all of its terms
         self.pieces_read = 0  # of every caption, of padding too where it is shorter
-        if interaction == "none":
+        if not has_graph:
             return
-        use_relevance = use_relevance and (mask_weight > 0 or reg_loss_weight > 0)
-        self.has_regulariser = use_relevance and relation != "intra" and reg_loss_weight > 0
+        use_relevance = bool(options.relevance) and (
+            options.mask_weight > 0 or options.reg_loss_weight > 0
+        )
+        self.has_regulariser = (
+            use_relevance and options.relation != "intra" and options.reg_loss_weight > 0
+        )
         self.relations = InstanceRelations(
-            topk, threshold, relation, use_relevance, use_connection, distance, mask_padding
+            options.topk,
+            options.threshold,
+            options.relation,
+            use_relevance,
+            bool(options.connection),
+            options.distance,
+            bool(model.mask_padding),
         )
         if self.relations.reads_fragments:
-            self.pieces_read = topk
-        if interaction == "fusion":
-            self.fusion = Fusion(dim, heads, dropout, layers, mask_weight)
+            self.pieces_read = options.topk
+        shared = dict(
+            dim=model.embed_size,
+            heads=model.nhead,
+            dropout=model.dropout,
+            layers=options.num_layers_enc,
+            mask_weight=options.mask_weight,
+        )
+        if options.interaction == "fusion":
+            self.fusion = Fusion(**shared)
         else:
-            self.standalone = Standalone(dim, heads, dropout, layers, mask_weight, relation)
+            self.standalone = Standalone(relation=options.relation, **shared)
 
     def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
         use_graph: the warm-up is over; hardest: of `vse`. Returns `Loss`.
         """
-        positives = find_positives(image_ids, self.mask_repeat, images.embedding.device)
+        options = self.options
+        positives = find_positives(image_ids, bool(options.mask_repeat), images.embedding.device)
 
         def loss(name, left, right):
             if name == "vse":
-                return hinge_loss(left, right, positives, self.margin, hardest)
+                return hinge_loss(left, right, positives, options.margin, hardest)
             if name == "infonce":
                 return self.infonce(left, right, positives)
-            return triplet_loss(
-                left, right, positives, self.margin, self.longest_distance, generator
-            )
+            longest = options.longest_distance or LONGEST_DISTANCE
+            return triplet_loss(left, right, positives, options.margin, longest, generator)
 
         u, w = images.embedding, captions.embedding
-        terms, connected = {"base": loss(self.base_loss, u, w)}, None
-        if use_graph and self.interaction != "none":
+        terms, connected = {"base": loss(options.base_loss, u, w)}, None
+        if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
-            if self.cross_loss:
-                cross = loss(self.gnn_loss, u, enhanced_w)
-                terms["cross"] = cross + loss(self.gnn_loss, enhanced_u, w)
-            terms["graph"] = loss(self.gnn_loss, enhanced_u, enhanced_w)
+            if options.cross_loss:
+                cross = loss(options.gnn_loss, u, enhanced_w)
+                terms["cross"] = cross + loss(options.gnn_loss, enhanced_u, w)
+            terms["graph"] = loss(options.gnn_loss, enhanced_u, enhanced_w)
             if self.has_regulariser:
-                terms["regulariser"] = self.reg_loss_weight * regulariser(
-                    relations, u, w, self.distance
+                terms["regulariser"] = options.reg_loss_weight * regulariser(
+                    relations, u, w, options.distance
                 )
         return Loss(sum(terms.values()), terms, connected)
 
     def enhance(self, images, captions, relations):
         """The enhanced embeddings u', w' of a batch, (B, E) each;
         the graph reads normalised ones or not."""
-        interact = self.fusion if self.interaction == "fusion" else self.standalone
-        field = "embedding" if self.norm_input else "unnormalised"
+        interact = self.fusion if self.options.interaction == "fusion" else self.standalone
+        field = "embedding" if self.options.norm_input else "unnormalised"
         return interact(getattr(images, field), getattr(captions, field), relations)
 
 

@@ -81,8 +81,8 @@ def bert_base():
 
 def published_model(device):
     """Model and objective of the published configuration, in training mode, on `device`."""
-    model = HREM(bert_base(), REGION_DIM, EMBED_SIZE).to(device)
-    return model.train(), Objective(EMBED_SIZE).to(device).train()
+    model = HREM(bert_base(), REGION_DIM).to(device)
+    return model.train(), Objective().to(device).train()
 
 
 def interleaved(functions, rounds, device="cpu", calls=1):

@@ -14,6 +14,7 @@ from graph_lib import Objective
 from lib.data.batches import TrainingPairs, batches, training_loader
 from lib.data.dataset import RetrievalDataset
 from lib.model.network import HREM
+from lib.model.options import ModelOptions
 from lib.training import engine, optim
 
 HEADER = common.header(
@@ -80,7 +81,8 @@ def measure(folder, num_images, options):
             vocab_size=len(tokeniser), num_hidden_layers=1, hidden_size=64, num_attention_heads=2
         )
     )
-    model, objective = HREM(bert, embed_size=64, heads=2).train(), Objective(64, heads=2).train()
+    small = ModelOptions(embed_size=64, nhead=2)
+    model, objective = HREM(bert, options=small).train(), Objective(small).train()
     optimizer = optim.build(model, objective, 5e-4)
     loader = training_loader(TrainingPairs(split, seed=0), options.batch_size, workers=1)
     started = time.perf_counter()

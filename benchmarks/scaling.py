@@ -10,6 +10,8 @@ import torch.distributed as dist
 from benchmarks import common
 from graph_lib import Objective
 from lib.model.network import HREM
+from lib.model.options import ModelOptions
+from lib.objective.options import ObjectiveOptions
 from lib.system import distributed
 from lib.training import engine, optim
 
@@ -68,11 +70,10 @@ def measure(options):
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0  # each shard has its own: with it the numbers would differ
     bert.config.attention_probs_dropout_prob = 0.0
-    model = HREM(bert, common.REGION_DIM, common.EMBED_SIZE, dropout=0.0).to(device).train()
+    shared = ModelOptions(dropout=0.0)
+    model = HREM(bert, common.REGION_DIM, shared).to(device).train()
     objective = (
-        Objective(common.EMBED_SIZE, dropout=0.0, base_loss="vse", gnn_loss="vse")
-        .to(device)
-        .train()
+        Objective(shared, ObjectiveOptions(base_loss="vse", gnn_loss="vse")).to(device).train()
     )
     optimizer = optim.build(model, objective, 5e-4)
     replicas = distributed.wrap_ddp(engine.BatchLoss(model, objective))

@@ -68,12 +68,12 @@ OPTIM = "lib/training/optim.py"
 RELATION = "lib/objective/relation.py"
 REPORT = "lib/evaluation/report.py"
 REPORTING = "lib/training/reporting.py"
-RUN_PARTS = "lib/training/run_parts.py"
 RUN_STATE = "lib/training/run_state.py"
 SAMPLING = "lib/data/sampling.py"
 TEST_DATASET = "data/test_dataset.py"
 TEST_DISTRIBUTED = "system/test_distributed_steps.py"
 TEST_GRAPH = "objective/test_graph.py"
+TERMS = "objective/test_objective_options.py"
 TEST_LOSSES = "objective/test_losses.py"
 TEST_METRICS = "evaluation/test_metrics.py"
 TEST_OPTIM = "training/test_optim.py"
@@ -99,22 +99,23 @@ MUTANTS = {
         LOOP, "encoding.similarities(state.model, state.data.validation",
         "encoding.similarities(state.model, state.data.test", KEPT),
     "the sampling distance is left out": Mutant(
-        RUN_PARTS, "        longest_distance=", "        # ", OBJECTIVE
+        "graph_lib.py", "options.longest_distance or LONGEST", "LONGEST", TERMS
     ),
     "the graph's dropout is left out": Mutant(
-        RUN_PARTS, "        dropout=options.dropout,\n", "", OBJECTIVE
+        "graph_lib.py", "            dropout=model.dropout,\n", "", OBJECTIVE
     ),
     "base_loss and gnn_loss are exchanged": Mutant(
-        RUN_PARTS, "        base_loss=options.base_loss,\n        gnn_loss=options.gnn_loss,\n",
-        "        base_loss=options.gnn_loss,\n        gnn_loss=options.base_loss,\n", OBJECTIVE),
-    "the margin is left out": Mutant(RUN_PARTS, "        margin=options.margin,\n", "", OBJECTIVE),
+        "graph_lib.py", "loss(options.base_loss, u, w)", "loss(options.gnn_loss, u, w)", TERMS),
+    "the margin is left out": Mutant(
+        "graph_lib.py", "positives, options.margin, hardest", "positives, 0.2, hardest", TERMS
+    ),
     "the graph's layers are left out": Mutant(
-        RUN_PARTS, "        layers=options.num_layers_enc,\n", "", OBJECTIVE
+        "graph_lib.py", "            layers=options.num_layers_enc,\n", "", TERMS
     ),
     "repeated images are always masked": Mutant(
-        RUN_PARTS, "        mask_repeat=bool(options.mask_repeat),\n", "", OBJECTIVE),
+        "graph_lib.py", "bool(options.mask_repeat)", "True", TERMS),
     "the graph always reads normalised embeddings": Mutant(
-        RUN_PARTS, "        norm_input=bool(options.norm_input),\n", "", OBJECTIVE),
+        "graph_lib.py", "if self.options.norm_input else", "if True else", TERMS),
     "hardest negatives an epoch late": Mutant(
         LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs",
         SETTINGS),
@@ -289,7 +290,7 @@ MUTANTS = {
     "a soft connection weighs nothing": Mutant(
         "graph_lib.py", "if relation.connection.is_floating_point():", "if False:", TEST_GRAPH),
     "the cross losses are one": Mutant(
-        "graph_lib.py", " + loss(self.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
+        "graph_lib.py", " + loss(options.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
     # Rates: lib/training/optim.py
     "BERT learns at the full rate": Mutant(
         OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS

@@ -1,6 +1,7 @@
 """The golden models: weights drawn by the rules of tests/golden/README.md,
 under published names, put into ours."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,6 +17,8 @@ from graph_lib import Objective
 from lib.model import bert
 from lib.model.checkpoint import OBJECTIVE_NAMES, from_published, rename
 from lib.model.network import HREM
+from lib.model.options import ModelOptions
+from lib.objective.options import ObjectiveOptions
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = json.loads((GOLDEN / "checkpoint_names.json").read_text())
@@ -70,9 +73,21 @@ def small_bert(**changes):
     return BertModel(BertConfig(**(settings | changes)), add_pooling_layer=False)
 
 
+def make_model(reader, region_dim, **options):
+    """A model of these options, by the names of the command line."""
+    return HREM(reader, region_dim, ModelOptions(**options))
+
+
+def make_objective(**options):
+    """An objective of these options, by the names of the command line; those of the model too."""
+    shared = options.keys() & {field.name for field in dataclasses.fields(ModelOptions)}
+    model = ModelOptions(**{name: options.pop(name) for name in shared})
+    return Objective(model, ObjectiveOptions(**options))
+
+
 def small_model():
     """The golden model in our modules, in evaluation mode."""
-    model = HREM(small_bert(), region_dim=48, embed_size=64, heads=4, dropout=0.0)
+    model = make_model(small_bert(), 48, embed_size=64, nhead=4, dropout=0.0)
     model.load_state_dict(
         from_published(state_by_rule("image_encoder"), state_by_rule("text_encoder"))
     )
@@ -81,7 +96,8 @@ def small_model():
 
 def small_objective(topk=5, layers=1, **options):
     """The golden objective, relation weights by rule."""
-    objective = Objective(64, heads=4, dropout=0.0, topk=topk, layers=layers, **options)
+    shared = dict(embed_size=64, nhead=4, dropout=0.0)
+    objective = make_objective(topk=topk, num_layers_enc=layers, **shared, **options)
     shapes = {
         name: shape for name, shape in SHAPES["criterion"].items() if name.startswith("adj_model")
     }

@@ -158,6 +158,7 @@ def evaluation_options():
 @pytest.mark.parametrize("option", sorted(training_options() | evaluation_options()))
 def test_every_option_is_read(option):
     readers = (
+        "graph_lib",
         "lib.model.network",
         *(module for module in ORDER if module.startswith("lib.training.run_")),
     )

@@ -4,6 +4,7 @@ Every file is read by `lib.system.unpickle`: nothing in it can run. What it hold
 anything is changed.
 """
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +17,11 @@ from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, why_unreadable
 from ..system.run_folder import BEST, LAST, RunFolder, seed_folder
 from . import state
-from .state import ADDED_OPTIONS, expect
+from .options import ALWAYS_SAVED, ModelOptions
+from .state import expect
 
 FORMAT = "hrem-1"
+ADDED_OPTIONS = {field.name for field in dataclasses.fields(ModelOptions)} - {*ALWAYS_SAVED}
 # published names -> names of our modules, as regular expressions; what maps to None was never used
 IMAGE_NAMES = {
     r"fc\.fc\.": "projection.",
@@ -90,7 +93,7 @@ def from_published(image_state, text_state):
 
 def model_options(options):
     """Those of a checkpoint's options that its embeddings depend on, a dict."""
-    return {name: options[name] for name in (*state.MODEL_OPTIONS, *ADDED_OPTIONS)}
+    return {field.name: options[field.name] for field in dataclasses.fields(ModelOptions)}
 
 
 def save(path, model, objective, optimizer, **counted):
@@ -165,14 +168,15 @@ def load(path):
     content = unpickle.read(path)
     try:
         is_published = content.get("format") != FORMAT
-        given = vars(content["opt"]) if is_published else dict(content["options"])
-        options = state.plain_options(
-            given | ADDED_OPTIONS if is_published else ADDED_OPTIONS | given
-        )
-        model = from_published(*content["model"]) if is_published else dict(content["model"])
-        for name in state.MODEL_OPTIONS if is_published else (*state.MODEL_OPTIONS, "val_split"):
-            options[name]  # a KeyError names what is missing
-        state.check_options(options)
+        if is_published:
+            model, given = from_published(*content["model"]), vars(content["opt"])
+            # options of the same names in published code mean something else
+            given = {name: given[name] for name in given if name not in ADDED_OPTIONS}
+        else:
+            model, given = dict(content["model"]), dict(content["options"])
+        options = state.check_options(state.plain_options(given))
+        if not is_published:
+            expect(options, "val_split", str)
         vocabulary = (
             None if options["text_encoder"] == "bert" else state.read_vocabulary(content, options)
         )

@@ -3,13 +3,18 @@
 
 # R regions, D region feature size, E embedding
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from ..data import fingerprint
 from ..data.vocabulary import word_embeddings
 from ..system.distributed import print_line
+from ..system.options import from_saved
 from . import bert, checkpoint
 from .encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
+from .options import ALWAYS_SAVED, ModelOptions
 
 PUBLISHED_BERT = "bert-base-uncased"
 
@@ -19,27 +24,31 @@ class HREM(nn.Module):
     product.
 
     reader: what reads captions, a transformers BertModel without pooler, or the nn.Embedding of a
-    vocabulary, which a bidirectional GRU goes on from; region_dim: D; embed_size: E; heads: of both
-    fragment transformers.
+    vocabulary, which a bidirectional GRU goes on from; region_dim: D.
     """
 
     def __init__(
-        self, reader, region_dim=2048, embed_size=1024, heads=16, dropout=0.1, residual_weight=0.8,
-        normalise_images=True, normalise_captions=True, pooling="maxk+relation", mask_padding=False,
-    ):  # fmt: skip
+        self,
+        reader: nn.Module,
+        region_dim: int = 2048,
+        options: ModelOptions = ModelOptions(),  # noqa: B008  it is frozen
+    ) -> None:
         super().__init__()
         shared = dict(
-            dim=embed_size,
-            heads=heads,
-            dropout=dropout,
-            residual_weight=residual_weight,
-            pooling=pooling,
+            dim=options.embed_size,
+            heads=options.nhead,
+            dropout=options.dropout,
+            residual_weight=options.residual_weight,
+            pooling=options.pooling,
         )
         self.image_encoder = ImageEncoder(
-            region_dim, normalise=normalise_images, mask_padding=mask_padding, **shared
+            region_dim,
+            normalise=not options.no_imgnorm,
+            mask_padding=bool(options.mask_padding),
+            **shared,
         )
         read = RecurrentTextEncoder if isinstance(reader, nn.Embedding) else TextEncoder
-        self.text_encoder = read(reader, normalise=normalise_captions, **shared)
+        self.text_encoder = read(reader, normalise=not options.no_txtnorm, **shared)
 
     def forward(self, batch, least_pieces=None):
         """Encode a `lib.data.batches.Batch`; least_pieces: see `TextEncoder`.
@@ -50,21 +59,10 @@ class HREM(nn.Module):
         )
 
 
-def build_model(options, reader, region_dim):
-    """The model that a dict of options describes, ours or the published ones;
+def build_model(options: Mapping[str, Any], reader: nn.Module, region_dim: int) -> HREM:
+    """The model that options describe: those of the command line, or of a checkpoint.
     reader: see `HREM`."""
-    return HREM(
-        reader,
-        region_dim=region_dim,
-        embed_size=options["embed_size"],
-        heads=options["nhead"],
-        dropout=options["dropout"],
-        residual_weight=options["residual_weight"],
-        normalise_images=not options["no_imgnorm"],
-        normalise_captions=not options["no_txtnorm"],
-        pooling=options["pooling"],
-        mask_padding=bool(options["mask_padding"]),
-    )
+    return HREM(reader, region_dim, from_saved(ModelOptions, options, ALWAYS_SAVED))
 
 
 def load_model(path, trained, bert_path, region_dim, device):

@@ -5,25 +5,19 @@ A check raises ValueError with what was found and what was expected; who calls i
 the remedy.
 """
 
+import dataclasses
 import math
 
 import torch
 
 from ..data.vocabulary import Vocabulary
+from ..system.options import from_saved
 from ..system.run_folder import LOG_NAMES
-from .options import POOLINGS, TEXT_ENCODERS
+from .options import ALWAYS_SAVED, ModelOptions
 
-ADDED_OPTIONS = dict(  # what the published models, and ours before these options, were built with
-    pooling="maxk+relation",
-    mask_padding=0,
-    text_encoder="bert",
-    word_dim=300,
-    strip_accents=1,
-)
-MODEL_OPTIONS = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")
 OPTION_KINDS = dict(  # checked where they are there
     dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, glove=str,
-    logger_name=str, model_name=str, seed=int, img_dim=int, word_dim=int, batch_size=int,
+    logger_name=str, model_name=str, seed=int, img_dim=int, batch_size=int,
     num_epochs=int,
 )  # fmt: skip
 # that LAST must have
@@ -112,7 +106,8 @@ def read_vocabulary(content, options):
 
 
 def check_options(options):
-    """Raises ValueError that names an option which describes no model."""
+    """Options of a checkpoint, plain values by name, with the defaults of those that its version
+    did not have. Raises ValueError that names an option which describes no model."""
     for name, kind in OPTION_KINDS.items():
         if options.get(name) is not None:
             limits = () if kind is str else (0, LARGEST_NUMBER) if name == "seed" else (1, LARGEST)
@@ -124,20 +119,12 @@ def check_options(options):
                 )
     if options.get("longest_distance") is not None:
         expect(options, "longest_distance", float, 0, math.inf)
-    dim, heads = options["embed_size"], options["nhead"]
-    if not (
-        isinstance(dim, int) and isinstance(heads, int) and 0 < heads <= dim and dim % heads == 0
-    ):
-        raise ValueError(f"embed_size {dim!r} and nhead {heads!r}")
-    for name in ("dropout", "residual_weight"):
-        expect(options, name, float, 0, 1)
-    switches = dict.fromkeys(("no_imgnorm", "no_txtnorm", "mask_padding", "strip_accents"), (0, 1))
-    for name, choices in dict(pooling=POOLINGS, text_encoder=TEXT_ENCODERS, **switches).items():
-        if options[name] not in choices:
-            raise ValueError(
-                f"{name} {short_repr(options[name])}, expected one of "
-                f"{', '.join(map(str, choices))}"
-            )
+    found = from_saved(ModelOptions, options, ALWAYS_SAVED)
+    if found.embed_size % found.nhead:
+        raise ValueError(
+            f"embed_size {found.embed_size} and nhead {found.nhead}, expected a multiple of nhead"
+        )
+    return options | dataclasses.asdict(found)
 
 
 def read_run_options(content):
@@ -145,11 +132,11 @@ def read_run_options(content):
     once all of it is found in place."""
     for name in ("model", "objective", "optimizer", "position"):
         expect(content, name, dict)
-    options = ADDED_OPTIONS | plain_options(content.get("options"))
-    for name in (*MODEL_OPTIONS, *RUN_OPTIONS):
+    options = plain_options(content.get("options"))
+    for name in RUN_OPTIONS:
         if options.get(name) is None:
             raise ValueError(f"the option {name} is missing, expected the options of the run")
-    check_options(options)
+    options = check_options(options)
     position = content["position"]
     epoch = expect(content, "epoch", int, 0, options["num_epochs"])
     step = expect(content, "step", int, epoch, MOST_STEPS)

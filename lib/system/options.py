@@ -1,13 +1,18 @@
-"""Command-line options: a parser whose errors are one line, and numbers that know their range."""
+"""Command-line options: a parser whose errors are one line, numbers with a range, and dataclasses
+whose fields are options."""
 
 import argparse
+import dataclasses
 import difflib
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .console import write_line
 from .errors import InputError
 
+Options = TypeVar("Options")
 COMMANDS = ("hrem-train", "hrem-eval")  # of an installation, see lib/programs.py
 
 
@@ -102,37 +107,111 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; {self.prog} --help lists every option")
 
 
-def number(kind, low, high=float("inf"), low_allowed=True):
-    """An argparse type: an int or float from `low` to `high`;
-    `low` itself only where `low_allowed`."""
+class Number:
+    """An argparse type: an int or float from `low` to `high`; `low` itself only where
+    `low_allowed`."""
 
-    def parse(text):
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        low: float,
+        high: float = float("inf"),
+        low_allowed: bool = True,
+    ) -> None:
+        self.kind, self.low, self.high, self.low_allowed = kind, low, high, low_allowed
+
+    def __call__(self, text: str) -> float:
         try:
-            value = kind(text)
+            value = self.kind(text)
         except ValueError:  # of an int of thousands of digits too
-            value = None
-        if (
-            value is None
-            or not low <= value <= high
-            or value == low
-            and not low_allowed
-            or value == float("inf")
-        ):
-            noun = "a whole number" if kind is int else "a number"
-            least = f"of at least {low}" if low_allowed else f"above {low}"
-            most = "" if high == float("inf") else f" and at most {high}"
-            raise argparse.ArgumentTypeError(f"found {text!r:.60}, expected {noun} {least}{most}")
+            value = float("nan")
+        if not self.contains(value):
+            raise argparse.ArgumentTypeError(f"found {text!r:.60}, expected {self}")
         return value
 
-    return parse
+    def contains(self, value: object) -> bool:
+        """Whether a value of Python is such a number. A whole number is a float too."""
+        kinds = (int,) if self.kind is int else (int, float)
+        return (
+            isinstance(value, kinds)
+            and self.low <= value <= self.high
+            and (value != self.low or self.low_allowed)
+            and value != float("inf")
+        )
+
+    def __str__(self) -> str:
+        if (self.kind, self.low, self.high) == (int, 0, 1):
+            return "the number 0 or 1"
+        noun = "a whole number" if self.kind is int else "a number"
+        least = f"of at least {self.low}" if self.low_allowed else f"above {self.low}"
+        return f"{noun} {least}" + (
+            "" if self.high == float("inf") else f" and at most {self.high}"
+        )
 
 
-COUNT = number(int, 1, 10**9)
-COUNT_OR_NONE = number(int, 0, 10**9)
-SIZE = number(int, 1, 2**16)  # of what layers are as wide as
-POSITIVE = number(float, 0, low_allowed=False)
-NOT_NEGATIVE = number(float, 0)
-FRACTION = number(float, 0, 1)
-PROBABILITY_BELOW_ONE = number(float, 0, 0.999)
-SWITCH = number(int, 0, 1)
-SEED = number(int, 0, 2**63 - 1)
+COUNT = Number(int, 1, 10**9)
+COUNT_OR_NONE = Number(int, 0, 10**9)
+SIZE = Number(int, 1, 2**16)  # of what layers are as wide as
+POSITIVE = Number(float, 0, low_allowed=False)
+NOT_NEGATIVE = Number(float, 0)
+FRACTION = Number(float, 0, 1)
+PROBABILITY_BELOW_ONE = Number(float, 0, 0.999)
+SWITCH = Number(int, 0, 1)
+SEED = Number(int, 0, 2**63 - 1)
+
+
+Values = Number | tuple[str, ...] | None
+
+
+def option(default: Any, values: Values, help: str) -> Any:
+    """A field of a frozen dataclass that is an option of the command line too.
+
+    values: its type or its choices, or None for a switch without a value. The default is also that
+    of checkpoints written before the option existed.
+    """
+    return dataclasses.field(default=default, metadata=dict(values=values, help=help))
+
+
+def add_fields(group: argparse._ActionsContainer, options: type, *names: str) -> None:
+    """Add these fields of a class of `option` fields to a parser or to a group of one."""
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    for name in names:
+        values, default = fields[name].metadata["values"], fields[name].default
+        settings: dict[str, Any] = dict(help=fields[name].metadata["help"])
+        if values is None:
+            settings |= dict(action="store_true")
+        elif isinstance(values, tuple):
+            settings |= dict(choices=values, default=default)
+        else:
+            settings |= dict(type=values, default=default)
+        group.add_argument(f"--{name}", **settings)
+
+
+def from_saved(
+    options: type[Options], saved: Mapping[str, Any], always: Iterable[str] = ()
+) -> Options:
+    """Options of a class of `option` fields from those that a checkpoint holds.
+
+    A field that is missing has its default, but those of `always`, which every version has saved.
+    Raises ValueError that names an option, what was found and what was expected.
+    """
+    missing = [name for name in always if name not in saved]
+    if missing:
+        raise ValueError(f"the option {missing[0]} is missing, expected the options of a model")
+    found = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = saved.get(field.name, field.default)
+        if value != field.default and not _permits(field.metadata["values"], value):
+            values = field.metadata["values"] or (0, 1)
+            expected = (
+                f"one of {', '.join(map(str, values))}" if isinstance(values, tuple) else values
+            )
+            raise ValueError(f"{field.name} {value!r:.60}, expected {expected}")
+        found[field.name] = value
+    return options(**found)
+
+
+def _permits(values: Values, value: object) -> bool:
+    if isinstance(values, Number):
+        return values.contains(value)
+    return value in (values or (0, 1))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ..evaluation import report
 from ..model import checkpoint
-from ..model.state import ADDED_OPTIONS
 from ..system.errors import InputError
 from ..system.run_folder import BEST, LAST, LOG_NAMES, OWN_NAMES, is_plain_file
 from .logs import EVAL, PARAMETERS
@@ -33,7 +32,7 @@ def own_files(folder, last):
         found |= {LAST} | _logs(folder, last)
         # without those that versions of then did not have
         names = _option_names(folder / PARAMETERS)
-        is_ours = names == sorted(last["options"].keys() - (ADDED_OPTIONS.keys() - set(names)))
+        is_ours = names == sorted(last["options"].keys() - (checkpoint.ADDED_OPTIONS - set(names)))
         found |= {PARAMETERS} if is_ours else set()
         found |= {EVAL} if VALIDATION.match(_text(folder / EVAL)) else set()
     if _is_our_checkpoint(folder / BEST):

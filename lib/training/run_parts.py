@@ -1,5 +1,6 @@
 """What a run is made of: data, vocabulary and objective, as its options and its data say."""
 
+import argparse
 import os
 from typing import NamedTuple
 
@@ -21,9 +22,12 @@ from ..data.vocabulary import (
 )
 from ..model import pretrained
 from ..model.network import build_model
+from ..model.options import ModelOptions
 from ..model.splits import load_split, open_folder
+from ..objective.options import ObjectiveOptions
 from ..system.distributed import print_line
 from ..system.errors import InputError, first_sentence
+from ..system.options import from_saved
 
 
 class Data(NamedTuple):
@@ -139,28 +143,8 @@ def check_memory(options, reader, regions_shape, device):
         )
 
 
-def build_objective(options):
+def build_objective(options: argparse.Namespace) -> graph_lib.Objective:
     """The training objective that the options describe."""
     return graph_lib.Objective(
-        options.embed_size,
-        heads=options.nhead,
-        dropout=options.dropout,
-        layers=options.num_layers_enc,
-        mask_weight=options.mask_weight,
-        topk=options.topk,
-        threshold=options.threshold,
-        base_loss=options.base_loss,
-        gnn_loss=options.gnn_loss,
-        margin=options.margin,
-        longest_distance=options.longest_distance or graph_lib.longest_distance(options.dataset),
-        mask_repeat=bool(options.mask_repeat),
-        norm_input=bool(options.norm_input),
-        cross_loss=bool(options.cross_loss),
-        reg_loss_weight=options.reg_loss_weight,
-        interaction=options.interaction,
-        relation=options.relation,
-        use_relevance=bool(options.relevance),
-        use_connection=bool(options.connection),
-        distance=options.distance,
-        mask_padding=bool(options.mask_padding),
+        from_saved(ModelOptions, vars(options)), from_saved(ObjectiveOptions, vars(options))
     )

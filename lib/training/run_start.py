@@ -12,11 +12,14 @@ folder's manifest says; `saved`, whether last.pth was ever written; `resumed_fro
 """
 
 import contextlib
+import dataclasses
 import os
 import secrets
 from pathlib import Path
 
 from ..model import checkpoint
+from ..model.options import ModelOptions
+from ..objective.options import ObjectiveOptions
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.files import lock, remove_temporaries, report_write_errors, why_unreadable
@@ -338,7 +341,9 @@ class RunFolders:
 def check_resumed(path, options, saved):
     """A run goes on with the options it began with, but for those of MAY_CHANGE.
     Raises InputError naming one."""
-    saved = {"init_from": None, "strip_accents": 1} | saved  # a run from before these options
+    defaults = dataclasses.asdict(ModelOptions()) | dataclasses.asdict(ObjectiveOptions())
+    defaults.pop("longest_distance")  # None: chosen by the data
+    saved = {"init_from": None} | defaults | saved  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(

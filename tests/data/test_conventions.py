@@ -68,7 +68,7 @@ def distance_of(argv):
     parser = arguments.training_parser()
     options = arguments.parse_training(parser, argv)
     run_parts.choose_conventions(options, {})
-    return run_parts.build_objective(options).longest_distance
+    return run_parts.build_objective(options).options.longest_distance
 
 
 CHOICES = [  # name, splits -> split that is reported on, longest distance, what is said of it

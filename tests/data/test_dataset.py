@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import PROCESS_TIMEOUT, make_data
+from published import make_model
 from transformers import BertConfig, BertModel
 
 from lib.data import dataset, demo
@@ -23,7 +24,6 @@ from lib.data.region_file import RegionFile
 from lib.data.sampling import EpochSampler
 from lib.evaluation import encoding, metrics
 from lib.model import bert
-from lib.model.network import HREM
 from lib.system.errors import InputError
 
 SIZES = {"train": 30, "dev": 8, "test": 8}
@@ -52,7 +52,7 @@ def model(tokeniser):
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
     small = BertModel(BertConfig(vocab_size=len(tokeniser), **settings), add_pooling_layer=False)
-    return HREM(small, region_dim=demo.FEATURES, embed_size=16, heads=2, dropout=0.1).eval()
+    return make_model(small, demo.FEATURES, embed_size=16, nhead=2).eval()
 
 
 @pytest.fixture

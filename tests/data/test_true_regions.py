@@ -12,7 +12,7 @@ from lib.data import demo
 from lib.data.batches import TrainingPairs, batches, training_loader
 from lib.data.dataset import RetrievalDataset
 from lib.evaluation import encoding
-from lib.model import bert, checkpoint
+from lib.model import bert
 from lib.model.network import build_model
 from lib.system.errors import InputError
 
@@ -113,7 +113,6 @@ def test_a_padded_image_is_evaluated_as_if_it_were_alone(raw, split, tmp_path):
     options = dict(
         embed_size=16, nhead=2, dropout=0.1, residual_weight=0.5, no_imgnorm=False, no_txtnorm=False
     )
-    options |= checkpoint.ADDED_OPTIONS
     model = build_model(options, bert.model(raw / "demo_precomp" / "bert"), demo.FEATURES)
     embeddings = encoding.encode_images(model, split, torch.device("cpu"))
     for image in (0, 2, 5):

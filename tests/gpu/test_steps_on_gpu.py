@@ -6,15 +6,13 @@ import itertools
 import pytest
 import torch
 from helpers import same
-from published import small_bert
+from published import make_model, make_objective, small_bert
 from test_optim import bad_batch, batch_of, everything, setting
 from torch import nn
 
-from graph_lib import Objective
 from lib.data.batches import TrainingPairs, batches, training_loader
 from lib.data.dataset import RetrievalDataset
 from lib.model import bert
-from lib.model.network import HREM
 from lib.model.options import POOLINGS, PRECISIONS
 from lib.objective.options import LOSSES
 from lib.training import engine, optim
@@ -32,9 +30,9 @@ CONFIGURATIONS = {
         for (interaction, relation), loss in itertools.product(GRAPHS, LOSSES)
     },
     **{pooling: ({}, dict(pooling=pooling)) for pooling in POOLINGS},
-    "masked padding": (dict(mask_padding=True), dict(mask_padding=True)),
-    "everything connected": (dict(use_connection=False), {}),
-    "no relevance": (dict(use_relevance=False), {}),
+    "masked padding": (dict(mask_padding=1), dict(mask_padding=1)),
+    "everything connected": (dict(connection=0), {}),
+    "no relevance": (dict(relevance=0), {}),
     "squared distance": (dict(distance="l2sq"), {}),
     "BiGRU": ({}, dict(reader="bigru")),
 }  # fmt: skip
@@ -61,9 +59,10 @@ def small_setting(graph, encoders):
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
     if encoders.get("reader") == "bigru":
         reader = nn.Embedding(90, 30)
-    settings = dict(region_dim=12, embed_size=64, heads=4, dropout=0.1) | encoders
-    model = HREM(**(settings | dict(reader=reader))).cuda().train()
-    objective = Objective(64, heads=4, dropout=0.1, topk=5, **graph).cuda().train()
+    shared = dict(embed_size=64, nhead=4, dropout=0.1)
+    settings = shared | encoders | dict(reader=reader)
+    model = make_model(region_dim=12, **settings).cuda().train()
+    objective = make_objective(topk=5, **shared, **graph).cuda().train()
     return model, objective, optim.build(model, objective, 1e-4)
 
 

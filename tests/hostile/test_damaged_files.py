@@ -680,7 +680,7 @@ CHECKPOINTS = {
     "a negative embedding": (options_with(embed_size=-16), [*NO_MODEL, "embed_size -16"]),
     "an embedding of 10**12": (
         options_with(embed_size=10**12),
-        ["has 16 rows", "embed_size 1000000000000"],
+        [*NO_MODEL, "embed_size 1000000000000"],
     ),
     "no head": (options_with(nhead=0), [*NO_MODEL, "nhead 0"]),
     "heads that do not divide": (options_with(nhead=3), [*NO_MODEL, "nhead 3"]),

@@ -296,7 +296,10 @@ def test_nothing_else_that_runs_what_it_reads_is_called():
     assert not [
         (file, name)
         for file, name, _ in calls()
-        if name in running or name.startswith("subprocess.")
+        if name in running
+        # which starts the other benchmarks
+        or name.startswith("subprocess.")
+        and file != "benchmarks/gpu.py"
     ]
 
 

@@ -6,11 +6,10 @@ import math
 import pytest
 import torch
 from helpers import close
-from published import small_bert
+from published import make_model, small_bert
 
 from lib.data.batches import Batch
 from lib.model.encoders import ImageEncoder, TextEncoder
-from lib.model.network import HREM
 from lib.model.pooling import real_mask
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
@@ -159,13 +158,13 @@ def test_gradient_of_captions_does_not_depend_on_how_much_padding_is_computed():
 @pytest.mark.parametrize("normalise_captions", [False, True])
 @pytest.mark.parametrize("normalise_images", [False, True])
 def test_each_side_is_normalised_or_not_on_its_own(normalise_images, normalise_captions):
-    model = HREM(
+    model = make_model(
         tiny_bert(),
         REGION_DIM,
-        DIM,
-        HEADS,
-        normalise_images=normalise_images,
-        normalise_captions=normalise_captions,
+        embed_size=DIM,
+        nhead=HEADS,
+        no_imgnorm=not normalise_images,
+        no_txtnorm=not normalise_captions,
     )
     batch = Batch(*images([6, 4]), *captions([5, 4]), torch.arange(2))
     for encoded, normalise in zip(model.eval()(batch), (normalise_images, normalise_captions)):

@@ -4,6 +4,7 @@ neither in batch norm nor in pooling nor in the relations."""
 import pytest
 import torch
 from helpers import close
+from published import make_model, make_objective
 from test_encoders import (
     REGION_DIM,
     image_encoder,
@@ -14,10 +15,8 @@ from test_encoders import (
 )
 from test_relation import BATCHES, BLOCKS, FLOAT32, fragments, naive_pair
 
-from graph_lib import Objective
 from lib.data.batches import Batch
 from lib.model.encoders import Encoded
-from lib.model.network import HREM
 from lib.model.pooling import real_mask
 from lib.objective import relation
 from lib.objective.relation import InstanceRelations, fragment_matches
@@ -187,9 +186,9 @@ def batch_of(more=0, junk=0.0):
 def step(batch, mask_padding=True):
     """One optimisation step with the graph. Returns its report and the parameters after it."""
     torch.manual_seed(0)
-    settings = dict(dropout=0.0, mask_padding=mask_padding)
-    model = HREM(tiny_bert(), REGION_DIM, 16, 4, **settings).train()
-    objective = Objective(16, 4, topk=4, base_loss="vse", gnn_loss="vse", **settings)
+    settings = dict(embed_size=16, nhead=4, dropout=0.0, mask_padding=int(mask_padding))
+    model = make_model(tiny_bert(), REGION_DIM, **settings).train()
+    objective = make_objective(topk=4, base_loss="vse", gnn_loss="vse", **settings)
     optimizer = optim.build(model, objective, 1e-3)
     report = engine.training_step(model, objective, optimizer, batch, use_graph=True)
     return report, [value for part in (model, objective) for value in part.state_dict().values()]

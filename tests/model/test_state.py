@@ -382,7 +382,7 @@ OPTIONS_OF_STRANGERS = {
         dict(no_imgnorm="False"),
         "no_imgnorm 'False', expected one of 0, 1",
     ),
-    "masks of 2": (dict(mask_padding=2), "mask_padding 2, expected one of 0, 1"),
+    "masks of 2": (dict(mask_padding=2), "mask_padding 2, expected the number 0 or 1"),
     "features of 10**12": (
         dict(img_dim=10**12),
         "img_dim 1000000000000, expected a whole number from 1 to",

@@ -19,24 +19,24 @@ BLOCKS = dict(both=("i2i", "i2t", "t2i", "t2t"), intra=("i2i", "t2t"), inter=("i
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_connection_0_connects_all_whatever_connection_does(monkeypatch, blocks):
     monkeypatch.setattr(relation, "connection", None)
-    objective = objective_of(topk=4, relation=blocks, use_connection=False)
+    objective = objective_of(topk=4, relation=blocks, connection=0)
     found = objective.relations(*batch_of())
     for name, block in found._asdict().items():
         assert block.connection.dtype == torch.bool
         assert block.connection.all() if name in BLOCKS[blocks] else not block.connection.any()
 
 
-@pytest.mark.parametrize("use_connection", [True, False])
-def test_a_threshold_of_one_is_connection_0_to_the_bit(use_connection):
+@pytest.mark.parametrize("connection", [1, 0])
+def test_a_threshold_of_one_is_connection_0_to_the_bit(connection):
     results = []
-    for options in (dict(threshold=1.0), dict(threshold=0.3, use_connection=use_connection)):
+    for options in (dict(threshold=1.0), dict(threshold=0.3, connection=connection)):
         images, captions = batch_of()
         objective = objective_of(topk=4, gnn_loss="vse", base_loss="vse", **options)
         loss = objective(images, captions, torch.arange(4), use_graph=True)
         loss.total.backward()
         results.append([loss.total, images.embedding.grad, captions.embedding.grad])
     is_same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
-    assert is_same is not use_connection
+    assert is_same is not bool(connection)
 
 
 @pytest.mark.parametrize("blocks, expected", [
@@ -57,7 +57,7 @@ def test_the_share_comes_with_the_loss_once_the_graph_takes_part():
     for options, use_graph, expected in (
         ({}, True, 0.5),
         (dict(threshold=0.25), True, 0.25),
-        (dict(use_connection=False), True, 1.0),
+        (dict(connection=0), True, 1.0),
         ({}, False, None),
         (dict(interaction="none"), True, None),
     ):

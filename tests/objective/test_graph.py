@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from helpers import close, normal
+from published import make_objective
 
 import graph_lib
-from graph_lib import Fusion, Objective, longest_distance
+from graph_lib import Fusion, longest_distance
 from lib.model.encoders import Encoded
 from lib.model.pooling import l2_normalise
 from lib.objective.losses import find_positives, hinge_loss, triplet_loss
@@ -95,7 +96,7 @@ def batch_of(count=4, lengths=(9, 7, 4, 3), num_regions=5, seed=0):
 
 def objective_of(seed=0, **options):
     torch.manual_seed(seed)
-    return Objective(DIM, **(dict(heads=HEADS, dropout=0.0) | options))
+    return make_objective(**(dict(embed_size=DIM, nhead=HEADS, dropout=0.0) | options))
 
 
 def check_finite_and_reached(objective, images, captions, image_ids):
@@ -299,7 +300,7 @@ def test_the_fusion_reads_unnormalised_embeddings_only_where_it_is_told_to():
 
 @pytest.mark.parametrize("loss", ["trip", "vse"])
 @pytest.mark.parametrize(
-    "options", [{}, dict(norm_input=False), dict(cross_loss=False), dict(layers=2)]
+    "options", [{}, dict(norm_input=False), dict(cross_loss=False), dict(num_layers_enc=2)]
 )
 def test_after_warm_up_gradient_reaches_both_embeddings_and_every_parameter(loss, options):
     check_finite_and_reached(

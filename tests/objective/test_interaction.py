@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from helpers import close, evaluate, make_data, normal, read
-from published import golden, small_bert
+from published import golden, make_model, make_objective, small_bert
 from test_golden import golden_batch
 from test_graph import DIM, HEADS, batch_of, naive_bias, naive_layer, objective_of, relations_of
 from test_programs import fit
@@ -17,8 +17,7 @@ from torch import nn
 
 import arguments
 import graph_lib
-from graph_lib import Fusion, Objective, Standalone
-from lib.model.network import HREM
+from graph_lib import Fusion, Standalone
 from lib.model.options import POOLINGS
 from lib.objective.losses import find_positives, hinge_loss
 from lib.objective.relation import BLOCKS as LIMITS
@@ -156,9 +155,9 @@ def test_the_blocks_are_the_loops_under_every_option(
     "options",
     [
         dict(relation="intra"),
-        dict(use_relevance=False, use_connection=False),
+        dict(relevance=0, connection=0),
         dict(interaction="none"),
-        dict(relation="inter", use_connection=False, mask_weight=0.0, reg_loss_weight=0.0),
+        dict(relation="inter", connection=0, mask_weight=0.0, reg_loss_weight=0.0),
     ],
 )
 @pytest.mark.parametrize("interaction", ["fusion", "standalone"])
@@ -175,8 +174,8 @@ def test_pieces_are_read_up_to_k_where_fragments_are_matched():
     for options in (
         {},
         dict(relation="inter"),
-        dict(use_relevance=False),
-        dict(use_connection=False),
+        dict(relevance=0),
+        dict(connection=0),
     ):
         assert objective_of(topk=7, **options).pieces_read == 7
 
@@ -249,7 +248,8 @@ def check_reached(objective, images, captions):
 @pytest.mark.parametrize("interaction, relation", GRAPHS)
 @pytest.mark.parametrize("use_relevance, use_connection", SWITCHES)
 @pytest.mark.parametrize("options", [
-    dict(base_loss="infonce", gnn_loss="infonce"), dict(gnn_loss="vse", distance="l2sq", layers=2),
+    dict(base_loss="infonce", gnn_loss="infonce"),
+    dict(gnn_loss="vse", distance="l2sq", num_layers_enc=2),
     dict(gnn_loss="infonce", cross_loss=False, norm_input=False),
     dict(gnn_loss="vse", reg_loss_weight=0.0), dict(gnn_loss="vse", mask_weight=0.0),
     dict(gnn_loss="vse", mask_weight=0.0, reg_loss_weight=0.0),
@@ -259,7 +259,7 @@ def test_gradient_reaches_every_parameter_that_there_is(
 ):
     choice = dict(interaction=interaction, relation=relation) | options
     objective = objective_of(
-        topk=4, use_relevance=use_relevance, use_connection=use_connection, **choice
+        topk=4, relevance=int(use_relevance), connection=int(use_connection), **choice
     )
     check_reached(objective, *batch_of())
 
@@ -278,7 +278,7 @@ def test_batches_of_two_and_one_connection_a_row_train(interaction, relation, co
 
 
 def test_the_default_keeps_its_parameters():
-    names = [name for name, _ in Objective(DIM, HEADS).named_parameters()]
+    names = [name for name, _ in make_objective(embed_size=DIM, nhead=HEADS).named_parameters()]
     assert names[:8] == [
         f"relations.cross_modal.mlp_{direction}.{layer}.{part}"
         for direction in ("t2i", "i2t")
@@ -357,7 +357,7 @@ class NoUpdate:
         ),
         (dict(base_loss="vse", gnn_loss="vse"), {}),
         *((dict(base_loss="vse", gnn_loss="vse"), dict(pooling=pooling)) for pooling in POOLINGS),
-        (dict(base_loss="vse", gnn_loss="vse", mask_padding=True), dict(mask_padding=True)),
+        (dict(base_loss="vse", gnn_loss="vse", mask_padding=1), dict(mask_padding=1)),
         (dict(base_loss="vse", gnn_loss="vse"), dict(reader=nn.Embedding(90, 30))),
     ],
 )
@@ -367,9 +367,10 @@ def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
     # knows no meta either
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
-    settings = dict(reader=reader, region_dim=48, embed_size=64, heads=4, dropout=0.1) | encoders
-    model = HREM(**settings).to("meta").train()
-    objective = Objective(64, heads=4, dropout=0.1, topk=5, **graph).to("meta").train()
+    shared = dict(embed_size=64, nhead=4, dropout=0.1)
+    encoders = dict(reader=reader) | encoders
+    model = make_model(region_dim=48, **shared, **encoders).to("meta").train()
+    objective = make_objective(topk=5, **shared, **graph).to("meta").train()
     batch = golden_batch(golden("steps.npz"), 0, second_set=False).to("meta")
     report = training_step(
         model, objective, NoUpdate(model, objective), batch, use_graph=True, hardest=True,
@@ -391,7 +392,8 @@ def test_the_command_line_reaches_the_objective(tmp_path):
         and objective.infonce
     )
     relations = objective.relations
-    assert relations.distance == objective.distance == "l2sq" and not relations.use_relevance
+    assert relations.distance == objective.options.distance == "l2sq"
+    assert not relations.use_relevance
     assert relations.threshold == 0.5 and relations.use_connection
     options = arguments.parse_training(parser, [*command, "--relevance", "1", "--connection", "0"])
     relations = run_parts.build_objective(options).relations

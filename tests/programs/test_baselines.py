@@ -8,14 +8,12 @@ import helpers
 import pytest
 import torch
 from helpers import normal
-from published import small_bert
+from published import make_model, make_objective, small_bert
 
-from graph_lib import Objective
 from lib.data.batches import Batch
 from lib.data.vocabulary import Vocabulary, word_embeddings
 from lib.model.encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from lib.model.fragment import FragmentRelation
-from lib.model.network import HREM
 from lib.model.options import POOLINGS
 from lib.model.pooling import GeneralizedPooling, rank_encodings, real_mask
 from lib.training import optim
@@ -219,7 +217,8 @@ def test_the_published_pooling_is_the_first_and_starts_as_it_did():
 
 def test_the_two_encoders_pool_with_weights_of_their_own():
     torch.manual_seed(0)
-    model = HREM(word_embeddings(VOCABULARY, WORD_DIM), REGION_DIM, DIM, HEADS, pooling="gpo")
+    words = word_embeddings(VOCABULARY, WORD_DIM)
+    model = make_model(words, REGION_DIM, embed_size=DIM, nhead=HEADS, pooling="gpo")
     assert (
         model.image_encoder.fragment_relation.layer
         is None
@@ -343,8 +342,11 @@ def test_recurrent_embeddings_are_float32_whatever_the_encoder_ran_in(pooling):
 
 def test_a_recurrent_encoder_learns_at_the_full_rate():
     torch.manual_seed(0)
-    model = HREM(word_embeddings(VOCABULARY, WORD_DIM), REGION_DIM, DIM, HEADS)
-    optimizer = optim.build(model, Objective(DIM, HEADS, topk=3), 1e-3, graph_lr_factor=2.0)
+    words = word_embeddings(VOCABULARY, WORD_DIM)
+    model = make_model(words, REGION_DIM, embed_size=DIM, nhead=HEADS)
+    optimizer = optim.build(
+        model, make_objective(embed_size=DIM, nhead=HEADS, topk=3), 1e-3, graph_lr_factor=2.0
+    )
     assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [
         ("encoders", 1e-3),
         ("relations", 2e-3),
@@ -355,7 +357,8 @@ def test_a_recurrent_encoder_learns_at_the_full_rate():
 
 def test_a_model_reads_a_batch_of_words():
     torch.manual_seed(0)
-    model = HREM(word_embeddings(VOCABULARY, WORD_DIM), REGION_DIM, DIM, HEADS).eval()
+    words = word_embeddings(VOCABULARY, WORD_DIM)
+    model = make_model(words, REGION_DIM, embed_size=DIM, nhead=HEADS).eval()
     ids, lengths = words_of([5, 3])
     pair = Batch(normal(2, 4, REGION_DIM), torch.tensor([4, 4]), ids, lengths, torch.arange(2))
     images, captions = model(pair, least_pieces=3)

@@ -5,12 +5,10 @@ from functools import partial
 import pytest
 import torch
 from processes import in_processes
-from published import golden, small_bert, small_model, small_objective
+from published import golden, make_model, make_objective, small_bert, small_model, small_objective
 from test_golden import golden_batch
 
 from benchmarks.scaling import own_shard
-from graph_lib import Objective
-from lib.model.network import HREM
 from lib.system import distributed
 from lib.training import engine, optim
 
@@ -28,11 +26,12 @@ def tiny_setting(mask_padding=False, **options):
     """A model of little width, its objective, and the golden batches in a vocabulary of 90."""
     torch.manual_seed(0)
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
-    model = HREM(reader, 48, 16, 4, dropout=0.0, mask_padding=mask_padding)
+    shared = dict(embed_size=16, nhead=4, dropout=0.0, mask_padding=int(mask_padding))
+    model = make_model(reader, 48, **shared)
     batches = [batch._replace(pieces=batch.pieces % 90) for batch in golden_setting()[2]]
     return (
         model,
-        Objective(16, heads=4, dropout=0.0, topk=5, mask_padding=mask_padding, **options),
+        make_objective(topk=5, **shared, **options),
         batches,
     )
 
@@ -111,7 +110,7 @@ VARIANTS = {
         base_loss="infonce", gnn_loss="infonce", interaction="standalone", norm_input=False
     ),
     "intra alone": dict(relation="intra"),
-    "no relevance": dict(use_relevance=False),
+    "no relevance": dict(relevance=0),
     "no graph": dict(interaction="none", base_loss="vse"),
 }
 QUICK = [

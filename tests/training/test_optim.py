@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from published import small_bert
+from published import make_model, make_objective, small_bert
 
-from graph_lib import Objective
 from lib.data.batches import Batch
 from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
-from lib.model.network import HREM
 from lib.model.options import PRECISIONS
 from lib.training import engine, optim
 
@@ -27,8 +25,9 @@ def setting(seed=0, graph_lr_factor=1.0, dropout=0.0, **options):
     bert = small_bert(
         vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=3, intermediate_size=32
     )
-    model = HREM(bert, REGION_DIM, DIM, HEADS, dropout=dropout).train()
-    objective = Objective(DIM, HEADS, dropout=dropout, topk=4, **options)
+    shared = dict(embed_size=DIM, nhead=HEADS, dropout=dropout)
+    model = make_model(bert, REGION_DIM, **shared).train()
+    objective = make_objective(topk=4, **shared, **options)
     return model, objective, optim.build(model, objective, RATE, graph_lr_factor)
 
 

@@ -17,6 +17,7 @@ import torch
 from helpers import fit, make_data, read, same
 
 from lib.evaluation import encoding, metrics
+from lib.objective.options import ObjectiveOptions
 from lib.system import run_folder
 from lib.training import engine
 
@@ -136,15 +137,12 @@ def test_every_step_has_the_settings_of_its_epoch(steps):
 
 def test_the_options_reach_the_objective(steps):
     objective, model = steps[0].objective, steps[0].model
-    found = {name: getattr(objective, name) for name in (
-        "base_loss", "gnn_loss", "margin", "longest_distance", "mask_repeat", "norm_input",
-        "cross_loss", "reg_loss_weight", "interaction", "distance", "pieces_read",
-    )}  # fmt: skip
-    assert found == dict(
-        base_loss="vse", gnn_loss="trip", margin=0.3, longest_distance=1.9, mask_repeat=False,
-        norm_input=False, cross_loss=True, reg_loss_weight=7.0, interaction="fusion",
-        distance="l2sq", pieces_read=6,
+    assert objective.options == ObjectiveOptions(
+        base_loss="vse", gnn_loss="trip", margin=0.3, longest_distance=1.9, mask_repeat=0,
+        norm_input=0, cross_loss=1, reg_loss_weight=7.0, interaction="fusion",
+        distance="l2sq", num_layers_enc=2, mask_weight=1.5, threshold=0.4, topk=6,
     )  # fmt: skip
+    assert objective.pieces_read == 6
     relations, fusion = objective.relations, objective.fusion
     assert (relations.threshold, relations.distance, relations.cross_modal.topk) == (0.4, "l2sq", 6)
     assert fusion.mask_weight == 1.5 and len(fusion.layers) == 2

@@ -1,0 +1,57 @@
+"""Every option of the objective changes the terms of the loss that it is for, and no other."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_graph import batch_of, objective_of
+
+from lib.objective.options import ObjectiveOptions
+
+BASE, GRAPH = {"base"}, {"cross", "graph"}
+REGULARISER = {"regulariser"}
+CHANGES = dict(  # another value, and the terms that it changes
+    base_loss=("infonce", BASE),
+    gnn_loss=("vse", GRAPH),
+    margin=(0.3, BASE | GRAPH),
+    longest_distance=(1.2, GRAPH),
+    mask_repeat=(0, BASE | GRAPH),
+    interaction=("standalone", GRAPH),
+    relation=("intra", GRAPH | REGULARISER),
+    connection=(0, GRAPH),
+    relevance=(0, GRAPH | REGULARISER),
+    distance=("l2sq", GRAPH | REGULARISER),
+    num_layers_enc=(2, GRAPH),
+    mask_weight=(3.0, GRAPH),
+    threshold=(0.2, GRAPH),
+    topk=(3, GRAPH | REGULARISER),
+    reg_loss_weight=(3.0, REGULARISER),
+    norm_input=(0, GRAPH),
+    cross_loss=(0, {"cross"}),
+)
+
+
+def terms(**options):
+    """Terms of the loss of a batch in which two pairs are of one image."""
+    torch.manual_seed(0)
+    # vse draws nothing: what is drawn for the other terms does not depend on the base loss
+    objective = objective_of(**(dict(topk=4, base_loss="vse") | options))
+    images, captions = batch_of(8, lengths=(9, 8, 7, 6, 5, 5, 4, 3))
+    image_ids = torch.tensor([0, 1, 2, 3, 4, 5, 6, 6])
+    loss = objective(
+        images._replace(unnormalised=images.unnormalised * 3), captions, image_ids, use_graph=True,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    return {name: float(value.detach()) for name, value in loss.terms.items()}
+
+
+def test_every_option_is_here():
+    assert CHANGES.keys() == {field.name for field in dataclasses.fields(ObjectiveOptions)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_option_changes_its_terms_and_no_other(name):
+    value, expected = CHANGES[name]
+    before, after = terms(), terms(**{name: value})
+    changed = {term for term in before if before[term] != after.get(term)}
+    assert changed == expected
