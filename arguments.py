@@ -27,6 +27,7 @@ from lib.system.options import (
     Number,
     Parser,
     add_fields,
+    is_given,
     program_name,
 )
 from lib.system.run_folder import check_name, seed_folder
@@ -569,11 +570,6 @@ def parse_evaluation(argv=None):
         _check_folder("export", Path(options.export).absolute())
         export.check(options.export)
     return options
-
-
-def is_given(options, option):
-    """Whether an option of eval.py asks for something."""
-    return getattr(options, option) not in (None, False, 0)
 
 
 def _check_search(options):

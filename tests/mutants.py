@@ -66,6 +66,7 @@ LOSSES = "lib/objective/losses.py"
 METRICS = "lib/evaluation/metrics.py"
 OPTIM = "lib/training/optim.py"
 RELATION = "lib/objective/relation.py"
+EVALUATE = "lib/results/evaluate.py"
 REPORT = "lib/evaluation/report.py"
 REPORTING = "lib/training/reporting.py"
 RUN_STATE = "lib/training/run_state.py"
@@ -239,7 +240,7 @@ MUTANTS = {
         TEST_DISTRIBUTED),
     "the gradient of gathered rows is not scaled": Mutant(
         DISTRIBUTED, "gradient[shard()] * world_size()", "gradient[shard()]", TEST_DISTRIBUTED),
-    # Tables: eval.py, lib/evaluation/report.py, lib/evaluation/metrics.py
+    # Tables: lib/results/evaluate.py, lib/evaluation/report.py, lib/evaluation/metrics.py
     "the table says another split selected the epoch": Mutant(
         REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found',
         TEST_PROGRAMS),
@@ -247,7 +248,7 @@ MUTANTS = {
         REPORT, "isinstance(data, dict) and data.get(", "False and data.get(",
         TEST_RESULTS),
     "an ensemble is the first model": Mutant(
-        "eval.py", "    similarities = metrics.ensemble(models)\n    text,",
+        EVALUATE, "    similarities = metrics.ensemble(models)\n    text,",
         "    similarities = models[0]\n    text,",
         TEST_PROGRAMS),
     "testall has no folds": Mutant(

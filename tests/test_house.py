@@ -36,7 +36,7 @@ ORDER = (
     "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
     "lib.results.search", "lib.results.export", "lib.results.pictures",
     "lib.results.charts", "lib.results.gallery",
-    "lib.results.html_report",
+    "lib.results.html_report", "lib.results.runs", "lib.results.evaluate",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip
 
@@ -162,7 +162,8 @@ def test_every_option_is_read(option):
         "lib.model.network",
         *(module for module in ORDER if module.startswith("lib.training.run_")),
     )
-    readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train", "eval")
+    readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train")
+    readers += ("lib.results.runs", "lib.results.evaluate")
     source = "".join(path_of(module).read_text() for module in readers)
     assert re.search(
         rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source

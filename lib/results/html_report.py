@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from ..evaluation import bootstrap, metrics, report
-from ..evaluation.metrics import Similarity, resolve_caption_images
+from ..evaluation.metrics import Similarities, resolve_caption_images
 from ..system import images
 from ..system.console import printable
 from ..training.logs import TRAIN
@@ -44,7 +44,7 @@ class Evaluation(NamedTuple):
 
     scores: dict
     facts: dict
-    similarity: Similarity
+    similarity: Similarities
     index: SplitIndex  # type: ignore[assignment]  # hides tuple.index
     pictures: Pictures
 

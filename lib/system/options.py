@@ -215,3 +215,8 @@ def _permits(values: Values, value: object) -> bool:
     if isinstance(values, Number):
         return values.contains(value)
     return value in (values or (0, 1))
+
+
+def is_given(options: argparse.Namespace, option: str) -> bool:
+    """Whether an option of eval.py asks for something."""
+    return getattr(options, option) not in (None, False, 0)

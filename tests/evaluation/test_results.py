@@ -16,10 +16,10 @@ from damage import OPTIONS, contents
 
 import eval as evaluation
 import train
-from lib.evaluation import report
+from lib.evaluation import encoding, report
 from lib.evaluation.result_names import SEEDS, ResultName, ensemble_id, escape
 from lib.system import run_folder
-from lib.system.errors import InputError
+from lib.system.errors import InputError, command_line
 
 USUAL = ResultName("f30k", "f30k", "test", "test")
 OTHERS = {
@@ -220,7 +220,7 @@ def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(
     run, refusal, monkeypatch, is_gone
 ):
     """A training that ends beside an evaluation keeps its table: that of the last best epoch."""
-    before, measured = (run / "test.md").read_bytes(), evaluation.encoding.similarities
+    before, measured = (run / "test.md").read_bytes(), encoding.similarities
     path = run / "model_best.pth"
 
     def replaced_meanwhile(*arguments):
@@ -230,7 +230,7 @@ def test_results_of_a_checkpoint_that_was_replaced_meanwhile_are_not_saved(
             shutil.copyfile(run / "last.pth", path)
         return found
 
-    monkeypatch.setattr(evaluation.encoding, "similarities", replaced_meanwhile)
+    monkeypatch.setattr(encoding, "similarities", replaced_meanwhile)
     refusal(
         evaluation.main,
         run,
@@ -443,7 +443,7 @@ def test_a_table_that_cannot_be_saved_is_printed_and_said(run, tmp_path, monkeyp
 
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr("lib.system.files.os.open", refuse)
-        evaluation.command_line(lambda: evaluate(run, "--export", tmp_path / "exported"))
+        command_line(lambda: evaluate(run, "--export", tmp_path / "exported"))
     printed = capfd.readouterr()
     assert ended.value.code == 2 and "| images |" in printed.out and printed.err.count("\n") == 1
     assert (

@@ -13,6 +13,7 @@ from damage import OPTIONS, contents, saved_with
 
 import eval as evaluation
 import train
+from lib.evaluation import encoding
 from lib.results import html_report
 from lib.training import validations
 from lib.training.logs import RunLog
@@ -114,7 +115,7 @@ def test_what_is_no_log_is_refused_before_anything_is_computed(
     (run / name).unlink()
     put(run / name)
     before = {} if put is as_sparse else contents(run)
-    monkeypatch.setattr(evaluation.encoding, "similarities", None)
+    monkeypatch.setattr(encoding, "similarities", None)
     expected = [run / name, found, "expected the log of a run", "move it away"]
     refusal(evaluation.main, "--model_path", run, "--report", expected=expected)
     assert put is as_sparse or contents(run) == before

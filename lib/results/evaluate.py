@@ -1,0 +1,193 @@
+"""Evaluate trained models on a split: print and save the table, or print what a search finds."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation import bootstrap, encoding, extended, metrics, report
+from ..evaluation.metrics import Scores, Similarities
+from ..evaluation.report import find_facts, save_results, summarise
+from ..evaluation.result_names import SEEDS, ResultName, ensemble_id
+from ..model import checkpoint
+from ..model.network import load_tokeniser
+from ..system import devices, distributed
+from ..system.console import one_line
+from ..system.distributed import print_line
+from ..system.errors import InputError
+from ..system.options import is_given
+from . import export, html_report, search
+from .pictures import Pictures, demo_scenes
+from .runs import Run, name_of, open_runs
+from .trained import Trained
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Run eval.py's options: print and save the table, or the results of a search.
+
+    Several processes share the encoding; the first one does the rest.
+    """
+    device = devices.choose_device(options.device, distributed.local_gpu(options.gpu_id))
+    named = options.model_path
+    seeds = checkpoint.find_seeds(named[0]) if len(named) == 1 else {}
+    if seeds:
+        evaluate_seeds(Path(named[0]), seeds, options, device)
+        return
+    runs = distributed.main_process_first(
+        lambda: open_runs([checkpoint.find(path) for path in named], options, device)
+    )
+    if options.query is not None or options.query_image is not None:
+        if distributed.is_main_process():
+            with distributed.single_process():
+                print_search(runs[0], options, device)
+        return
+    evaluate_runs(runs, options, device)
+
+
+def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.device) -> None:
+    """Print and save the table of a run, or of an ensemble."""
+    first, folder = runs[0], runs[0].path.parent
+    pairs = [(run.path, run.trained) for run in runs]
+    result = name_of(runs, ensemble_id([run.path for run in runs], folder) if len(runs) > 1 else "")
+    extras = [name for name in ("bootstrap", "extended") if is_given(options, name)]
+    result = result._replace(extras="-".join(extras))
+    facts = find_facts(first.dataset, first.data, pairs, folder)
+    distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
+    package = extended.annotations(search.build_index(first.data)) if options.extended else None
+    if options.report:
+        html_report.check(folder)  # before anything is computed
+    models = [encoding.similarities(run.model, run.data, device) for run in runs]
+    if not distributed.is_main_process():
+        return
+    similarities = metrics.ensemble(models)
+    text, scores = summarise(similarities, facts)
+    if options.bootstrap:
+        labels = report.folds_by_label(first.data.num_images, first.data.split)
+        facts["bootstrap_samples"] = options.bootstrap
+        facts["bootstrap"] = bootstrap.compare(models, similarities, labels, options.bootstrap)
+        text += "\n\n" + bootstrap.markdown(facts["bootstrap"], options.bootstrap)
+    if options.extended:
+        facts["extended"] = extended.measure(package, similarities)
+        extended.check_against(facts["extended"], list(scores.values())[-1])
+        text += "\n\n" + extended.markdown(facts["extended"])
+    print_line(text)
+    _save(runs, (text, scores, facts), similarities, result, options)
+
+
+def _save(runs, table, similarities, result, options):
+    """Save the table of `evaluate_runs`, its similarities and its report, and export them."""
+    first, (_, scores, facts) = runs[0], table
+    page = partial(
+        write_report,
+        run=first,
+        scores=scores,
+        facts=facts,
+        similarities=similarities,
+        options=options,
+    )
+    try:
+        save_results(
+            first.path.parent, result, table, similarities, options.save_results,
+            page if options.report else None, runs,
+        )  # fmt: skip
+    finally:  # the run folder may be somebody else's, the one to export to is not
+        if options.export is not None:
+            index = search.build_index(first.data)
+            export.write(
+                options.export, similarities, index, facts["title"], report.markdown(scores)
+            )
+
+
+def evaluate_seeds(
+    folder: Path, seeds: dict[int, Path], options: argparse.Namespace, device: torch.device
+) -> None:
+    """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
+    for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
+        if is_given(options, option):
+            raise InputError(
+                f"--{option}: {folder} holds one run per seed, expected one run: name "
+                f"{folder}/seedN"
+            )
+    runs = distributed.main_process_first(lambda: open_runs(seeds.values(), options, device))
+    first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
+    facts = find_facts(first.dataset, first.data, pairs, folder)
+    distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
+    models = [encoding.similarities(run.model, run.data, device) for run in runs]
+    if not distributed.is_main_process():
+        return
+    similarities = metrics.ensemble(models)
+    ensemble = report.tables(similarities, first.data.split)
+    by_seed = {seed: report.tables(found, first.data.split) for seed, found in zip(seeds, models)}
+    text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
+    print_line(text)
+    table = text, report.label_seeds(by_seed, ensemble), facts
+    save_results(folder, result, table, similarities, options.save_results, runs=runs)
+
+
+def print_search(run: Run, options: argparse.Namespace, device: torch.device) -> None:
+    """Print what --query and --query_image ask for."""
+    data, index = run.data, search.build_index(run.data)
+    image = None if options.query_image is None else index.find(options.query_image)
+    folder, model_options = (
+        report.run_folder(run.path.parent),
+        checkpoint.model_options(run.trained.options),
+    )
+    similarity = search.cached_similarity(
+        folder, name_of([run]).embeddings(), run.model, model_options, data, device
+    )
+    where = one_line(f"{run.dataset}, split {data.split}")
+    if options.query is not None:
+        tokeniser = load_tokeniser(run.trained, run.bert_path)
+        words = Trained(run.model, tokeniser, device).encode_captions([options.query])
+        found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
+        print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
+        if unknown := search.unknown_words(options.query, tokeniser):
+            print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
+        print_line("\n" + search.images_as_text(found, data, index))
+    if image is not None:
+        found = search.best_captions(similarity, image, options.topk)
+        print_line(
+            f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n"
+        )
+        print_line(search.captions_as_text(found, index))
+
+
+def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:
+    """Names of the files that an evaluation writes into the run folder."""
+    names = [f"{result.table()}.md", report.METRICS]
+    names += [result.results()] * bool(options.save_results)
+    return names + [result.report()] * bool(options.report)
+
+
+def check_files(
+    options: argparse.Namespace, folder: Path, result: ResultName, facts: dict[str, Any]
+) -> None:
+    """Refuse what could not be saved at the end, before anything is computed. Raises InputError."""
+    run_folder = report.run_folder(folder)
+    run_folder.check(*find_files(options, report.find_name(run_folder, result, facts)))
+
+
+def write_report(
+    path: Path,
+    run: Run,
+    scores: dict[str, Scores],
+    facts: dict[str, Any],
+    similarities: Similarities,
+    options: argparse.Namespace,
+) -> None:
+    """Write the report of a split to `path`, with the pictures of --images,
+    or the demo's scenes."""
+    index = search.build_index(run.data)
+    scenes = (
+        demo_scenes(run.data, index.captions)
+        if run.dataset == "demo" and not options.images
+        else None
+    )
+    pictures = Pictures(index, options.images, scenes)
+    shown = html_report.Evaluation(scores, facts, similarities, index, pictures)
+    html_report.write(path, shown, options.topk, options.gallery)
+    print_line(f"\nreport: {path}")
+    if missing := pictures.missing_as_text():
+        print_line(missing)

@@ -1,0 +1,119 @@
+"""Open trained models together with the split that they are evaluated on."""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..data import fingerprint
+from ..data.conventions import NO_SPLIT, conventions
+from ..data.dataset import RetrievalDataset, data_folder
+from ..data.region_file import FileState, file_state
+from ..evaluation.result_names import ResultName
+from ..model import checkpoint
+from ..model.network import HREM, find_bert_path, load_model, load_tokeniser, print_casing_note
+from ..model.splits import load_split, open_folder
+from ..system.distributed import print_line
+from ..system.errors import InputError
+from ..system.run_folder import check_name
+
+DATA_PATH = "data/"  # where the data are, unless somebody says otherwise
+
+
+class Run(NamedTuple):
+    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT,
+    data set name and split.
+
+    test_split: the split that results of this run are reported on; state: of the checkpoint file
+    when it was read.
+    """
+
+    path: Path
+    trained: checkpoint.Checkpoint
+    model: HREM
+    bert_path: str
+    dataset: str
+    data: RetrievalDataset
+    test_split: str
+    state: FileState
+
+    def check_unchanged(self) -> None:
+        """Refuse results of a checkpoint file that was replaced meanwhile, as by a training.
+        Raises InputError."""
+        if not os.path.exists(self.path) or file_state(self.path) != self.state:
+            raise InputError(
+                f"{self.path}: found another file than the one that was evaluated, expected no "
+                "training to replace it meanwhile; evaluate again"
+            )
+
+
+def open_run(path: Path, options: argparse.Namespace, device: torch.device) -> Run:
+    """The model of a checkpoint file and the split asked for. Raises InputError. Returns `Run`."""
+    state, trained = file_state(path), checkpoint.load(path)
+    ours = {} if trained.is_published else trained.options
+    dataset = options.dataset or trained.options.get("dataset", "f30k")
+    check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
+    bert_path = find_bert_path(trained, options.bert_path)
+    data_path = options.data_path or ours.get("data_path", DATA_PATH)
+    if not options.data_path and data_path != DATA_PATH:
+        data_folder(data_path, dataset)  # nothing is built in a place that a checkpoint names
+    test_split = choose_test_split(ours, data_path, dataset, options.split)
+    split = options.split or test_split
+    data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
+    print_casing_note(load_tokeniser(trained, bert_path))
+    model = load_model(path, trained, bert_path, data.region_dim, device)
+    fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
+    return Run(path, trained, model, bert_path, dataset, data, test_split, state)
+
+
+def choose_test_split(
+    trained: Mapping[str, Any], data_path: str, dataset: str, split: str | None
+) -> str:
+    """The split that a run is reported on: the one of its options `trained` or, for other data,
+    as these say.
+
+    split: the one to evaluate, or None for the test split. Raises InputError where there is none to
+    evaluate.
+    """
+    folder, recorded = open_folder(data_path, dataset), trained.get("test_split", NO_SPLIT)
+    if recorded != NO_SPLIT and dataset == trained.get("dataset"):
+        return recorded
+    found = conventions(folder, dataset)
+    if split is None and found.test_split == NO_SPLIT:
+        raise InputError(
+            f"{folder}: found no test split, expected test or testall; name another: --split dev"
+        )
+    if split is None and found.note:
+        print_line(found.note)
+    return found.test_split
+
+
+def open_runs(
+    paths: Iterable[Path], options: argparse.Namespace, device: torch.device
+) -> list[Run]:
+    """`open_run` of each of an ensemble. Raises InputError where they are of different data
+    sets."""
+    runs = [open_run(path, options, device) for path in paths]
+    if len({(run.dataset, run.data.split, run.data.num_images) for run in runs}) > 1:
+        found, splits = (
+            ", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs))
+        )
+        raise InputError(
+            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data "
+            "set and split: give --dataset and --split"
+        )
+    for run in runs[1:]:
+        fingerprint.check_same(runs[0].data, run.data)
+    return runs
+
+
+def name_of(runs: list[Run], models: str = "") -> ResultName:
+    """The `ResultName` that says what is evaluated; models: "", or as there, of several runs."""
+    first = runs[0]
+    own = first.trained.options.get("dataset", "f30k")
+    return ResultName(
+        first.dataset, own, first.data.split, first.test_split, first.path.name, models
+    )
