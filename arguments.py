@@ -31,6 +31,7 @@ from lib.system.options import (
     program_name,
 )
 from lib.system.run_folder import check_name, seed_folder
+from lib.training.presets import demo_bert
 
 TRAINING_EXAMPLES = """examples:
   python train.py --dataset demo
@@ -341,7 +342,7 @@ def parse_training(parser, argv=None):
     first.add_argument("--data_path", default=parser.get_default("data_path"))
     chosen = first.parse_known_args(argv)[0]
     if chosen.dataset == "demo":
-        parser.set_defaults(**DEMO, bert_path=str(Path(chosen.data_path) / "demo_precomp" / "bert"))
+        parser.set_defaults(**DEMO, bert_path=demo_bert(chosen.data_path))
     parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)

@@ -6,6 +6,7 @@ import torch
 import eval as evaluation
 import train
 from lib.data import demo
+from lib.training import engine
 
 PROCESS_TIMEOUT = 300  # seconds after which a process is said to hang; a busy machine is slow
 SHARED = []  # folders that several tests read
@@ -28,6 +29,24 @@ def fit(options, data, folder, *more):
     """Train into `folder`, returned. options: of the command line, a list."""
     train.main([*options, "--data_path", str(data), "--logger_name", str(folder), *map(str, more)])
     return folder
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stop_at_step(monkeypatch, step):
+    """Training raises `Stopped` before that step, counted from 0."""
+    compute = engine.training_step
+    met = []
+
+    def step_or_stop(*arguments, **settings):
+        met.append(None)
+        if len(met) > step:
+            raise Stopped
+        return compute(*arguments, **settings)
+
+    monkeypatch.setattr(engine, "training_step", step_or_stop)
 
 
 def evaluate(*arguments):

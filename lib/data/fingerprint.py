@@ -88,7 +88,7 @@ def bert_settings(bert: Any) -> str:
 def check_reader(
     path: Path | str,
     recorded: Mapping[str, str] | None,
-    bert_path: Path | str,
+    bert_path: object,
     found: Mapping[str, str],
 ) -> None:
     """Raise InputError if a BERT is not the one that a model was trained with.

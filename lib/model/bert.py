@@ -18,8 +18,10 @@ from tokenizers.normalizers import BertNormalizer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from ..data.captions import PADDING_ID
+from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
+from .saved_bert import SavedBert
 
 BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by model_type
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -42,11 +44,14 @@ DAMAGED = (  # what reading a folder was seen to raise when one of its files is 
 
 
 def configuration(path):
-    """The configuration of the BERT at `path`. Raises InputError if there is none,
-    or it is no BERT."""
-    if _is_folder(path):
-        _expect_one_of(path, ("config.json",), "configuration")
-    settings = _load(path, lambda: dict(BertConfig.get_config_dict(str(path))[0]))
+    """The configuration of the BERT at `path`: a folder, a hub name or a `SavedBert`.
+    Raises InputError if there is none, or it is no BERT."""
+    if isinstance(path, SavedBert):
+        settings = path.config
+    else:
+        if _is_folder(path):
+            _expect_one_of(path, ("config.json",), "configuration")
+        settings = _load(path, lambda: dict(BertConfig.get_config_dict(str(path))[0]))
     if settings.get("model_type") != "bert" and not _is_unnamed_bert(settings):
         raise InputError(
             f"{path}: found a model of type {settings.get('model_type', 'unknown')!r}, expected "
@@ -132,12 +137,7 @@ def tokeniser(path):
     config = configuration(path)
     if _is_folder(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")
-    found = _load(
-        path,
-        lambda: AutoTokenizer.from_pretrained(
-            str(path), config=config, use_fast=True, trust_remote_code=False
-        ),
-    )
+    found = _load(path, lambda: _read_tokeniser(path, config))
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise _no_fast_tokeniser(path, found)
@@ -166,8 +166,19 @@ def tokeniser(path):
         getattr(backend.model, "unk_token", None),
     ):
         raise _no_fast_tokeniser(path, found)
-    found.note = _load(path, lambda: _settle_casing(path, backend))
+    if isinstance(path, SavedBert):
+        found.note = one_line(path.note)
+    else:
+        found.note = _load(path, lambda: _settle_casing(path, backend))
     return found
+
+
+def _read_tokeniser(path, config):
+    if isinstance(path, SavedBert):
+        return path.load_tokeniser()
+    return AutoTokenizer.from_pretrained(
+        str(path), config=config, use_fast=True, trust_remote_code=False
+    )
 
 
 def _no_fast_tokeniser(path, found):
@@ -295,7 +306,7 @@ def encode_packed(bert, pieces, packing):
 
 
 def _is_folder(path):
-    return Path(path).is_dir()
+    return not isinstance(path, SavedBert) and Path(path).is_dir()
 
 
 def _expect_one_of(path, names, what):
@@ -329,6 +340,8 @@ def _load(path, load):
         found = (
             "a folder that does not load"
             if _is_folder(path)
+            else "damaged settings or a damaged tokeniser"
+            if isinstance(path, SavedBert)
             else "neither a folder nor a model that can be fetched"
         )
         raise InputError(

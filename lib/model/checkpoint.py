@@ -16,8 +16,9 @@ from ..system import unpickle
 from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, why_unreadable
 from ..system.run_folder import BEST, LAST, RunFolder, seed_folder
-from . import state
+from . import saved_bert, state
 from .options import ALWAYS_SAVED, ModelOptions
+from .saved_bert import SavedBert
 from .state import expect
 
 FORMAT = "hrem-1"
@@ -38,6 +39,15 @@ TEXT_NAMES = {
     r"linear\.": "projection.",
     r"aggr\.layers\.0\.": "fragment_relation.layer.",
 }
+BERT_EMBEDDINGS = "text_encoder.bert.embeddings."
+BERT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
+BERT_SIZES = dict(  # of a configuration, with a weight and its axis of that size
+    vocab_size=(BERT_EMBEDDINGS + "word_embeddings.weight", 0),
+    hidden_size=(BERT_EMBEDDINGS + "word_embeddings.weight", 1),
+    max_position_embeddings=(BERT_EMBEDDINGS + "position_embeddings.weight", 0),
+    type_vocab_size=(BERT_EMBEDDINGS + "token_type_embeddings.weight", 0),
+    intermediate_size=("text_encoder.bert.encoder.layer.0.intermediate.dense.weight", 0),
+)
 OBJECTIVE_NAMES = {
     r"gnn\.layers\.": "fusion.layers.",
     r"adj_model\.adj_learning\.mlp_(t2i|i2t)\.0\.": r"relations.cross_modal.mlp_\1.0.",
@@ -51,7 +61,8 @@ class Checkpoint(NamedTuple):
 
     vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces;
     reader: what that BERT is known by, see `lib.data.fingerprint.check_reader`; is_last: a LAST
-    file, whose epoch no validation has selected.
+    file, whose epoch no validation has selected; bert: the BERT's configuration and tokeniser, None
+    in published files and in those from before they were kept.
     """
 
     model: dict
@@ -62,6 +73,7 @@ class Checkpoint(NamedTuple):
     vocabulary: Vocabulary | None = None
     reader: dict | None = None
     is_last: bool = False
+    bert: SavedBert | None = None
 
 
 def rename(state, names):
@@ -100,7 +112,8 @@ def save(path, model, objective, optimizer, **counted):
     """Write our format; a killed run leaves the old file or the new one, never half of one.
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
-    vocabulary (a list of words, or None), reader (see `Checkpoint`), and in LAST what else a run
+    vocabulary (a list of words, or None), reader (see `Checkpoint`), bert (of `saved_bert.keep`, or
+    None), and in LAST what else a run
     needs to go on: tensors and plain values. Raises InputError where the disk is full.
     """
     content = dict(
@@ -184,8 +197,11 @@ def load(path):
         epoch = expect(counted, "epoch", int, 0, state.MOST_STEPS)
         best_rsum = expect(counted, "best_rsum", float, -1, state.BEST_POSSIBLE)
         reader, is_last = dict(content.get("reader") or {}), "position" in content
+        kept = (
+            None if is_published or vocabulary else saved_bert.read(str(path), content.get("bert"))
+        )
         found = Checkpoint(
-            model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last
+            model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -206,22 +222,33 @@ def _check_sizes(path, found):
     )
     if found.vocabulary:
         named["word_dim"] = ("text_encoder.words.weight", 1)
+    sizes = found.options
+    if found.bert:
+        sizes, named = sizes | found.bert.config, named | BERT_SIZES
     for option, (name, axis) in named.items():
-        if option not in found.options:
+        if option not in sizes:
             continue
-        shape, wanted = tuple(getattr(found.model.get(name), "shape", ())), found.options[option]
+        shape, wanted = tuple(getattr(found.model.get(name), "shape", ())), sizes[option]
         if not shape:
             raise InputError(
-                f"{path}: not a whole checkpoint: {name} is nothing, expected a size of {option} "
-                f"{wanted}; fetch it again, or train again (--bert_path names the BERT that it "
+                f"{path}: not a whole checkpoint: {name} is missing, expected with {option} "
+                f"{wanted!r:.60}; copy it again, or train again (--bert_path names the BERT it "
                 "needs)"
             )
         if len(shape) != 2 or shape[axis] != wanted:
             raise InputError(
                 f"{path}: a checkpoint of another size: {name} has "
                 f"{shape[axis] if len(shape) == 2 else shape} {('rows', 'columns')[axis]}, "
-                f"expected {option} {wanted} as its options say; fetch it again, or train again"
+                f"expected {option} {wanted!r:.60} as its settings say; copy it again, or train "
+                "again"
             )
+    layers = {match[1] for name in found.model if (match := BERT_LAYER.match(str(name)))}
+    if found.bert and len(layers) != sizes.get("num_hidden_layers"):
+        raise InputError(
+            f"{path}: a damaged checkpoint: found a BERT of {len(layers)} layers, expected "
+            f"num_hidden_layers {sizes.get('num_hidden_layers')!r:.60} as its configuration says; "
+            "copy it again, or train again"
+        )
 
 
 def load_run(path):
@@ -242,7 +269,9 @@ def load_run(path):
             "--resume none"
         )
     try:
-        return content | {"options": state.read_run_options(content)}
+        options = state.read_run_options(content)
+        kept = saved_bert.read(str(path), content.get("bert"))
+        return content | {"options": options, "bert": kept}
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _refusal(path, error) from error
 

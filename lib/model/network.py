@@ -15,6 +15,7 @@ from ..system.options import from_saved
 from . import bert, checkpoint
 from .encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
 from .options import ALWAYS_SAVED, ModelOptions
+from .saved_bert import SavedBert
 
 PUBLISHED_BERT = "bert-base-uncased"
 
@@ -67,7 +68,7 @@ def build_model(options: Mapping[str, Any], reader: nn.Module, region_dim: int) 
 
 def load_model(path, trained, bert_path, region_dim, device):
     """The model of a `Checkpoint` read from `path`, in evaluation mode.
-    Raises InputError where it does not fit."""
+    Raises InputError where it does not fit. bert_path: of `find_bert`."""
     if trained.vocabulary:
         reader = word_embeddings(trained.vocabulary, trained.options["word_dim"])
     else:
@@ -93,9 +94,8 @@ def print_casing_note(tokeniser):
         print_line(tokeniser.note)
 
 
-def find_bert_path(trained, bert_path=None):
-    """The BERT of a `Checkpoint`: `bert_path` if given, or what it was trained with;
-    published ones do not say."""
-    return bert_path or (
-        PUBLISHED_BERT if trained.is_published else trained.options.get("bert_path", PUBLISHED_BERT)
-    )
+def find_bert(trained: checkpoint.Checkpoint, bert_path: str | None = None) -> str | SavedBert:
+    """The BERT of a `Checkpoint`, for `lib.model.bert`: `bert_path` if given, or what the
+    checkpoint keeps, or for older ones where it was in training; published ones do not say."""
+    recorded = None if trained.is_published else trained.options.get("bert_path")
+    return bert_path or trained.bert or recorded or PUBLISHED_BERT

@@ -14,7 +14,8 @@ from ..data.dataset import RetrievalDataset, data_folder
 from ..data.region_file import FileState, file_state
 from ..evaluation.result_names import ResultName
 from ..model import checkpoint
-from ..model.network import HREM, find_bert_path, load_model, load_tokeniser, print_casing_note
+from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
+from ..model.saved_bert import SavedBert
 from ..model.splits import load_split, open_folder
 from ..system.distributed import print_line
 from ..system.errors import InputError
@@ -34,7 +35,7 @@ class Run(NamedTuple):
     path: Path
     trained: checkpoint.Checkpoint
     model: HREM
-    bert_path: str
+    bert_path: str | SavedBert
     dataset: str
     data: RetrievalDataset
     test_split: str
@@ -56,10 +57,9 @@ def open_run(path: Path, options: argparse.Namespace, device: torch.device) -> R
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
     check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
-    bert_path = find_bert_path(trained, options.bert_path)
+    bert_path = find_bert(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", DATA_PATH)
-    if not options.data_path and data_path != DATA_PATH:
-        data_folder(data_path, dataset)  # nothing is built in a place that a checkpoint names
+    _find_data(data_path, dataset, is_recorded=not options.data_path, path=path)
     test_split = choose_test_split(ours, data_path, dataset, options.split)
     split = options.split or test_split
     data = load_split(data_path, dataset, split, bert_path, trained.vocabulary)
@@ -67,6 +67,20 @@ def open_run(path: Path, options: argparse.Namespace, device: torch.device) -> R
     model = load_model(path, trained, bert_path, data.region_dim, device)
     fingerprint.check_reader(path, trained.reader, bert_path, {"tokeniser": data.tokeniser_digest})
     return Run(path, trained, model, bert_path, dataset, data, test_split, state)
+
+
+def _find_data(data_path, dataset, is_recorded, path):
+    """Refuse a data folder that is not there: an evaluation builds none, not even the demo's.
+    is_recorded: `data_path` is that of the run of the checkpoint at `path`. Raises InputError."""
+    try:
+        data_folder(data_path, dataset)
+    except InputError as error:
+        if not is_recorded:
+            raise
+        raise InputError(
+            f"{error}; {path} names no other folder: give the one that holds {dataset}_precomp "
+            "with --data_path"
+        ) from error
 
 
 def choose_test_split(

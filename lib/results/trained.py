@@ -19,7 +19,7 @@ from ..data.captions import Captions, tokenise
 from ..data.dataset import LARGEST_FEATURE, pad_pieces
 from ..evaluation import encoding
 from ..model import checkpoint
-from ..model.network import find_bert_path, load_model, load_tokeniser, print_casing_note
+from ..model.network import find_bert, load_model, load_tokeniser, print_casing_note
 from ..model.pooling import real_mask
 from ..system import devices
 from ..system.errors import InputError
@@ -29,12 +29,12 @@ def load(path, device="auto", bert_path=None):
     """A trained model from a run folder or a checkpoint file, ours or a published one.
     Returns `Trained`.
 
-    device: auto, cpu, cuda or cuda:N; bert_path: if not where the model was trained with it. Raises
-    InputError.
+    device: auto, cpu, cuda or cuda:N; bert_path: in place of the BERT that the checkpoint keeps or
+    names. Raises InputError.
     """
     device, path = devices.choose_device(device), checkpoint.find(path)
     trained = checkpoint.load(path)
-    bert_path = find_bert_path(trained, bert_path)
+    bert_path = find_bert(trained, bert_path)
     model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
     tokeniser = load_tokeniser(trained, bert_path)
     print_casing_note(tokeniser)

@@ -66,7 +66,7 @@ def log_setup(state, resumed_file, trained):
             f"vocabulary: {len(state.vocabulary.words)} words that the training captions hold at "
             f"least {options.min_word_count} times"
         )
-    if note := (state.vocabulary or bert.tokeniser(options.bert_path)).note:
+    if note := (state.vocabulary or bert.tokeniser(state.bert_path)).note:
         tell(note)
     tell(
         f"parameters: image encoder {count(state.model.image_encoder)}, text encoder "
@@ -154,7 +154,7 @@ def write_table(state):
         )
         return {}
     best = checkpoint.load(state.best_file)
-    model = load_model(state.best_file, best, options.bert_path, options.img_dim, state.device)
+    model = load_model(state.best_file, best, state.bert_path, options.img_dim, state.device)
     similarities = encoding.similarities(model, state.data.test, state.device)
 
     def written():

@@ -20,14 +20,16 @@ from ..data.vocabulary import (
     read_glove,
     word_embeddings,
 )
-from ..model import pretrained
-from ..model.network import build_model
+from ..model import bert, pretrained
+from ..model.network import PUBLISHED_BERT, build_model
 from ..model.options import ModelOptions
+from ..model.saved_bert import SavedBert
 from ..model.splits import load_split, open_folder
 from ..objective.options import ObjectiveOptions
 from ..system.distributed import print_line
 from ..system.errors import InputError, first_sentence
 from ..system.options import from_saved
+from .presets import demo_bert
 
 
 class Data(NamedTuple):
@@ -101,11 +103,31 @@ def read_embeddings(options, vocabulary):
     return embeddings
 
 
-def open_data(options, vocabulary=None):
+def find_bert(
+    options: argparse.Namespace, kept: SavedBert | None, recorded_path: str | None
+) -> str | SavedBert:
+    """The BERT of a run, for `lib.model.bert`: --bert_path, or what a checkpoint keeps where that
+    cannot be read. Raises InputError.
+
+    kept: the `SavedBert` of the checkpoint that the run starts from, or None; recorded_path: the
+    --bert_path of its run. Another --bert_path is never replaced, unless it is a default.
+    """
+    replaceable = recorded_path, PUBLISHED_BERT, demo_bert(options.data_path)
+    try:
+        bert.configuration(options.bert_path)
+    except InputError:
+        if kept is None or options.bert_path not in replaceable:
+            raise
+        print_line(f"--bert_path {options.bert_path}: cannot be read; going on with {kept}")
+        return kept
+    return options.bert_path
+
+
+def open_data(options, bert_path, vocabulary=None):
     """The splits of a run, all opened before anything is trained. Raises InputError.
-    Returns `Data`."""
+    Returns `Data`. bert_path: of `find_bert`."""
     splits = {
-        split: load_split(options.data_path, options.dataset, split, options.bert_path, vocabulary)
+        split: load_split(options.data_path, options.dataset, split, bert_path, vocabulary)
         for split in dict.fromkeys(("train", options.val_split, options.test_split))
         if split != NO_SPLIT
     }

@@ -7,8 +7,9 @@ import torch
 
 from ..data import fingerprint
 from ..data.batches import TrainingPairs, training_loader
-from ..model import bert, checkpoint, pretrained
+from ..model import bert, checkpoint, pretrained, saved_bert
 from ..model.network import build_model
+from ..model.saved_bert import SavedBert
 from ..system import devices, distributed
 from ..system.distributed import print_line
 from . import optim
@@ -18,6 +19,7 @@ from .run_parts import (
     build_objective,
     check_memory,
     choose_conventions,
+    find_bert,
     open_data,
     read_embeddings,
     read_vocabulary,
@@ -59,7 +61,14 @@ class RunState:
         self.vocabulary = distributed.main_process_first(
             lambda: read_vocabulary(options, resumed_file, content, trained)
         )
-        self.data = distributed.main_process_first(lambda: open_data(options, self.vocabulary))
+        self.bert_path = (
+            options.bert_path
+            if self.vocabulary
+            else distributed.main_process_first(lambda: self._find_bert(content, trained))
+        )
+        self.data = distributed.main_process_first(
+            lambda: open_data(options, self.bert_path, self.vocabulary)
+        )
         options.img_dim = self.data.train.region_dim
         if content:
             check_resumed(resumed_file, vars(options), content["options"])
@@ -68,19 +77,24 @@ class RunState:
         reader = (
             read_embeddings(options, self.vocabulary)
             if self.vocabulary
-            else bert.model(options.bert_path)
+            else bert.model(self.bert_path, pretrained=not isinstance(self.bert_path, SavedBert))
         )
         self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
-        self.reader = None
+        self.reader = self.kept_bert = None
         if not self.vocabulary:
+            if isinstance(self.bert_path, SavedBert):  # whose initial weights nobody knows
+                saved = ((content or {}).get("position", {}).get("data") or {}).get("bert", {})
+                self.fingerprint["bert"].pop("weights")
+                self.fingerprint["bert"] |= {n: saved[n] for n in ("weights",) if n in saved}
             settings, tokeniser = (
                 self.fingerprint["bert"]["settings"],
                 self.data.train.tokeniser_digest,
             )
             self.reader = dict(settings=settings, tokeniser=tokeniser)
+            self.kept_bert = saved_bert.keep(reader.config, bert.tokeniser(self.bert_path))
             if trained:
                 fingerprint.check_reader(
-                    options.init_from, trained.reader, options.bert_path, self.reader
+                    options.init_from, trained.reader, self.bert_path, self.reader
                 )
         if content:
             self._check_data(resumed_file, content["position"].get("data"))
@@ -108,6 +122,16 @@ class RunState:
             self._restore(resumed_file, content)
         self._start(resumed_file, content)
         log_setup(self, resumed_file, trained)
+
+    def _find_bert(self, content, trained):
+        """`find_bert` of a run that goes on from `content`, or starts from `trained`, a
+        `Checkpoint`, or from neither."""
+        kept = recorded = None
+        if content:
+            kept, recorded = content["bert"], content["options"].get("bert_path")
+        elif trained:
+            kept, recorded = trained.bert, trained.options.get("bert_path")
+        return find_bert(self.options, kept, recorded)
 
     def _check_data(self, path, saved):
         """Compare data and BERT with those that the run began with, `saved`.
@@ -182,7 +206,7 @@ class RunState:
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
                     vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader,
-                    **more,
+                    bert=self.kept_bert, **more,
                 )  # fmt: skip
                 if path == self.last_file:
                     self.folders.saved()

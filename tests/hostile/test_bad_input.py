@@ -509,7 +509,7 @@ DAMAGED_CHECKPOINTS = {
     ),
     "without weights": (
         lambda path: saved_with(path, model={}),
-        ["is nothing, expected", "--bert_path"],
+        ["is missing, expected", "--bert_path"],
     ),
 }
 

@@ -197,7 +197,7 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     ),
     "a weight too few": (
         inside("model", change=without("image_encoder.projection.bias")),
-        ["is nothing, expected"],
+        ["is missing, expected"],
     ),
     "a weight too many": (
         inside("objective", change=entry("x", torch.ones(1))),

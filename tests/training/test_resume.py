@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import make_data, read, same, scalars, shared
+from helpers import Stopped, make_data, read, same, scalars, shared, stop_at_step
 
 import train
 from lib.system import files, run_folder
@@ -52,24 +52,6 @@ def check_same_run(folder, whole):
         assert [step for step, _ in ours.pop(name)] == [step for step, _ in theirs.pop(name)]
     assert ours == theirs
     assert not files.find_temporaries(folder)
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a process."""
-
-
-def stop_at_step(monkeypatch, step):
-    """Training raises `Stopped` before that step, counted from 0."""
-    compute = engine.training_step
-    met = []
-
-    def step_or_stop(*arguments, **settings):
-        met.append(None)
-        if len(met) > step:
-            raise Stopped
-        return compute(*arguments, **settings)
-
-    monkeypatch.setattr(engine, "training_step", step_or_stop)
 
 
 @pytest.mark.parametrize(
