@@ -69,7 +69,8 @@ class Fusion(nn.Module):
 
     def attention_bias(self, relations):
         """The bias of the whole graph, (2B, 2B), in blocks [[i2i, i2t], [t2i, t2t]]."""
-        return whole_graph(*(attention_bias(block, self.mask_weight) for block in relations))
+        graph = Relation(*(whole_graph(*blocks) for blocks in zip(*relations)))
+        return attention_bias(graph, self.mask_weight)
 
     def forward(self, image_vectors, caption_vectors, relations):
         """image_vectors, caption_vectors: (B, E). Returns the enhanced,

@@ -264,7 +264,7 @@ MUTANTS = {
         "evaluation/test_metrics.py programs/test_programs.py"),
     # Losses and relations
     "the maximum is over all negatives": Mutant(
-        LOSSES, "largest = log_weights.masked_fill(~is_admissible, -torch.inf)",
+        LOSSES, "largest = log_weights.masked_fill(is_excluded, -torch.inf)",
         "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(

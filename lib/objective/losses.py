@@ -84,12 +84,12 @@ def negative_distribution(similarities, is_positive, longest_distance):
     log_weights = (2 - SAMPLING_DIMENSION) * distances.log() - (
         SAMPLING_DIMENSION - 3
     ) / 2 * torch.log(1 - distances.square() / 4)
-    log_weights = log_weights.masked_fill(is_positive | ~log_weights.isfinite(), 0)
-    is_admissible = ~is_positive & (distances < longest_distance)
+    log_weights = log_weights.nan_to_num(0, 0, 0)
+    is_excluded = is_positive | ~(distances < longest_distance)
     # The shift by the largest admissible weight leaves the distribution as it is and keeps exp()
     # from underflowing.
-    largest = log_weights.masked_fill(~is_admissible, -torch.inf).amax(-1, keepdim=True)
-    weights = (log_weights - largest).exp().masked_fill(~is_admissible, 0)
+    largest = log_weights.masked_fill(is_excluded, -torch.inf).amax(-1, keepdim=True)
+    weights = (log_weights - largest).exp().masked_fill(is_excluded, 0)
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
