@@ -3,12 +3,10 @@ launching them is what a step of the published configuration takes its time for.
 
 import pytest
 import torch
-from published import small_bert
+from published import make_model, make_objective, small_bert
 from test_optim import DIM, HEADS, REGION_DIM, VOCABULARY, batch_of
 
 from benchmarks import common
-from graph_lib import Objective
-from lib.model.network import HREM
 from lib.objective import relation
 from lib.training import engine, optim
 
@@ -25,8 +23,9 @@ def test_a_step_of_the_published_depth_takes_few_operations(precision, monkeypat
         vocab_size=VOCABULARY, hidden_size=24, num_attention_heads=3, intermediate_size=32,
         num_hidden_layers=12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    model = HREM(bert, REGION_DIM, DIM, HEADS, dropout=0.0).train()
-    objective = Objective(DIM, HEADS, dropout=0.0, topk=4).train()
+    sizes = dict(embed_size=DIM, nhead=HEADS, dropout=0.0)
+    model = make_model(bert, REGION_DIM, **sizes).train()
+    objective = make_objective(topk=4, **sizes).train()
     optimizer = optim.build(model, objective, 1e-3)
     batch = batch_of(lengths=(8, 6, 5, 3))
 
