@@ -17,7 +17,7 @@ from torch import nn
 from lib.data.conventions import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
 from lib.model.fragment import after_attention, transformer_layer
 from lib.model.options import ModelOptions
-from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_loss
+from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_losses
 from lib.objective.options import ObjectiveOptions
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
@@ -69,7 +69,8 @@ class Fusion(nn.Module):
 
     def attention_bias(self, relations):
         """The bias of the whole graph, (2B, 2B), in blocks [[i2i, i2t], [t2i, t2t]]."""
-        return whole_graph(*(attention_bias(block, self.mask_weight) for block in relations))
+        graph = Relation(*(whole_graph(*blocks) for blocks in zip(*relations)))
+        return attention_bias(graph, self.mask_weight)
 
     def forward(self, image_vectors, caption_vectors, relations):
         """image_vectors, caption_vectors: (B, E). Returns the enhanced,
@@ -177,24 +178,26 @@ class Objective(nn.Module):
         options = self.options
         positives = find_positives(image_ids, bool(options.mask_repeat), images.embedding.device)
 
-        def loss(name, left, right):
+        def losses(name, *sides):
             if name == "vse":
-                return hinge_loss(left, right, positives, options.margin, hardest)
+                return [hinge_loss(*pair, positives, options.margin, hardest) for pair in sides]
             if name == "infonce":
-                return self.infonce(left, right, positives)
+                return [self.infonce(*pair, positives) for pair in sides]
             longest = options.longest_distance or LONGEST_DISTANCE
-            return triplet_loss(left, right, positives, options.margin, longest, generator)
+            return triplet_losses(sides, positives, options.margin, longest, generator).unbind()
 
         u, w = images.embedding, captions.embedding
-        terms, connected = {"base": loss(options.base_loss, u, w)}, None
+        (base,), connected = losses(options.base_loss, (u, w)), None
+        terms = {"base": base}
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
-            if options.cross_loss:
-                cross = loss(options.gnn_loss, u, enhanced_w)
-                terms["cross"] = cross + loss(options.gnn_loss, enhanced_u, w)
-            terms["graph"] = loss(options.gnn_loss, enhanced_u, enhanced_w)
+            sides = [(u, enhanced_w), (enhanced_u, w)] if options.cross_loss else []
+            *cross, graph = losses(options.gnn_loss, *sides, (enhanced_u, enhanced_w))
+            if cross:
+                terms["cross"] = cross[0] + cross[1]
+            terms["graph"] = graph
             if self.has_regulariser:
                 terms["regulariser"] = options.reg_loss_weight * regulariser(
                     relations, u, w, options.distance

@@ -264,14 +264,15 @@ MUTANTS = {
         "evaluation/test_metrics.py programs/test_programs.py"),
     # Losses and relations
     "the maximum is over all negatives": Mutant(
-        LOSSES, "largest = log_weights.masked_fill(~is_admissible, -torch.inf)",
+        LOSSES, "largest = log_weights.masked_fill(is_excluded, -torch.inf)",
         "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(
         LOSSES, "(margin + similarities - paired).clamp", "(similarities - paired).clamp",
         TEST_LOSSES),
     "captions are never anchors": Mutant(
-        LOSSES, "directions = (similarities, similarities.T)", "directions = (similarities,)",
+        LOSSES, "torch.stack([similarities, similarities.mT], dim=1)",
+        "torch.stack([similarities, similarities], dim=1)",
         TEST_LOSSES),
     "the temperature has no limit": Mutant(
         LOSSES, "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),
@@ -291,7 +292,7 @@ MUTANTS = {
     "a soft connection weighs nothing": Mutant(
         "graph_lib.py", "if relation.connection.is_floating_point():", "if False:", TEST_GRAPH),
     "the cross losses are one": Mutant(
-        "graph_lib.py", " + loss(options.gnn_loss, enhanced_u, w)", "", TEST_GRAPH),
+        "graph_lib.py", "cross[0] + cross[1]", "cross[0]", TEST_GRAPH),
     # Rates: lib/training/optim.py
     "BERT learns at the full rate": Mutant(
         OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS

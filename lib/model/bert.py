@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
@@ -21,6 +22,7 @@ from ..data.captions import PADDING_ID
 from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
+from .packing import attention_dtype, key_bias
 from .saved_bert import SavedBert
 
 BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by model_type
@@ -287,19 +289,23 @@ def encode_packed(bert, pieces, packing):
     bert: a transformers BertModel; pieces: (N, L) ids; packing: `lib.model.packing.Packing`.
     Padding (id 0) is never a key.
     """
-    config, is_key = bert.config, pieces != PADDING_ID
+    config = bert.config
     places = torch.arange(pieces.size(1), device=pieces.device).expand_as(pieces)
     ids, places = packing.pack(pieces)[None], packing.pack(places)[None]
     hidden = bert.embeddings(
         input_ids=ids, position_ids=places, token_type_ids=torch.zeros_like(ids)
     )[0]
     dropout = config.attention_probs_dropout_prob if bert.training else 0.0
+    bias = key_bias(pieces != PADDING_ID, attention_dtype(hidden))
     for layer in bert.encoder.layer:
         attention = layer.attention.self
-        projected = torch.cat(
-            [attention.query(hidden), attention.key(hidden), attention.value(hidden)], dim=1
+        parts = attention.query, attention.key, attention.value
+        projected = F.linear(  # one product instead of three
+            hidden,
+            torch.cat([part.weight for part in parts]),
+            torch.cat([part.bias for part in parts]),
         )
-        mixed = packing.attention(projected, is_key, config.num_attention_heads, dropout)
+        mixed = packing.attention(projected, bias, config.num_attention_heads, dropout)
         hidden = layer.attention.output(mixed, hidden)
         hidden = layer.output(layer.intermediate(hidden), hidden)
     return hidden

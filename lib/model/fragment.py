@@ -12,8 +12,8 @@ import functools
 import torch.nn.functional as F
 from torch import nn
 
-from .packing import Packing
-from .pooling import GeneralizedPooling, masked_mean, max_k_mean, real_mask
+from .packing import Packing, attention_dtype, key_bias
+from .pooling import GeneralizedPooling, masked_mean, max_k_mean
 
 
 def transformer_layer(dim, heads, dropout):
@@ -54,13 +54,14 @@ class FragmentRelation(nn.Module):
         residual = self.pool(fragments, lengths)
         if self.layer is None:
             return residual
-        related = masked_mean(self.relate(fragments, lengths), lengths)
+        counted = lengths.to(fragments.device, non_blocking=True).unsqueeze(1)
+        related = self.relate(fragments, lengths).sum(1) / counted
         return self.residual_weight * residual + (1 - self.residual_weight) * related
 
     def relate(self, fragments, lengths):
         """The transformer's output for the true fragments, (N, n, E), zero beyond them."""
         packing = Packing(lengths, fragments.size(1), fragments.device)
-        return packing.unpack(_transform(self.layer, packing.pack(fragments), packing, lengths))
+        return packing.unpack(_transform(self.layer, packing.pack(fragments), packing))
 
 
 def _pooling(name):
@@ -69,12 +70,12 @@ def _pooling(name):
     return dict(maxk=max_k_mean, mean=masked_mean, max=functools.partial(max_k_mean, k=1))[name]
 
 
-def _transform(layer, packed, packing, lengths):
+def _transform(layer, packed, packing):
     """What `layer(fragments, src_key_padding_mask=...)` computes, on the true fragments alone,
     (M, E)."""
     attention = layer.self_attn
-    is_real = real_mask(lengths, packing.padded_shape[1], packed.device)
+    bias = key_bias(packing.is_taken, attention_dtype(packed))
     projected = F.linear(packed, attention.in_proj_weight, attention.in_proj_bias)
     dropout = attention.dropout if layer.training else 0.0
-    mixed = attention.out_proj(packing.attention(projected, is_real, attention.num_heads, dropout))
+    mixed = attention.out_proj(packing.attention(projected, bias, attention.num_heads, dropout))
     return after_attention(layer, packed, mixed)

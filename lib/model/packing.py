@@ -6,9 +6,12 @@ take part. Only attention sees the padded form, and there it is a hundredth of t
 
 # N samples, n positions of the longest, M packed positions, E width, H heads
 
+import torch
 import torch.nn.functional as F
 
 from .pooling import real_mask
+
+ALIGNMENT = 8  # elements; attention on a GPU copies a bias whose rows begin anywhere else
 
 
 class Packing:
@@ -21,7 +24,9 @@ class Packing:
 
     def __init__(self, lengths, longest, device):
         self.padded_shape = (len(lengths), longest)
-        taken = real_mask(lengths, longest).flatten().nonzero().squeeze(1)
+        is_taken = real_mask(lengths, longest)
+        self.is_taken = is_taken.to(device, non_blocking=True)  # (N, n)
+        taken = is_taken.flatten().nonzero().squeeze(1)
         self.index = taken.to(device, non_blocking=True)  # (M,) into N*n
 
     def pack(self, padded):
@@ -31,19 +36,34 @@ class Packing:
     def unpack(self, packed):
         """(M, ...) to (N, n, ...), zero beyond the packed positions."""
         padded = packed.new_zeros(self.padded_shape[0] * self.padded_shape[1], *packed.shape[1:])
-        return padded.index_copy(0, self.index, packed).unflatten(0, self.padded_shape)
+        return padded.index_copy_(0, self.index, packed).unflatten(0, self.padded_shape)
 
-    def attention(self, projected, is_key, heads, dropout=0.0):
+    def attention(self, projected, bias, heads, dropout=0.0):
         """Multi-head attention inside each sample.
 
-        projected: (M, 3E), queries, keys and values side by side; is_key: (N, n) bool. Returns (M,
-        E).
+        projected: (M, 3E), queries, keys and values side by side; bias: (N, 1, 1, n), see
+        `key_bias`. Returns (M, E).
         """
-        # (N, H, n, E/H)
-        query, key, value = (
-            self.unpack(projected).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=is_key[:, None, None], dropout_p=dropout
-        )
+        parts = self.unpack(projected).unflatten(2, (3, heads, -1)).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)  # (N, H, n, E/H)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         return self.pack(mixed.transpose(1, 2).flatten(2))
+
+
+def key_bias(is_key, dtype):
+    """What attention adds to its logits: 0 where there is a key, -inf elsewhere.
+
+    A bool mask would be turned into this in every layer. is_key: (N, n) bool; dtype: that of
+    `attention_dtype`. Returns (N, 1, 1, n).
+    """
+    longest = is_key.size(1)
+    width = -(-longest // ALIGNMENT) * ALIGNMENT
+    bias = torch.zeros(len(is_key), 1, 1, width, dtype=dtype, device=is_key.device)
+    return bias[..., :longest].masked_fill_(~is_key[:, None, None], -torch.inf)
+
+
+def attention_dtype(hidden):
+    """The type in which attention over `hidden` runs: its own, or that of autocast."""
+    kind = hidden.device.type
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_cast else hidden.dtype

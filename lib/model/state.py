@@ -296,7 +296,7 @@ def why_unfit(value, like):
     is_plain = is_plain_tensor(value)
     if is_plain and value.shape == like.shape:
         return None
-    found = tuple(value.shape) if is_plain else "nothing" if value is None else "no plain tensor"
+    found = tuple(value.shape) if is_plain else "missing" if value is None else "no plain tensor"
     return f"is {found}, expected {tuple(like.shape)}"
 
 

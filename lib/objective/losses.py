@@ -76,32 +76,34 @@ def negative_distribution(similarities, is_positive, longest_distance):
     """Distance-weighted distribution over each anchor's negatives
     (Wu et al., ICCV 2017, equation 4; section 5).
 
-    similarities: (B, B), a row an anchor; is_positive: (B, B) bool; longest_distance: negatives
-    this far or farther are not admissible (1.7 Flickr30K, 1.9 COCO). Returns (B, B); a row without
-    admissible negatives is all zero.
+    similarities: (..., B, B), a row an anchor; is_positive: (B, B) bool; longest_distance:
+    negatives this far or farther are not admissible (1.7 Flickr30K, 1.9 COCO). Returns
+    (..., B, B); a row without admissible negatives is all zero.
     """
     distances = (2 - 2 * similarities).clamp(min=SMALLEST_DISTANCE**2).sqrt()
     log_weights = (2 - SAMPLING_DIMENSION) * distances.log() - (
         SAMPLING_DIMENSION - 3
     ) / 2 * torch.log(1 - distances.square() / 4)
-    log_weights = log_weights.masked_fill(is_positive | ~log_weights.isfinite(), 0)
-    is_admissible = ~is_positive & (distances < longest_distance)
+    log_weights = log_weights.nan_to_num(0, 0, 0)
+    is_excluded = is_positive | ~(distances < longest_distance)
     # The shift by the largest admissible weight leaves the distribution as it is and keeps exp()
     # from underflowing.
-    largest = log_weights.masked_fill(~is_admissible, -torch.inf).amax(1, keepdim=True)
-    weights = (log_weights - largest).exp().masked_fill(~is_admissible, 0)
-    return weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    largest = log_weights.masked_fill(is_excluded, -torch.inf).amax(-1, keepdim=True)
+    weights = (log_weights - largest).exp().masked_fill(is_excluded, 0)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def draw_negatives(distribution, generator=None):
-    """One draw from each row of `distribution`, (P, B), none of them all zero. Returns
-    (P,) indices.
+    """One draw from each row of `distribution`, (..., P, B), none of them all zero. Returns
+    (..., P) indices.
 
     The exponential race that torch.multinomial runs, so the same generator state gives the same
-    draws, without its checks, which wait for the GPU.
+    draws, without its checks, which wait for the GPU. Each (P, B) is drawn in its turn.
     """
-    race = torch.empty_like(distribution).exponential_(generator=generator)
-    return (distribution / race).argmax(1)
+    race = torch.empty_like(distribution)
+    for rows in race.view(-1, *race.shape[-2:]).unbind():
+        rows.exponential_(generator=generator)
+    return (distribution / race).argmax(-1)
 
 
 def triplet_loss(
@@ -113,25 +115,29 @@ def triplet_loss(
     image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Images are the anchors
     first, then captions. Anchors without an admissible negative take no part. Returns a scalar.
     """
-    similarities = image_embeddings @ caption_embeddings.T
-    directions = (similarities, similarities.T)
-    return sum(
-        _sampled_hinge(rows, positives, margin, longest_distance, generator) for rows in directions
-    )
+    sides = [(image_embeddings, caption_embeddings)]
+    return triplet_losses(sides, positives, margin, longest_distance, generator).squeeze(0)
 
 
-def _sampled_hinge(similarities, positives, margin, longest_distance, generator):
-    distribution = negative_distribution(
-        similarities.detach(), positives.is_positive, longest_distance
-    )
-    distribution = distribution[positives.anchor]  # (P, B)
-    has_negative = distribution.sum(1) > 0
-    negative = draw_negatives(distribution, generator)
-    wrong, right = (
-        similarities[positives.anchor, negative],
-        similarities[positives.anchor, positives.positive],
-    )
-    return (margin + wrong - right).clamp(min=0).masked_fill(~has_negative, 0).sum()
+def triplet_losses(sides, positives, margin, longest_distance, generator=None):
+    """`triplet_loss` of T pairs of sides at once, which takes no more kernels than one.
+
+    sides: T pairs (image_embeddings, caption_embeddings), (B, E) each. Returns (T,).
+    """
+    images, captions = (torch.stack(side) for side in zip(*sides))  # (T, B, E)
+    similarities = images @ captions.mT
+    rows = torch.stack([similarities, similarities.mT], dim=1)  # (T, 2, B, B), a row an anchor
+    distribution = negative_distribution(rows.detach(), positives.is_positive, longest_distance)
+    distribution = distribution.index_select(2, positives.anchor)  # (T, 2, P, B)
+    has_negative = distribution.sum(-1) > 0
+    negative = draw_negatives(distribution, generator)  # (T, 2, P)
+    others = torch.stack([negative, positives.positive.expand_as(negative)], dim=-1)
+    # one gather of numbers instead of rows: its gradient adds no rows up
+    places = others + len(positives.is_positive) * positives.anchor.unsqueeze(-1)
+    found = rows.flatten(2).gather(2, places.flatten(2)).unflatten(2, (-1, 2))
+    wrong, right = found.unbind(-1)
+    violations = (margin + wrong - right).clamp(min=0)
+    return violations.masked_fill(~has_negative, 0).sum((1, 2))
 
 
 class InfoNCE(nn.Module):

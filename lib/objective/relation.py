@@ -100,7 +100,7 @@ def connection(closeness, threshold):
 
 
 class _Distances(torch.autograd.Function):
-    """Euclidean distances of all pairs of rows: (n, E), (m, E) -> (n, m),
+    """Euclidean distances of all pairs of rows: (..., n, E), (..., m, E) -> (..., n, m),
     with gradient 0 at distance 0.
 
     The values are torch.cdist's. Its backward on a GPU holds all n x m x E differences at once;
@@ -118,32 +118,35 @@ class _Distances(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         left, right, distances = ctx.saved_tensors
-        weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (n, m)
+        weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (..., n, m)
         to_left, to_right = ctx.needs_input_grad
         return (
             _weighted_differences(left, right, weight) if to_left else None,
-            _weighted_differences(right, left, weight.T) if to_right else None,
+            _weighted_differences(right, left, weight.mT) if to_right else None,
         )
 
 
 def _weighted_differences(rows, others, weight):
-    """sum_j weight_ij (rows_i - others_j), (n, E), in the type of `rows`.
-    weight: (n, m) float64."""
-    return (weight.sum(1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
+    """sum_j weight_ij (rows_i - others_j), (..., n, E), in the type of `rows`.
+    weight: (..., n, m) float64."""
+    return (weight.sum(-1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
 
 
 def distance_relevance(left, right, distance="l2"):
-    """exp(-||l_i - r_j|| / sigma), (B, B), with gradient 0 at distance 0; distances are exact.
+    """exp(-||l_i - r_j|| / sigma), (..., B, B), with gradient 0 at distance 0;
+    distances are exact.
 
-    distance: "l2", as released, or "l2sq": squared, as the paper writes it.
+    left, right: (..., B, E); distance: "l2", as released, or "l2sq": squared, as the paper writes
+    it.
     """
     distances = _Distances.apply(left, right)
     return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
 
 
 def intra_modal(embeddings, distance="l2", use_relevance=True):
-    """Scores of the instances of one modality. embeddings: (B, E). Returns `PairScores`."""
-    closeness = (embeddings @ embeddings.T).detach()
+    """Scores of the instances of one modality, or of several at once. embeddings: (..., B, E).
+    Returns `PairScores`, (..., B, B) each."""
+    closeness = (embeddings @ embeddings.mT).detach()
     relevance = (
         distance_relevance(embeddings, embeddings, distance)
         if use_relevance
@@ -369,10 +372,9 @@ class InstanceRelations(nn.Module):
         i2i = t2t = uniform_relation(images.embedding, is_connected=False)
         i2t = t2i = uniform_relation(images.embedding, is_connected=self.has_inter)
         if self.has_intra:
-            scores_i2i, scores_t2t = (
-                intra_modal(side.embedding, self.distance, self.use_relevance)
-                for side in (images, captions)
-            )
+            both = torch.stack([images.embedding, captions.embedding])  # (2, B, E)
+            scores = intra_modal(both, self.distance, self.use_relevance)
+            scores_i2i, scores_t2t = (PairScores(*block) for block in zip(*scores))
             i2i, t2t = self.relate("i2i", scores_i2i), self.relate("t2t", scores_t2t)
         if self.reads_fragments:
             region_lengths = images.lengths if self.mask_padding else None
@@ -401,7 +403,7 @@ class InstanceRelations(nn.Module):
         the same in all processes."""
         blocks = [relations.i2i, relations.t2t] * self.has_intra
         blocks += [relations.i2t, relations.t2i] * self.has_inter
-        return torch.stack([(block.connection > 0).float().mean() for block in blocks]).mean()
+        return (torch.stack([block.connection for block in blocks]) > 0).float().mean()
 
 
 def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
@@ -412,10 +414,6 @@ def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
     `distance_relevance`. Returns a scalar.
     """
     target = distance_relevance(image_embeddings.detach(), caption_embeddings.detach(), distance)
-    pairs = ((relations.i2t.relevance, target), (relations.t2i.relevance, target.T))
-    return sum(_row_divergence(learnt, given) for learnt, given in pairs)
-
-
-def _row_divergence(learnt, given):
-    learnt, given = learnt.log_softmax(1), given.log_softmax(1)
-    return F.kl_div(given, learnt, reduction="batchmean", log_target=True)
+    given = torch.stack([target, target.T]).log_softmax(2)
+    learnt = torch.stack([relations.i2t.relevance, relations.t2i.relevance]).log_softmax(2)
+    return F.kl_div(given, learnt, reduction="sum", log_target=True) / len(target)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.casting import call_with_cast_weights, is_compiled
 from ..system import distributed
 from .logs import StepReport
 
@@ -59,7 +60,11 @@ def batch_loss(model, objective, batch, use_graph, hardest, precision):
         matrix_products(precision),
         torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        images, captions = model(batch, least_pieces=objective.pieces_read if use_graph else 0)
+        encode = model
+        # several processes exchange a gradient as soon as it is there; torch.compile fuses casts
+        if precision == "bf16" and not is_shared and not is_compiled(model):
+            encode = functools.partial(call_with_cast_weights, model, torch.bfloat16)
+        images, captions = encode(batch, least_pieces=objective.pieces_read if use_graph else 0)
     if is_shared:
         torch.manual_seed(seed)  # what is drawn over the whole batch is the same in all processes
         images, captions = (

@@ -14,7 +14,7 @@ from lib.data import demo
 from lib.data.dataset import RetrievalDataset
 from lib.evaluation import encoding, metrics
 from lib.model import checkpoint
-from lib.model.network import find_bert_path, load_model, load_tokeniser
+from lib.model.network import find_bert, load_model, load_tokeniser
 from lib.system import run_folder
 from lib.system.errors import InputError
 from lib.training import engine, loop, reporting, run_start
@@ -78,7 +78,7 @@ def words(data, tmp_path_factory):
 def table(file, data, dataset="demo"):
     """How a checkpoint does on the dev split of a data set, as a validation logs it."""
     trained = checkpoint.load(file)
-    bert_path = find_bert_path(trained, data / "demo_precomp" / "bert")
+    bert_path = find_bert(trained, data / "demo_precomp" / "bert")
     longest = None if trained.vocabulary else 64
     split = RetrievalDataset(
         data / f"{dataset}_precomp", "dev", load_tokeniser(trained, bert_path), longest
