@@ -101,3 +101,24 @@ def test_the_code_that_the_method_names_is_where_it_says():
                 file,
                 name,
             )
+
+
+def hunks(recipe):
+    """(file, the lines that a hunk expects, the lines that it leaves) of a diff."""
+    for part in re.split(r"^--- a/", recipe, flags=re.M)[1:]:
+        file, *bodies = re.split(r"^@@.*\n", part, flags=re.M)
+        for body in bodies:
+            lines = body.splitlines()
+            before = [line[1:] for line in lines if not line.startswith("+")]
+            yield file.splitlines()[0], before, [x[1:] for x in lines if not x.startswith("-")]
+
+
+def test_the_recipes_apply_to_the_code():
+    """Every hunk of docs/extending.md finds its lines once; a recipe is of the present code."""
+    recipes = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S)
+    found = [hunk for recipe in recipes for hunk in hunks(recipe)]
+    assert len(recipes) == 4 and len(found) > 15
+    for file, before, after in found:
+        text = (ROOT / file).read_text()
+        assert text.count("\n".join(before)) == 1, f"{file}: expected once:\n" + "\n".join(before)
+        assert before != after

@@ -19,7 +19,7 @@ ORDER = (
     "lib.evaluation.result_names",
     "lib.evaluation.report", "lib.evaluation.bootstrap", "lib.evaluation.extended",
     "lib.data.fingerprint", "lib.data.captions", "lib.data.vocabulary", "lib.data.demo",
-    "lib.data.layout",
+    "lib.data.options", "lib.data.layout",
     "lib.data.region_file",
     "lib.data.pairing", "lib.data.caption_forms", "lib.data.check", "lib.data.element_type",
     "lib.data.tsv_columns", "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion",
@@ -31,11 +31,11 @@ ORDER = (
     "lib.model.encoders", "lib.model.network", "lib.objective.options", "lib.objective.losses",
     "lib.objective.relation",
     "graph_lib",
-    "lib.training.presets", "lib.training.run_parts", "lib.training.optim", "lib.training.logs",
-    "lib.training.validations",
+    "lib.training.presets", "lib.training.options", "lib.training.option_checks",
+    "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
     "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start",
     "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
-    "lib.results.search", "lib.results.export", "lib.results.pictures",
+    "lib.results.search", "lib.results.export", "lib.results.options", "lib.results.pictures",
     "lib.results.charts", "lib.results.gallery",
     "lib.results.html_report", "lib.results.runs", "lib.results.evaluate",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
@@ -164,6 +164,7 @@ def test_every_option_is_read(option):
         *(module for module in ORDER if module.startswith("lib.training.run_")),
     )
     readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train")
+    readers += ("lib.training.option_checks", "lib.results.options")
     readers += ("lib.results.runs", "lib.results.evaluate")
     source = "".join(path_of(module).read_text() for module in readers)
     assert re.search(

@@ -50,8 +50,8 @@ class ModelOptions:
         "1: dropped regions are left out of batch norm and of the relations (published code: 0)",
     )
     text_encoder: str = option("bert", TEXT_ENCODERS, "text encoder")
-    word_dim: int = option(300, Number(int, 1, LARGEST_WORD), "bigru: size of a word embedding")
-    strip_accents: int = option(1, SWITCH, "bigru: 1: remove accents from words; 0: keep them")
+    word_dim: int = option(300, Number(int, 1, LARGEST_WORD), "size of a word embedding")
+    strip_accents: int = option(1, SWITCH, "1: remove accents from words; 0: keep them")
 
 
 ALWAYS_SAVED = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")

@@ -6,7 +6,6 @@ Parsing imports this module, so it must not import torch.
 import argparse
 import dataclasses
 
-from ..model.options import ModelOptions
 from ..system.options import (
     COUNT_OR_NONE,
     FRACTION,
@@ -88,17 +87,26 @@ class ObjectiveOptions:
     )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the losses, of both transformers and of the instance graph to an argparse
-    parser."""
+def add_loss_options(parser: argparse.ArgumentParser) -> None:
+    """Add the losses to an argparse parser."""
     losses = parser.add_argument_group("losses (docs/method.md, section 5)")
-    add_fields(losses, ObjectiveOptions, "base_loss", "gnn_loss", "longest_distance")
-
-    fragments = parser.add_argument_group("fragment-level relations (docs/method.md, section 3)")
-    add_fields(
-        fragments, ModelOptions, "pooling", "mask_padding", "residual_weight", "nhead", "dropout"
+    add_fields(losses, ObjectiveOptions, "base_loss", "gnn_loss", "longest_distance", "margin")
+    losses.add_argument(
+        "--max_violation",
+        action="store_true",
+        help="vse: use the hardest negatives from the first epoch",
     )
+    losses.add_argument(
+        "--vse_mean_warmup_epochs",
+        type=COUNT_OR_NONE,
+        default=1,
+        help="vse: number of first epochs that use all negatives instead of the hardest",
+    )
+    add_fields(losses, ObjectiveOptions, "mask_repeat")
 
+
+def add_graph_options(parser: argparse.ArgumentParser) -> None:
+    """Add the graph over a batch to an argparse parser."""
     graph = parser.add_argument_group("instance-level relations (docs/method.md, section 4)")
     add_fields(
         graph, ObjectiveOptions, "interaction", "relation", "connection", "relevance", "distance"

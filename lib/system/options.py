@@ -4,6 +4,7 @@ whose fields are options."""
 import argparse
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,11 @@ from .console import write_line
 from .errors import InputError
 
 Options = TypeVar("Options")
+Group = argparse._ArgumentGroup | argparse.ArgumentParser
+RESULTS_FORMS = (
+    "1: save npts and sims as results_DATASET.npy; published: "
+    "as a pickled dict, for existing scripts"
+)
 COMMANDS = ("hrem-train", "hrem-eval")  # of an installation, see lib/programs.py
 
 
@@ -64,8 +70,8 @@ class Parser(argparse.ArgumentParser):
             for text in value if isinstance(value, list) else [value]:
                 if "\0" in str(text):  # no file has such a name
                     self.error(
-                        f"--{name}: found {str(text)!r:.60} with a NUL "
-                        "character, expected text without one"
+                        f"--{name}: the text contains a NUL character (found {str(text)!r:.60}, "
+                        "expected text without one)"
                     )
         return options
 
@@ -83,7 +89,8 @@ class Parser(argparse.ArgumentParser):
             if is_empty and (action.type in (None, Path) if action else not option):
                 name = option or "argument"
                 self.error(
-                    f"{name}: found an empty text, expected a value; give one, or leave it out"
+                    f"{name}: the value is missing (found an empty text, expected a value). "
+                    "Give one, or leave it out"
                 )
 
     def _refuse_names(self, unknown):
@@ -95,7 +102,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(names[0].strip("-"), known, n=1)
             self.error(
                 f"{names[0]}: unknown option"
-                + (f"; did you mean {known[near[0]]}?" if near else "")
+                + (f". Did you mean {known[near[0]]}?" if near else "")
             )
 
     def _print_message(self, message, file=None):
@@ -104,7 +111,9 @@ class Parser(argparse.ArgumentParser):
             write_line(message.removesuffix("\n"), file)
 
     def error(self, message):
-        raise InputError(f"{self.prog}: {message}; {self.prog} --help lists every option")
+        message = message.removeprefix("argument ").rstrip(".")
+        end = "" if message.endswith("?") else "."
+        raise InputError(f"{self.prog}: {message}{end} {self.prog} --help lists every option")
 
 
 class Number:
@@ -119,6 +128,7 @@ class Number:
         low_allowed: bool = True,
     ) -> None:
         self.kind, self.low, self.high, self.low_allowed = kind, low, high, low_allowed
+        self.noun = "a whole number" if kind is int else "a number"
 
     def __call__(self, text: str) -> float:
         try:
@@ -126,7 +136,8 @@ class Number:
         except ValueError:  # of an int of thousands of digits too
             value = float("nan")
         if not self.contains(value):
-            raise argparse.ArgumentTypeError(f"found {text!r:.60}, expected {self}")
+            why = f"not {self.noun}" if value != value else "out of range"
+            raise argparse.ArgumentTypeError(f"{why} (found {text!r:.60}, expected {self})")
         return value
 
     def contains(self, value: object) -> bool:
@@ -142,9 +153,8 @@ class Number:
     def __str__(self) -> str:
         if (self.kind, self.low, self.high) == (int, 0, 1):
             return "the number 0 or 1"
-        noun = "a whole number" if self.kind is int else "a number"
         least = f"of at least {self.low}" if self.low_allowed else f"above {self.low}"
-        return f"{noun} {least}" + (
+        return f"{self.noun} {least}" + (
             "" if self.high == float("inf") else f" and at most {self.high}"
         )
 
@@ -218,5 +228,36 @@ def _permits(values: Values, value: object) -> bool:
 
 
 def is_given(options: argparse.Namespace, option: str) -> bool:
-    """Whether an option of eval.py asks for something."""
+    """Whether an option asks for something: it is neither absent, nor 0."""
     return getattr(options, option) not in (None, False, 0)
+
+
+def results_form(text: str) -> float | str:
+    """An argparse type: 0, 1, or "published", the form in which similarities are saved."""
+    return text if text == "published" else SWITCH(text)
+
+
+def add_device_options(group: Group) -> None:
+    """Add --gpu-id and --device, which train.py and eval.py share."""
+    group.add_argument(
+        "--gpu-id",
+        "--gpu_id",
+        dest="gpu_id",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="index of the CUDA GPU",
+    )
+    group.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N"
+    )
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Refuse a folder of an option that can be neither written nor created. Raises InputError."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        found = "a folder without write permission" if there.is_dir() else "a file"
+        raise InputError(
+            f"--{option} {folder}: cannot write there (found {there}, {found}, "
+            "expected a folder to write in). Name another folder"
+        )

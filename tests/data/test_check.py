@@ -349,12 +349,12 @@ def test_a_large_file_is_read_in_blocks(tmp_path):
         (["check", ".", "."], ["unrecognized arguments: ."]),
         (
             ["check", ".", "--smaple", "3"],
-            ["check: --smaple: unknown option; did you mean --sample?"],
+            ["check: --smaple: unknown option. Did you mean --sample?"],
         ),
-        (["convert", "--jsn", "x"], ["convert: --jsn: unknown option; did you mean --json?"]),
+        (["convert", "--jsn", "x"], ["convert: --jsn: unknown option. Did you mean --json?"]),
         (
             ["convert", "--tsv", "x", "--json", "x"],
-            ["convert: the following arguments are required: --out;"],
+            ["convert: the following arguments are required: --out."],
         ),
     ],
 )

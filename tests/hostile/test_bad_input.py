@@ -301,15 +301,15 @@ LINES = {
     ),
     "an unknown option": (
         ["--mask_wieght", "1"],
-        ["train.py: --mask_wieght: unknown option; did you mean --mask_weight?", "--help"],
+        ["train.py: --mask_wieght: unknown option. Did you mean --mask_weight?", "--help"],
     ),
     "an abbreviated option": (
         ["--mask_w=1"],
-        ["train.py: --mask_w: unknown option; did you mean --mask_weight?"],
+        ["train.py: --mask_w: unknown option. Did you mean --mask_weight?"],
     ),
     "an option like no other": (
         ["--zzz", "1"],
-        ["train.py: --zzz: unknown option; train.py --help lists"],
+        ["train.py: --zzz: unknown option. train.py --help lists"],
     ),
     "a word too many": (["f30k"], ["unrecognized arguments: f30k"]),
     "an unknown loss": (["--gnn_loss", "triplet"], ["--gnn_loss", "'triplet'", "'trip'", "'vse'"]),
@@ -339,7 +339,7 @@ LINES = {
     "a seed twice": (["--seeds", "1", "2", "1"], ["--seeds 1 2 1", "expected each once"]),
     "a seed beside seeds": (
         ["--seeds", "1", "2", "--seed", "0"],
-        ["--seeds 1 2 and --seed 0", "one of the two"],
+        ["--seeds 1 2: cannot be combined with --seed", "one of the two"],
     ),
     "no seeds": (["--seeds"], ["--seeds", "expected at least one argument"]),
     "an unknown method": (["--method", "vse++"], ["--method", "'vse++'", "'vsepp'", "'gpo'"]),
@@ -349,7 +349,7 @@ LINES = {
     ),
     "clusters that do not divide a batch": (
         ["--batch_sampling", "neighbour", "--batch_clusters", "3"],
-        ["--batch_clusters 3", "--batch_size 20", "such as --batch_clusters 2"],
+        ["--batch_clusters 3", "--batch_size 20", "Try --batch_clusters 2"],
     ),
     "more clusters than a batch": (
         ["--batch_sampling", "neighbour", "--batch_clusters", "40"],
@@ -399,7 +399,7 @@ def test_a_run_folder_that_is_a_file_is_refused(whole, tmp_path, refusal, option
     refusal(
         train.main,
         *argv,
-        expected=[option, tmp_path / "file", "a file, expected a folder", "name another"],
+        expected=[option, tmp_path / "file", "a file, expected a folder", "Name another"],
     )
     assert contents(tmp_path) == {Path("file"): b"kept"}
 
@@ -569,7 +569,7 @@ EVALUATIONS = {
     "a second run that is not there": (["runs/nowhere"], ["runs/nowhere", "no such checkpoint"]),
     "an option of training": (
         ["--nhead", "2"],
-        ["eval.py: --nhead: unknown option; eval.py --help lists"],
+        ["eval.py: --nhead: unknown option. eval.py --help lists"],
     ),
     "a query of no word": (["--query", " "], ["--query", "found no word"]),
     "an image that is not there": (
@@ -582,11 +582,11 @@ EVALUATIONS = {
     ),
     "a query without quotes": (
         ["red", "dog", "--query", "a"],
-        ["red: found no such", "in quotes: --query 'a red dog'"],
+        ["red: not a model", "in quotes: --query 'a red dog'"],
     ),
     "a query and a report": (
         ["--query", "a", "--report"],
-        ["--query with --report", "leave out --query or --report"],
+        ["--query with --report", "Leave out --query or --report"],
     ),
     "a query and an export": (["--query", "a", "--export", "new"], ["--query with --export"]),
     "a query and intervals": (
@@ -600,19 +600,19 @@ EVALUATIONS = {
     ),
     "two models for one query": (
         ["--model_path", "b", "--query", "dog"],
-        ["--query: found 2 models"],
+        ["--query: ", "found 2 models"],
     ),
     "two models for image 0": (
         ["--model_path", "b", "--query_image", "0"],
-        ["--query_image: found 2 models"],
+        ["--query_image: ", "found 2 models"],
     ),
     "two models for one export": (
         ["--model_path", "b", "--export", "new"],
-        ["--export: found 2 models"],
+        ["--export: ", "found 2 models"],
     ),
     "pictures without a report": (
         ["--images", "."],
-        ["--images .", "found no --report", "add --report"],
+        ["--images .", "found no --report", "Add --report"],
     ),
     "pictures that are nowhere": (
         ["--report", "--images", "nowhere"],
@@ -628,7 +628,7 @@ EVALUATIONS = {
     ),
     "an export into a file": (
         ["--export", "README.md"],
-        ["--export", "README.md, a file", "name another"],
+        ["--export", "README.md, a file", "Name another"],
     ),
     "other sets than COCO": (["--extended"], ["--extended: "]),
 }

@@ -53,7 +53,8 @@ def test_rows_are_trained_noted_and_not_trained_again(ablate, tmp_path, monkeypa
         assert [float(cell) for cell in (rsum, i2t, t2i)] == pytest.approx(expected, abs=0.051)
         assert entry["options"][0]["num_epochs"] == 1
     assert found["broken"][1].startswith(
-        "0; seed 3 FAILED: InputError: --nhead 3 does not divide --embed_size 16"
+        "0; seed 3 FAILED: InputError: --nhead 3: the number of heads does not divide "
+        "--embed_size 16"
     )
     assert [(entry["row"], entry["seed"]) for entry in log] == [
         ("small", 3),

@@ -242,7 +242,7 @@ def test_what_is_shared(size):
 
 def test_a_batch_that_the_processes_do_not_divide_is_refused(data, tmp_path):
     first, *others = in_processes(3, partial(fit, data, tmp_path / "run", "--batch_size", "31"))
-    assert "--batch_size 31 is not a multiple of the 3 processes" in str(
+    assert "--batch_size 31: the processes cannot share the batch equally" in str(
         first
     ) and "--batch_size 33" in str(first)
     assert [error.code for error in others] == [2, 2] and not (tmp_path / "run").exists()

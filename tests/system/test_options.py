@@ -68,14 +68,14 @@ def parser():
 
 
 HINTS = {
-    "--mask_wieght 1": "--mask_wieght: unknown option; did you mean --mask_weight?",
-    "--mask_wieght=1": "--mask_wieght: unknown option; did you mean --mask_weight?",
-    "--mask-weight 1": "--mask-weight: unknown option; did you mean --mask_weight?",
-    "--marginn 1": "--marginn: unknown option; did you mean --margin?",
-    "--gpuid 1": "--gpuid: unknown option; did you mean --gpu",
-    "--quite_different 1": "--quite_different: unknown option; program.py --help",
-    "f30k --quite_different": "--quite_different: unknown option; program.py --help",
-    "f30k": "unrecognized arguments: f30k; program.py --help",
+    "--mask_wieght 1": "--mask_wieght: unknown option. Did you mean --mask_weight?",
+    "--mask_wieght=1": "--mask_wieght: unknown option. Did you mean --mask_weight?",
+    "--mask-weight 1": "--mask-weight: unknown option. Did you mean --mask_weight?",
+    "--marginn 1": "--marginn: unknown option. Did you mean --margin?",
+    "--gpuid 1": "--gpuid: unknown option. Did you mean --gpu",
+    "--quite_different 1": "--quite_different: unknown option. program.py --help",
+    "f30k --quite_different": "--quite_different: unknown option. program.py --help",
+    "f30k": "unrecognized arguments: f30k. program.py --help",
 }
 
 

@@ -1,0 +1,82 @@
+"""Checks of train.py that need several options, or the number of processes.
+
+Parsing imports this module, so it must not import torch.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..system.errors import InputError
+from ..system.options import check_writable
+from ..system.run_folder import check_name
+
+
+def check(options: argparse.Namespace, processes: int) -> None:
+    """Refuse options that do not go together, or not with this number of processes.
+    Raises InputError."""
+    _check_model(options)
+    _check_batches(options, processes)
+    _check_seeds(options)
+    if processes > 1 and ":" in options.device:
+        raise InputError(
+            f"--device {options.device}: torchrun assigns the GPUs (found the number of a GPU, "
+            "expected auto, cuda or cpu). Use --device cuda"
+        )
+    for option in ("dataset", "val_split", "test_split"):
+        if getattr(options, option) is not None:  # test_split: the data say
+            check_name(f"--{option}", getattr(options, option))
+    for option in ("logger_name", "model_name"):
+        check_writable(option, Path(getattr(options, option)).absolute())
+
+
+def _check_model(options):
+    if options.embed_size % options.nhead:
+        raise InputError(
+            f"--nhead {options.nhead}: the number of heads does not divide --embed_size "
+            f"{options.embed_size} (found {options.nhead}, expected a divisor). Try --nhead "
+            f"{max(n for n in range(1, 17) if options.embed_size % n == 0)}"
+        )
+    if options.embed_size % 2:
+        raise InputError(
+            f"--embed_size {options.embed_size}: the MLP is half as wide (found an odd number, "
+            f"expected an even number). Try --embed_size {options.embed_size + 1}"
+        )
+    if options.glove and options.text_encoder != "bigru":
+        raise InputError(
+            f"--glove {options.glove}: BERT does not read word vectors (found --text_encoder "
+            f"{options.text_encoder}, expected bigru). Add --text_encoder bigru, or leave out "
+            "--glove"
+        )
+
+
+def _check_batches(options, processes):
+    if options.batch_sampling == "neighbour" and options.batch_size % options.batch_clusters:
+        most = min(options.batch_clusters, options.batch_size)
+        raise InputError(
+            f"--batch_clusters {options.batch_clusters}: the number of clusters does not divide "
+            f"--batch_size {options.batch_size} (found {options.batch_clusters}, expected a "
+            "divisor). Try --batch_clusters "
+            f"{max(n for n in range(1, most + 1) if options.batch_size % n == 0)}"
+        )
+    if options.batch_size % processes:
+        raise InputError(
+            f"--batch_size {options.batch_size}: the processes cannot share the batch equally "
+            f"(found {options.batch_size} pairs for {processes} processes, expected a multiple of "
+            f"{processes}). Try --batch_size "
+            f"{-(-options.batch_size // processes) * processes}"
+        )
+
+
+def _check_seeds(options):
+    if "seeds" in options:
+        seeds = f"--seeds {' '.join(map(str, options.seeds))}"
+        if "seed" in options:
+            raise InputError(
+                f"{seeds}: cannot be combined with --seed (found --seed {options.seed}, expected "
+                "one of the two). Add the seed to --seeds"
+            )
+        if len(set(options.seeds)) < len(options.seeds):
+            raise InputError(
+                f"{seeds}: seeds must differ (found a seed twice, expected each once). Leave out "
+                "the repeated seed"
+            )
