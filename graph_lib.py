@@ -7,7 +7,7 @@ The graph exists only in training; evaluation never imports this file.
 
 # B pairs, E embedding
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib.data.conventions import COCO_LONGEST_DISTANCE, LONGEST_DISTANCE
+from lib.data.dataset import RetrievalDataset
+from lib.model.encoders import Encoded
 from lib.model.fragment import after_attention, transformer_layer
+from lib.model.network import HREM
 from lib.model.options import ModelOptions
 from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_losses
 from lib.objective.options import ObjectiveOptions
@@ -25,22 +28,22 @@ from lib.objective.relation import InstanceRelations, Relation, Relations, regul
 class Loss(NamedTuple):
     """The objective's value and its terms by name, all scalars with gradient.
 
-    connected: the share of the graph that is connected, a scalar; None where no graph takes part.
+    connected: the fraction of the graph that is connected, a scalar; None without a graph.
     """
 
     total: torch.Tensor
-    terms: dict
+    terms: dict[str, torch.Tensor]
     connected: torch.Tensor | None = None
 
 
-def transformer_layers(dim, heads, dropout, count):
+def transformer_layers(dim: int, heads: int, dropout: float, count: int) -> nn.ModuleList:
     """A stack of the paper's transformer layers."""
     return nn.ModuleList(transformer_layer(dim, heads, dropout) for _ in range(count))
 
 
-def attention_bias(relation, mask_weight):
-    """What a block adds to the attention logits: mask_weight * relevance where connected,
-    -inf where not; a soft connection adds its logarithm."""
+def attention_bias(relation: Relation, mask_weight: float) -> torch.Tensor:
+    """The bias that a block adds to the attention logits: mask_weight * relevance where connected,
+    -inf elsewhere; a soft connection adds its logarithm."""
     is_connected = relation.connection > 0
     bias = mask_weight * relation.relevance
     if relation.connection.is_floating_point():
@@ -49,7 +52,12 @@ def attention_bias(relation, mask_weight):
     return bias.masked_fill(~is_connected, -torch.inf)
 
 
-def attend(layer, nodes, others, bias):
+def attend(
+    layer: nn.TransformerEncoderLayer,
+    nodes: torch.Tensor,
+    others: torch.Tensor,
+    bias: torch.Tensor,
+) -> torch.Tensor:
     """One transformer layer in which a sequence of nodes attends to itself or to another.
 
     nodes: (1, n, E); others: (1, m, E); bias: (n, m). Returns (1, n, E).
@@ -59,22 +67,34 @@ def attend(layer, nodes, others, bias):
 
 
 class Fusion(nn.Module):
-    """Passes the 2B instances of a batch through a transformer whose attention the relations steer
-    (section 4)."""
+    """Passes the 2B instances of a batch through a transformer with the relations as attention
+    bias (section 4)."""
 
-    def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        layers: int = 1,
+        mask_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.mask_weight = mask_weight
         self.layers = transformer_layers(dim, heads, dropout, layers)
 
-    def attention_bias(self, relations):
+    def attention_bias(self, relations: Relations) -> torch.Tensor:
         """The bias of the whole graph, (2B, 2B), in blocks [[i2i, i2t], [t2i, t2t]]."""
         graph = Relation(*(whole_graph(*blocks) for blocks in zip(*relations)))
         return attention_bias(graph, self.mask_weight)
 
-    def forward(self, image_vectors, caption_vectors, relations):
-        """image_vectors, caption_vectors: (B, E). Returns the enhanced,
-        L2-normalised images and captions."""
+    def forward(
+        self,
+        image_vectors: torch.Tensor,
+        caption_vectors: torch.Tensor,
+        relations: Relations,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced images and
+        captions, L2-normalised."""
         # (1, 2B, E): one sequence
         instances = torch.cat([image_vectors, caption_vectors]).unsqueeze(0)
         bias = self.attention_bias(relations)
@@ -85,23 +105,36 @@ class Fusion(nn.Module):
 
 
 class Standalone(nn.Module):
-    """Lets each modality attend to the other and then to itself,
-    each block of the graph with layers of its own.
+    """Each modality attends to the other and then to itself; each block of the graph has its own
+    layers.
 
-    The paper's other interaction; with relation "inter" or "intra" one of the two stages is left
-    out.
+    The paper's other interaction. With relation "inter" or "intra" there is only one of the two
+    stages.
     """
 
-    def __init__(self, dim, heads, dropout=0.1, layers=1, mask_weight=1.0, relation="both"):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        layers: int = 1,
+        mask_weight: float = 1.0,
+        relation: str = "both",
+    ) -> None:
         super().__init__()
         self.mask_weight = mask_weight
         inter, intra = layers * (relation != "intra"), layers * (relation != "inter")
         self.i2t, self.t2i = (transformer_layers(dim, heads, dropout, inter) for _ in range(2))
         self.i2i, self.t2t = (transformer_layers(dim, heads, dropout, intra) for _ in range(2))
 
-    def forward(self, image_vectors, caption_vectors, relations):
-        """image_vectors, caption_vectors: (B, E). Returns the enhanced,
-        L2-normalised images and captions."""
+    def forward(
+        self,
+        image_vectors: torch.Tensor,
+        caption_vectors: torch.Tensor,
+        relations: Relations,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """image_vectors, caption_vectors: (B, E). Returns the enhanced images and
+        captions, L2-normalised."""
         # (1, B, E) each
         images, captions = image_vectors.unsqueeze(0), caption_vectors.unsqueeze(0)
         bias = Relations(*(attention_bias(block, self.mask_weight) for block in relations))
@@ -117,13 +150,13 @@ class Standalone(nn.Module):
 
 
 class Objective(nn.Module):
-    """What training minimises: the base loss and, after warm-up,
-    the losses over the instance graph (section 4).
+    """The training objective: the base loss and, after the warm-up, the losses over the instance
+    graph (section 4).
 
     total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
 
-    Nothing exists that the options leave without effect: no graph with interaction "none", no
-    regulariser without a learnt relevance between the modalities.
+    Modules that the options make unnecessary are not created: there is no graph with interaction
+    "none", and no regulariser without a learnt relevance between the modalities.
     """
 
     def __init__(
@@ -138,7 +171,7 @@ class Objective(nn.Module):
             [options.base_loss, options.gnn_loss] if has_graph else [options.base_loss]
         ):
             self.infonce = InfoNCE()  # one temperature for all of its terms
-        self.pieces_read = 0  # of every caption, of padding too where it is shorter
+        self.pieces_read = 0  # pieces of each caption that the relations read, including padding
         if not has_graph:
             return
         use_relevance = bool(options.relevance) and (
@@ -158,7 +191,7 @@ class Objective(nn.Module):
         )
         if self.relations.reads_fragments:
             self.pieces_read = options.topk
-        shared = dict(
+        shared: dict[str, Any] = dict(
             dim=model.embed_size,
             heads=model.nhead,
             dropout=model.dropout,
@@ -170,10 +203,18 @@ class Objective(nn.Module):
         else:
             self.standalone = Standalone(relation=options.relation, **shared)
 
-    def forward(self, images, captions, image_ids, use_graph, hardest=False, generator=None):
+    def forward(
+        self,
+        images: Encoded,
+        captions: Encoded,
+        image_ids: torch.Tensor,
+        use_graph: bool,
+        hardest: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Loss:
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
-        use_graph: the warm-up is over; hardest: of `vse`. Returns `Loss`.
+        use_graph: whether the warm-up is over; hardest: whether `vse` uses the hardest negatives.
         """
         options = self.options
         positives = find_positives(image_ids, bool(options.mask_repeat), images.embedding.device)
@@ -204,21 +245,28 @@ class Objective(nn.Module):
                 )
         return Loss(sum(terms.values()), terms, connected)
 
-    def enhance(self, images, captions, relations):
-        """The enhanced embeddings u', w' of a batch, (B, E) each;
-        the graph reads normalised ones or not."""
+    def enhance(
+        self, images: Encoded, captions: Encoded, relations: Relations
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The enhanced embeddings u', w' of a batch, (B, E) each."""
         interact = self.fusion if self.options.interaction == "fusion" else self.standalone
         field = "embedding" if self.options.norm_input else "unnormalised"
         return interact(getattr(images, field), getattr(captions, field), relations)
 
 
 @torch.no_grad()
-def relation_matrices(model, objective, split, num_pairs, device):
-    """The graph that the first `num_pairs` images of a split, each with its first caption,
-    would train in.
+def relation_matrices(
+    model: HREM,
+    objective: Objective,
+    split: RetrievalDataset,
+    num_pairs: int,
+    device: torch.device,
+) -> Relation:
+    """The graph over the first `num_pairs` images of a split, each with its first caption, as one
+    batch.
 
-    Both modules are left in evaluation mode. Returns `Relation` of 2n x 2n on the CPU, n at most
-    the split's images: images, then captions, in the file's order.
+    Both modules are left in evaluation mode. Returns matrices (2n, 2n) on the CPU, n being
+    `num_pairs` or the number of images: images, then captions, in the order of the file.
     """
     model.eval()
     objective.eval()
@@ -240,7 +288,7 @@ def relation_matrices(model, objective, split, num_pairs, device):
     )
 
 
-def longest_distance(dataset):
-    """Where distance-weighted sampling stops, by the name of a data set
+def longest_distance(dataset: str) -> float:
+    """The distance from which negatives are not sampled, by the name of a data set
     (docs/method.md, section 5)."""
     return COCO_LONGEST_DISTANCE if dataset.startswith("coco") else LONGEST_DISTANCE

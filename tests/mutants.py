@@ -106,7 +106,8 @@ MUTANTS = {
         "graph_lib.py", "            dropout=model.dropout,\n", "", OBJECTIVE
     ),
     "base_loss and gnn_loss are exchanged": Mutant(
-        "graph_lib.py", "losses(options.base_loss, (u, w))", "losses(options.gnn_loss, (u, w))", TERMS),
+        "graph_lib.py",
+        "losses(options.base_loss, (u, w))", "losses(options.gnn_loss, (u, w))", TERMS),
     "the margin is left out": Mutant(
         "graph_lib.py", "positives, options.margin, hardest", "positives, 0.2, hardest", TERMS
     ),

@@ -15,9 +15,9 @@ from transformers import BertConfig, BertModel
 
 from graph_lib import Objective
 from lib.model import bert
-from lib.model.checkpoint import OBJECTIVE_NAMES, from_published, rename
 from lib.model.network import HREM
 from lib.model.options import ModelOptions
+from lib.model.published import OBJECTIVE_NAMES, from_published, rename
 from lib.objective.options import ObjectiveOptions
 
 GOLDEN = Path(__file__).parent / "golden"

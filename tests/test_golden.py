@@ -13,8 +13,8 @@ from graph_lib import longest_distance
 from lib.data.batches import Batch
 from lib.data.captions import split_words, tokenise
 from lib.evaluation import metrics
-from lib.model.checkpoint import OBJECTIVE_NAMES, rename
 from lib.model.encoders import Encoded
+from lib.model.published import OBJECTIVE_NAMES, rename
 from lib.objective import losses
 from lib.objective.relation import InstanceRelations, regulariser
 from lib.training import engine, optim

@@ -35,6 +35,8 @@ class Tokeniser(Protocol):
     sep_token_id: Any
     mask_token_id: Any
 
+    note: str  # a line for the log, may be empty
+
     def __len__(self) -> int: ...
 
 

@@ -1,9 +1,9 @@
 """Both encoders, from pooling to the assembled model, and its checkpoints."""
 
 
-def __getattr__(name):
-    """`from lib.model import load`, as the documentation has it; imported only then,
-    for it stands further up."""
+def __getattr__(name: str) -> object:
+    """Support `from lib.model import load`. It is imported only then, because lib.results is above
+    this package."""
     if name == "load":
         from ..results.trained import load
 

@@ -3,51 +3,52 @@ and run without work on padding."""
 
 # N captions, L pieces of the longest, M packed positions
 
-import json
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 import transformers
-from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from tokenizers.normalizers import BertNormalizer
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from ..data.captions import PADDING_ID
 from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
-from .packing import attention_dtype, key_bias
+from . import casing
+from .packing import Packing, attention_dtype, key_bias
 from .saved_bert import SavedBert
 
-BERT_FIELDS = {  # of a config.json, which tell a BERT that does not say so by model_type
+Loaded = TypeVar("Loaded")
+Source = Path | str | SavedBert  # of a BERT: a folder, a hub name, or what a checkpoint keeps
+
+BERT_FIELDS = {  # a config.json without model_type that has these describes a BERT
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "type_vocab_size", "vocab_size",
 }  # fmt: skip
-# of ALBERT, ELECTRA, DeBERTa
+# a config.json that has one of these does not: ALBERT, ELECTRA, DeBERTa
 NON_BERT_FIELDS = {"embedding_size", "inner_group_num", "relative_attention"}
-# a share of the vocabulary: as many words with capitals, or accents, are no accident
-SIGNIFICANT_SHARE = 0.02
 VOCABULARY_FILES = ("vocab.txt", "tokenizer.json")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")  # of a folder, by transformers
-# settings by which a hub's code would compute: not read
+# kinds of files that transformers reads in a folder
+FILES_READ = (".json", ".txt", ".safetensors", ".bin", ".jinja")
+# settings that would select code from the hub: they are not read
 CODE_SETTINGS = re.compile("implementation|kernel|auto_map")
-DAMAGED = (  # what reading a folder was seen to raise when one of its files is damaged
+DAMAGED = (  # exceptions that reading a folder raises if one of its files is damaged
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError,
     AssertionError, IndexError, OverflowError, pickle.UnpicklingError, SafetensorError,
     StrictDataclassError,
 )  # fmt: skip
 
 
-def configuration(path):
-    """The configuration of the BERT at `path`: a folder, a hub name or a `SavedBert`.
-    Raises InputError if there is none, or it is no BERT."""
+def configuration(path: Source) -> BertConfig:
+    """The configuration of the BERT at `path`. Raises InputError if there is none, or if it is the
+    configuration of another model."""
     if isinstance(path, SavedBert):
         settings = path.config
     else:
@@ -77,8 +78,7 @@ def configuration(path):
 
 
 def _is_unnamed_bert(settings):
-    """Whether a configuration without model_type, as early files have it,
-    has the fields of a BERT and no other's."""
+    """Whether a configuration without model_type, which early files lack, is that of a BERT."""
     architectures = settings.get("architectures") or []
     return (
         "model_type" not in settings
@@ -89,9 +89,9 @@ def _is_unnamed_bert(settings):
     )
 
 
-def model(path, pretrained=True):
-    """The BERT at `path` without its pooler, in float32;
-    with random weights unless `pretrained`. Raises InputError."""
+def model(path: Source, pretrained: bool = True) -> BertModel:
+    """The BERT at `path` without its pooler, in float32; with random weights unless `pretrained`.
+    Raises InputError."""
     config = configuration(path)
     if not pretrained:
         return _load(path, lambda: BertModel(config, add_pooling_layer=False))
@@ -129,12 +129,11 @@ def model(path, pretrained=True):
     return found
 
 
-def tokeniser(path):
+def tokeniser(path: Source) -> Any:  # lib.data.captions.Tokeniser
     """The fast tokeniser of the BERT at `path`. Raises InputError where there is none.
 
-    Its attribute `note` is a line for the log where words are not lower-cased and stripped of
-    accents, as the uncased BERT has them, or where nothing says how they are; otherwise it is
-    empty.
+    Its attribute `note` is a line for the log if capitals or accents are kept, or if it is not
+    known whether they should be; otherwise it is empty.
     """
     config = configuration(path)
     if _is_folder(path):
@@ -171,7 +170,7 @@ def tokeniser(path):
     if isinstance(path, SavedBert):
         found.note = one_line(path.note)
     else:
-        found.note = _load(path, lambda: _settle_casing(path, backend))
+        found.note = _load(path, lambda: casing.settle(path, backend))
     return found
 
 
@@ -191,103 +190,11 @@ def _no_fast_tokeniser(path, found):
     )
 
 
-def _settle_casing(path, backend):
-    """Make a tokeniser treat capitals and accents as the files of its BERT say,
-    or else as its vocabulary shows.
+def encode_packed(bert: BertModel, pieces: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """BERT's last hidden state at the positions that `packing` holds, (M, hidden). The other
+    positions are not computed.
 
-    The order: tokenizer_config.json, tokenizer.json (which the tokeniser of transformers leaves
-    unread), words of the vocabulary that could never be met otherwise. Returns the note for
-    `tokeniser`.
-    """
-    settings = _read_json(_file_of(path, "tokenizer_config.json"))
-    file = _file_of(path, "tokenizer.json")
-    normaliser = Tokenizer.from_file(str(file)).normalizer if file else None
-    words = [
-        word
-        for word in backend.get_vocab(with_added_tokens=False)
-        if not (word[0] in "[<" and word[-1] in "]>")
-    ]
-    if isinstance(settings.get("do_lower_case"), bool):
-        return _note(path, backend, "as tokenizer_config.json says", words)
-    if normaliser is not None:
-        backend.normalizer = normaliser
-        return _note(path, backend, "as tokenizer.json says", words)
-    capitals = _share_changed(words, BertNormalizer(lowercase=True, strip_accents=False))
-    accents = _share_changed(words, BertNormalizer(lowercase=False, strip_accents=True))
-    is_cased = capitals >= SIGNIFICANT_SHARE
-    # None: as it lower-cases
-    by_default = None if is_cased or accents < SIGNIFICANT_SHARE else False
-    strips = settings.get("strip_accents", by_default)
-    backend.normalizer = BertNormalizer(lowercase=not is_cased, strip_accents=strips)
-    found = f"{capitals:.1%} of the vocabulary's words hold capitals, {accents:.1%} accents"
-    if 0 < capitals < SIGNIFICANT_SHARE or 0 < accents < SIGNIFICANT_SHARE and capitals == 0:
-        return (
-            f"warning: {path}: whether words keep capitals and accents cannot be told: no file "
-            f"says so, and {found}; "
-            f"{_describe_casing(backend)}; if that is wrong, "
-            f'write {{"do_lower_case": false}} into '
-            "tokenizer_config.json"
-        )
-    return _note(path, backend, f"for no file says otherwise, and {found}", words)
-
-
-def _note(path, backend, reason, words):
-    """What `tokeniser` has to say of a BERT whose treatment of capitals is known,
-    for this reason."""
-    if all(backend.normalizer.normalize_str(letter) != letter for letter in "Aé"):
-        changed = _share_changed(words, backend.normalizer)
-        if changed < SIGNIFICANT_SHARE:
-            return ""
-        reason += (
-            f"; warning: so {changed:.0%} of the vocabulary's words can "
-            "never be met, it looks like a cased one"
-        )
-    elif backend.normalizer.normalize_str("A") == "A" and all(
-        word == word.lower() for word in words
-    ):
-        reason += (
-            "; warning: no word of the vocabulary holds a capital, it looks like an uncased one"
-        )
-    return f"{path}: {_describe_casing(backend)}, {reason}"
-
-
-def _describe_casing(backend):
-    """What a tokeniser makes of capitals and accents, in words."""
-    capitals, accents = (
-        "kept" if backend.normalizer.normalize_str(letter) == letter else way
-        for letter, way in (("A", "made lower case"), ("é", "removed"))
-    )
-    return f"capitals are {capitals}, accents {accents}"
-
-
-def _share_changed(words, normaliser):
-    """The share of words that a normaliser changes, and so never finds in a caption."""
-    # no normaliser changes the rest
-    others = [word for word in words if not word.isascii() or word != word.lower()]
-    # it sets CJK apart
-    changed = sum(normaliser.normalize_str(word).replace(" ", "") != word for word in others)
-    return changed / max(len(words), 1)
-
-
-def _file_of(path, name):
-    """A file of the BERT at `path`, a folder or a hub name that has been read;
-    None where it has no such file."""
-    found = Path(path) / name if _is_folder(path) else try_to_load_from_cache(str(path), name)
-    return Path(found) if isinstance(found, (str, Path)) and Path(found).is_file() else None
-
-
-def _read_json(file):
-    """The object in a JSON file, or {} where there is no file."""
-    found = json.loads(file.read_text(encoding="utf-8")) if file else {}
-    return found if isinstance(found, dict) else {}
-
-
-def encode_packed(bert, pieces, packing):
-    """BERT's last hidden state of the positions that `packing` holds, (M, hidden),
-    without work on the others.
-
-    bert: a transformers BertModel; pieces: (N, L) ids; packing: `lib.model.packing.Packing`.
-    Padding (id 0) is never a key.
+    bert: without its pooler; pieces: (N, L) ids. Padding (id 0) is never a key.
     """
     config = bert.config
     places = torch.arange(pieces.size(1), device=pieces.device).expand_as(pieces)
@@ -311,7 +218,7 @@ def encode_packed(bert, pieces, packing):
     return hidden
 
 
-def _is_folder(path):
+def _is_folder(path: Source) -> bool:
     return not isinstance(path, SavedBert) and Path(path).is_dir()
 
 
@@ -330,9 +237,9 @@ def _expect_one_of(path, names, what):
         )
 
 
-def _load(path, load):
-    """Run a loader of transformers quietly; turn what it raises for a bad folder or name into
-    InputError."""
+def _load(path: Source, load: Callable[[], Loaded]) -> Loaded:
+    """Run a loader of transformers without its output. Raises InputError for the exceptions by
+    which it reports a bad folder or name."""
     verbosity = transformers.logging.get_verbosity()
     has_bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -4,6 +4,8 @@ Autocast casts every weight of a linear layer where it is used, and its gradient
 hundreds of small kernels a step. The numbers are the same.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -49,7 +51,9 @@ def linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def call_with_cast_weights(model: nn.Module, dtype: torch.dtype, *arguments, **named):
+def call_with_cast_weights(
+    model: nn.Module, dtype: torch.dtype, *arguments: Any, **named: Any
+) -> Any:
     """What `model(*arguments, **named)` returns under autocast to `dtype`."""
     weights = linear_weights(model)
     cast = dict(zip(weights, _CastAll.apply(dtype, *weights.values())))

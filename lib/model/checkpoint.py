@@ -1,120 +1,70 @@
 """Checkpoints: ours, and the published format read as it is (docs/method.md, section 8).
 
-Every file is read by `lib.system.unpickle`: nothing in it can run. What it holds is checked before
-anything is changed.
+`lib.system.unpickle` reads every file and executes no code from it. The contents are checked
+before anything is changed.
 """
 
 import dataclasses
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ..data.vocabulary import Vocabulary
 from ..system import unpickle
 from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, why_unreadable
 from ..system.run_folder import BEST, LAST, RunFolder, seed_folder
-from . import saved_bert, state
+from . import saved_bert, sizes, state, state_dicts
 from .options import ALWAYS_SAVED, ModelOptions
+from .published import from_published
 from .saved_bert import SavedBert
 from .state import expect
 
 FORMAT = "hrem-1"
 ADDED_OPTIONS = {field.name for field in dataclasses.fields(ModelOptions)} - {*ALWAYS_SAVED}
-# published names -> names of our modules, as regular expressions; what maps to None was never used
-IMAGE_NAMES = {
-    r"fc\.fc\.": "projection.",
-    r"fc\.mlp\.layers\.0\.": "mlp.0.",
-    r"fc\.mlp\.bns\.0\.": "mlp.1.",
-    r"fc\.mlp\.bns\.1\.": None,
-    r"fc\.mlp\.layers\.1\.": "mlp.3.",
-    r"aggr\.layers\.0\.": "fragment_relation.layer.",
-}
-TEXT_NAMES = {
-    r"bert\.pooler\.": None,
-    r"bert\.embeddings\.position_ids$": None,
-    r"bert\.": "bert.",
-    r"linear\.": "projection.",
-    r"aggr\.layers\.0\.": "fragment_relation.layer.",
-}
-BERT_EMBEDDINGS = "text_encoder.bert.embeddings."
-BERT_LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
-BERT_SIZES = dict(  # of a configuration, with a weight and its axis of that size
-    vocab_size=(BERT_EMBEDDINGS + "word_embeddings.weight", 0),
-    hidden_size=(BERT_EMBEDDINGS + "word_embeddings.weight", 1),
-    max_position_embeddings=(BERT_EMBEDDINGS + "position_embeddings.weight", 0),
-    type_vocab_size=(BERT_EMBEDDINGS + "token_type_embeddings.weight", 0),
-    intermediate_size=("text_encoder.bert.encoder.layer.0.intermediate.dense.weight", 0),
-)
-OBJECTIVE_NAMES = {
-    r"gnn\.layers\.": "fusion.layers.",
-    r"adj_model\.adj_learning\.mlp_(t2i|i2t)\.0\.": r"relations.cross_modal.mlp_\1.0.",
-    r"adj_model\.adj_learning\.mlp_(t2i|i2t)\.3\.": r"relations.cross_modal.mlp_\1.2.",
-}
 
 
 class Checkpoint(NamedTuple):
-    """What evaluation needs of either format: the model's state dict, its options as a dict,
-    epoch and best rsum.
+    """The contents of a checkpoint of either format that evaluation needs.
 
-    vocabulary: the `Vocabulary` of a model that reads words, or None where BERT brings its pieces;
-    reader: what that BERT is known by, see `lib.data.fingerprint.check_reader`; is_last: a LAST
-    file, whose epoch no validation has selected; bert: the BERT's configuration and tokeniser, None
-    in published files and in those from before they were kept.
+    model: state dict; options: by name; epoch: number of epochs trained; vocabulary: of a model
+    that reads words, None with BERT; reader: fingerprint of BERT, see
+    `lib.data.fingerprint.check_reader`; is_last: a LAST file, whose epoch was not selected by
+    validation; bert: configuration and tokeniser of BERT, None in published and in older files.
     """
 
-    model: dict
-    options: dict
+    model: dict[str, torch.Tensor]
+    options: dict[str, Any]
     epoch: int
     best_rsum: float
     is_published: bool
     vocabulary: Vocabulary | None = None
-    reader: dict | None = None
+    reader: dict[str, str] | None = None
     is_last: bool = False
     bert: SavedBert | None = None
 
 
-def rename(state, names):
-    """A published state dict under our names, without the entries that were never used.
-
-    Raises KeyError on an entry that `names` does not know.
-    """
-    renamed = {}
-    for name, value in state.items():
-        name = name.removeprefix("module.")
-        for pattern, ours in names.items():
-            if re.match(pattern, name):
-                if ours is not None:
-                    renamed[re.sub("^" + pattern, ours, name)] = value
-                break
-        else:
-            raise KeyError(name)
-    return renamed
-
-
-def from_published(image_state, text_state):
-    """The state dict of `lib.model.network.HREM` from the two of a published checkpoint."""
-    image = {
-        "image_encoder." + name: value for name, value in rename(image_state, IMAGE_NAMES).items()
-    }
-    text = {"text_encoder." + name: value for name, value in rename(text_state, TEXT_NAMES).items()}
-    return image | text
-
-
-def model_options(options):
-    """Those of a checkpoint's options that its embeddings depend on, a dict."""
+def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint that its embeddings depend on."""
     return {field.name: options[field.name] for field in dataclasses.fields(ModelOptions)}
 
 
-def save(path, model, objective, optimizer, **counted):
-    """Write our format; a killed run leaves the old file or the new one, never half of one.
+def save(
+    path: Path,
+    model: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **counted: Any,
+) -> None:
+    """Write our format atomically: a killed process leaves the old file or the new one.
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
     vocabulary (a list of words, or None), reader (see `Checkpoint`), bert (of `saved_bert.keep`, or
-    None), and in LAST what else a run
-    needs to go on: tensors and plain values. Raises InputError where the disk is full.
+    None), and in LAST the tensors and plain values that resuming needs. Raises InputError if the
+    disk is full.
     """
     content = dict(
         format=FORMAT,
@@ -127,15 +77,15 @@ def save(path, model, objective, optimizer, **counted):
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides what the disk said
+            if isinstance(error.__context__, OSError):  # torch hides the error of the disk
                 raise error.__context__ from error
             raise
 
 
-def find(path, name=BEST, option="--model_path"):
-    """The checkpoint file that `path` means: a file itself, or the file `name` of a run folder.
+def find(path: Path | str, name: str = BEST, option: str = "--model_path") -> Path:
+    """The checkpoint file at `path`: `path` itself, or the file `name` in it if it is a folder.
 
-    option: that named it. Raises InputError.
+    option: the option that gave `path`, for messages. Raises InputError.
     """
     folder = Path(path)
     path = folder / name if folder.is_dir() else folder
@@ -149,23 +99,23 @@ def find(path, name=BEST, option="--model_path"):
     if inside:
         more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
         raise InputError(
-            f"{folder}: found no {name}, but run folders: {', '.join(inside[:10])}{more}; "
-            "expected one run: name one of these"
+            f"{folder}: contains several runs (found no {name}, but run folders: "
+            f"{', '.join(inside[:10])}{more}; expected one run). Name one of these"
         )
     if why:
         found = "no such checkpoint" if why == "no such file" else why
         raise InputError(
-            f"{path}: {found}; expected a run folder that holds {name}, or a checkpoint file: "
-            f"train first, or name one with {option}"
+            f"{path}: {found} (expected a run folder that contains {name}, or a checkpoint file). "
+            f"Train first, or name one with {option}"
         )
     return path
 
 
-def find_seeds(folder):
-    """Checkpoints of the runs `seed*/` in a folder by seed, {seed: path};
-    none where it is itself a run folder.
+def find_seeds(folder: Path | str) -> dict[int, Path]:
+    """The checkpoints of the runs `seed*/` in a folder, {seed: path}; empty if the folder is itself
+    a run folder.
 
-    Raises InputError where one of them has no checkpoint.
+    Raises InputError if one of the runs has no checkpoint.
     """
     if (Path(folder) / BEST).exists():
         return {}
@@ -175,15 +125,14 @@ def find_seeds(folder):
     return {seed: find(seed_folder(folder, seed)) for seed in seeds}
 
 
-def load(path):
-    """Read a checkpoint of either format on the CPU. Returns `Checkpoint`.
-    Raises InputError naming the file."""
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint of either format on the CPU. Raises InputError that names the file."""
     content = unpickle.read(path)
     try:
         is_published = content.get("format") != FORMAT
         if is_published:
             model, given = from_published(*content["model"]), vars(content["opt"])
-            # options of the same names in published code mean something else
+            # published options of these names have another meaning
             given = {name: given[name] for name in given if name not in ADDED_OPTIONS}
         else:
             model, given = dict(content["model"]), dict(content["options"])
@@ -206,56 +155,17 @@ def load(path):
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; "
-            f"{type(error).__name__}: {first_sentence(error)}); expected a file written by "
-            "train.py or one in the published format"
+            f"{type(error).__name__}: {first_sentence(error)}; expected a file written by train.py "
+            "or one in the published format). Name another file, or copy it again"
         ) from error
-    _check_sizes(path, found)
+    sizes.check(path, found.model, found.options, found.bert)
     return found
 
 
-def _check_sizes(path, found):
-    """The sizes that the options name are those of the weights:
-    known before a model of any size is made."""
-    named = dict(
-        embed_size=("image_encoder.projection.weight", 0),
-        img_dim=("image_encoder.projection.weight", 1),
-    )
-    if found.vocabulary:
-        named["word_dim"] = ("text_encoder.words.weight", 1)
-    sizes = found.options
-    if found.bert:
-        sizes, named = sizes | found.bert.config, named | BERT_SIZES
-    for option, (name, axis) in named.items():
-        if option not in sizes:
-            continue
-        shape, wanted = tuple(getattr(found.model.get(name), "shape", ())), sizes[option]
-        if not shape:
-            raise InputError(
-                f"{path}: not a whole checkpoint: {name} is missing, expected with {option} "
-                f"{wanted!r:.60}; copy it again, or train again (--bert_path names the BERT it "
-                "needs)"
-            )
-        if len(shape) != 2 or shape[axis] != wanted:
-            raise InputError(
-                f"{path}: a checkpoint of another size: {name} has "
-                f"{shape[axis] if len(shape) == 2 else shape} {('rows', 'columns')[axis]}, "
-                f"expected {option} {wanted!r:.60} as its settings say; copy it again, or train "
-                "again"
-            )
-    layers = {match[1] for name in found.model if (match := BERT_LAYER.match(str(name)))}
-    if found.bert and len(layers) != sizes.get("num_hidden_layers"):
-        raise InputError(
-            f"{path}: a damaged checkpoint: found a BERT of {len(layers)} layers, expected "
-            f"num_hidden_layers {sizes.get('num_hidden_layers')!r:.60} as its configuration says; "
-            "copy it again, or train again"
-        )
+def load_run(path: Path) -> dict[str, Any]:
+    """Read a LAST file to resume from it: the arguments of `save` by name, checked.
 
-
-def load_run(path):
-    """Read a file that `save` wrote, to go on from it: a dict of what was given to `save`,
-    all of it checked.
-
-    What depends on the run's parts is checked by `restore`. Raises InputError.
+    `restore` checks what depends on the parts of the run. Raises InputError.
     """
     content = unpickle.read(path)
     if (
@@ -264,8 +174,8 @@ def load_run(path):
         or "position" not in content
     ):
         raise InputError(
-            f"{path}: found {_kind(content)}, expected a {LAST} written by train.py: only that "
-            "holds all that a run needs to go on; give --resume its path, or start anew with "
+            f"{path}: a run cannot be resumed from it (found {_kind(content)}, expected a {LAST} "
+            f"written by train.py). Give --resume the path of a {LAST}, or start a new run with "
             "--resume none"
         )
     try:
@@ -276,13 +186,14 @@ def load_run(path):
         raise _refusal(path, error) from error
 
 
-def check_progress(path, content, steps_per_epoch, num_epochs):
-    """What `load_run` read lies within the epochs of the run that goes on from it.
-    Raises InputError."""
+def check_progress(
+    path: Path, content: Mapping[str, Any], steps_per_epoch: int, num_epochs: int
+) -> None:
+    """Check that the position in a LAST file is within the resumed run. Raises InputError."""
     if content["epoch"] > num_epochs:
         raise InputError(
-            f"{path}: the run has trained {content['epoch']} epochs, found --num_epochs "
-            f"{num_epochs}; expected at least as many: give --num_epochs {content['epoch']} for "
+            f"{path}: the run has trained {content['epoch']} epochs (found --num_epochs "
+            f"{num_epochs}, expected at least as many). Give --num_epochs {content['epoch']} for "
             "the table of its best epoch"
         )
     if content["position"]["step_in_epoch"] > steps_per_epoch:
@@ -293,56 +204,63 @@ def check_progress(path, content, steps_per_epoch, num_epochs):
         raise _refusal(path, error)
 
 
-def restore(path, content, model, objective, optimizer):
-    """Put what `load_run` read into the parts of a run, once all of it is known to fit.
+def restore(
+    path: Path,
+    content: Mapping[str, Any],
+    model: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Load what `load_run` read into the parts of a run; nothing is loaded unless all of it fits.
     Raises InputError."""
     try:
-        state.check_module(content["model"], model, "model")
-        state.check_module(content["objective"], objective, "objective")
-        state.check_optimizer(content["optimizer"], optimizer, content["step"])
+        state_dicts.check_module(content["model"], model, "model")
+        state_dicts.check_module(content["objective"], objective, "objective")
+        state_dicts.check_optimizer(content["optimizer"], optimizer, content["step"])
     except (ValueError, RuntimeError) as error:
         raise _refusal(path, error) from error
-    for name, part in dict(model=model, objective=objective, optimizer=optimizer).items():
-        part.load_state_dict(content[name])
+    model.load_state_dict(content["model"])
+    objective.load_state_dict(content["objective"])
+    optimizer.load_state_dict(content["optimizer"])
 
 
 def _refusal(path, error):
     return InputError(
-        f"{path}: does not fit this run (found {first_sentence(error)}), expected a {LAST} of the "
-        "same options, data and BERT, as train.py wrote it: name that one, or start anew with "
-        "--resume none"
+        f"{path}: does not fit this run (found {first_sentence(error)}; expected a {LAST} that "
+        "train.py wrote with the same options, data and BERT). Name that one, or start a new run "
+        "with --resume none"
     )
 
 
-def check_fits(model, checkpoint, path):
-    """The entries of a checkpoint are those of `model`.
-    Raises InputError naming the first one that does not fit."""
+def check_fits(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
+    """Check that a checkpoint has the entries of `model`. Raises InputError that names the first
+    one that does not fit."""
     wanted = model.state_dict()
     for name, value in wanted.items():
         found = checkpoint.model.get(name)
-        if wrong := state.why_unfit(found, value):
+        if wrong := state_dicts.why_unfit(found, value):
             raise InputError(
-                f"{path}: a checkpoint of another size: {name} {wrong}; give the --bert_path and "
+                f"{path}: checkpoint and model differ: {name} {wrong}. Give the --bert_path and "
                 "the data set that it was trained with"
             )
     surplus = sorted(checkpoint.model.keys() - wanted.keys())
     if surplus:
         raise InputError(
-            f"{path}: a checkpoint of another size: it holds {surplus[0]}, which this model has "
-            "not; give the --bert_path that it was trained with"
+            f"{path}: checkpoint and model differ: found {surplus[0]}, which the model does not "
+            "have. Give the --bert_path that it was trained with"
         )
 
 
-def load_into(model, checkpoint, path):
-    """Put a checkpoint's weights into `model`. Raises InputError naming the first entry that does
-    not fit."""
+def load_into(model: nn.Module, checkpoint: Checkpoint, path: Path | str) -> None:
+    """Load a checkpoint's weights into `model`. Raises InputError that names the first entry that
+    does not fit."""
     check_fits(model, checkpoint, path)
     model.load_state_dict(checkpoint.model)
     for name, value in model.state_dict().items():
         if not value.isfinite().all():
             raise InputError(
-                f"{path}: {name} holds NaN or Inf, expected finite weights; take another "
-                "checkpoint of this run, or fetch it again"
+                f"{path}: {name} contains NaN or Inf (expected finite weights). Use another "
+                "checkpoint of this run, or copy it again"
             )
 
 

@@ -1,5 +1,4 @@
-"""The image encoder and the text encoders, with one result type for all
-(docs/method.md, section 3)."""
+"""The image encoder and the text encoders. All return `Encoded` (docs/method.md, section 3)."""
 
 # N samples, R regions, D region feature size, L pieces, E embedding
 
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from transformers import BertModel
 
 from ..system.distributed import BatchNorm
 from .bert import encode_packed
@@ -17,9 +17,9 @@ from .pooling import l2_normalise
 
 
 class Encoded(NamedTuple):
-    """What an encoder makes of N samples of at most n fragments.
+    """What an encoder returns for N samples of at most n fragments.
 
-    embedding (N, E), what retrieval uses; unnormalised (N, E), the same before L2 normalisation;
+    embedding (N, E), which retrieval uses; unnormalised (N, E), the same before L2 normalisation;
     fragments (N, n, E) before the transformer, padded positions included, without gradient; lengths
     (N,) on the CPU.
     """
@@ -31,14 +31,20 @@ class Encoded(NamedTuple):
 
 
 class ImageEncoder(nn.Module):
-    """Region features to image embeddings: a linear map plus an MLP a region,
-    then fragment relations."""
+    """Region features to image embeddings: a linear map plus an MLP for each region, then fragment
+    relations."""
 
     def __init__(
-        self, region_dim, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation",
-        normalise=True,
-        mask_padding=False,
-    ):  # fmt: skip
+        self,
+        region_dim: int,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        residual_weight: float = 0.8,
+        pooling: str = "maxk+relation",
+        normalise: bool = True,
+        mask_padding: bool = False,
+    ) -> None:
         super().__init__()
         self.normalise, self.mask_padding = normalise, mask_padding
         self.projection = nn.Linear(region_dim, dim)
@@ -53,12 +59,12 @@ class ImageEncoder(nn.Module):
             nn.init.zeros_(linear.bias)
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
 
-    def forward(self, regions, lengths):
+    def forward(self, regions: torch.Tensor, lengths: torch.Tensor) -> Encoded:
         """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU.
         Returns `Encoded`.
 
-        Batch norm counts padded rows too, as published, or with `mask_padding` true ones alone:
-        then fragments of padding are zero.
+        Batch norm includes padded rows, as published. With `mask_padding` it does not, and their
+        fragments are zero.
         """
         if self.mask_padding:
             packing = Packing(lengths, regions.size(1), regions.device)
@@ -68,8 +74,8 @@ class ImageEncoder(nn.Module):
             fragments = self.project(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
         return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
 
-    def project(self, rows):
-        """Fragments of all the rows that batch norm counts. rows: (M, D). Returns (M, E)."""
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """Fragments of the rows that batch norm includes. rows: (M, D). Returns (M, E)."""
         return self.projection(rows) + self.mlp(rows)
 
 
@@ -82,25 +88,27 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        bert,
-        dim,
-        heads,
-        dropout=0.1,
-        residual_weight=0.8,
-        pooling="maxk+relation",
-        normalise=True,
-    ):
+        bert: BertModel,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        residual_weight: float = 0.8,
+        pooling: str = "maxk+relation",
+        normalise: bool = True,
+    ) -> None:
         super().__init__()
         self.normalise = normalise
         self.bert = bert
         self.projection = nn.Linear(bert.config.hidden_size, dim)
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
 
-    def forward(self, pieces, lengths, least_pieces=None):
+    def forward(
+        self, pieces: torch.Tensor, lengths: torch.Tensor, least_pieces: int | None = None
+    ) -> Encoded:
         """pieces: (N, L) ids, 0 beyond each length; lengths: (N,) on the CPU. Returns `Encoded`.
 
-        Fragments of padding are computed up to `least_pieces` a caption, or to L if it is None;
-        what lies beyond is zero.
+        Fragments of padding are computed up to position `least_pieces` (L if it is None); beyond
+        it they are zero.
         """
         longest = pieces.size(1)
         least = longest if least_pieces is None else min(least_pieces, longest)
@@ -119,24 +127,26 @@ class RecurrentTextEncoder(nn.Module):
 
     def __init__(
         self,
-        words,
-        dim,
-        heads,
-        dropout=0.1,
-        residual_weight=0.8,
-        pooling="maxk+relation",
-        normalise=True,
-    ):
+        words: nn.Embedding,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        residual_weight: float = 0.8,
+        pooling: str = "maxk+relation",
+        normalise: bool = True,
+    ) -> None:
         super().__init__()
         self.normalise = normalise
         self.words = words
         self.gru = nn.GRU(words.embedding_dim, dim, batch_first=True, bidirectional=True)
         self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
 
-    def forward(self, pieces, lengths, least_pieces=None):
+    def forward(
+        self, pieces: torch.Tensor, lengths: torch.Tensor, least_pieces: int | None = None
+    ) -> Encoded:
         """pieces: (N, L) ids of words; lengths: (N,) on the CPU, longest first. Returns `Encoded`.
 
-        Fragments of padding are zero, whatever `least_pieces` asks for: a GRU has none.
+        Fragments of padding are zero; `least_pieces` has no effect, because a GRU computes none.
         """
         ids = pack_padded_sequence(pieces, lengths, batch_first=True)
         states = self.gru(PackedSequence(self.words(ids.data), ids.batch_sizes))[0]
@@ -147,7 +157,7 @@ class RecurrentTextEncoder(nn.Module):
 
 
 def _encoded(encoder, pooled, fragments, lengths):
-    pooled = pooled.float()  # whatever precision the encoder ran in
+    pooled = pooled.float()  # the encoder may have run in bf16
     return Encoded(
         l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths
     )

@@ -8,15 +8,24 @@ baselines that pool without a transformer.
 # N samples, n fragments of the longest, M true fragments in all, E embedding
 
 import functools
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .packing import Packing, attention_dtype, key_bias
 from .pooling import GeneralizedPooling, masked_mean, max_k_mean
 
+Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # fragments, lengths
+WITHOUT_WEIGHTS: dict[str, Pooling] = {
+    "maxk": max_k_mean,
+    "mean": masked_mean,
+    "max": functools.partial(max_k_mean, k=1),
+}
 
-def transformer_layer(dim, heads, dropout):
+
+def transformer_layer(dim: int, heads: int, dropout: float) -> nn.TransformerEncoderLayer:
     """The paper's transformer layer, of fragments and instances alike: post-norm,
     feed-forward width E, ReLU."""
     return nn.TransformerEncoderLayer(
@@ -24,9 +33,11 @@ def transformer_layer(dim, heads, dropout):
     )
 
 
-def after_attention(layer, nodes, attended):
-    """The rest of a transformer layer, once its nodes have attended: (..., E) both,
-    and what comes back."""
+def after_attention(
+    layer: nn.TransformerEncoderLayer, nodes: torch.Tensor, attended: torch.Tensor
+) -> torch.Tensor:
+    """The rest of a transformer layer after its attention. nodes, attended: (..., E). Returns
+    (..., E)."""
     nodes = layer.norm1(nodes + layer.dropout1(attended))
     widened = layer.dropout(layer.activation(layer.linear1(nodes)))
     return layer.norm2(nodes + layer.dropout2(layer.linear2(widened)))
@@ -41,14 +52,21 @@ class FragmentRelation(nn.Module):
     "+relation" there is no transformer, v = v_res.
     """
 
-    def __init__(self, dim, heads, dropout=0.1, residual_weight=0.8, pooling="maxk+relation"):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float = 0.1,
+        residual_weight: float = 0.8,
+        pooling: str = "maxk+relation",
+    ) -> None:
         super().__init__()
         self.residual_weight = residual_weight
         name, _, relation = pooling.partition("+")
         self.layer = transformer_layer(dim, heads, dropout) if relation else None
-        self.pool = _pooling(name)
+        self.pool = GeneralizedPooling() if name == "gpo" else WITHOUT_WEIGHTS[name]
 
-    def forward(self, fragments, lengths):
+    def forward(self, fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E),
         not normalised."""
         residual = self.pool(fragments, lengths)
@@ -58,16 +76,10 @@ class FragmentRelation(nn.Module):
         related = self.relate(fragments, lengths).sum(1) / counted
         return self.residual_weight * residual + (1 - self.residual_weight) * related
 
-    def relate(self, fragments, lengths):
+    def relate(self, fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """The transformer's output for the true fragments, (N, n, E), zero beyond them."""
         packing = Packing(lengths, fragments.size(1), fragments.device)
         return packing.unpack(_transform(self.layer, packing.pack(fragments), packing))
-
-
-def _pooling(name):
-    if name == "gpo":
-        return GeneralizedPooling()
-    return dict(maxk=max_k_mean, mean=masked_mean, max=functools.partial(max_k_mean, k=1))[name]
 
 
 def _transform(layer, packed, packing):

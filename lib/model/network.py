@@ -4,28 +4,30 @@
 # R regions, D region feature size, E embedding
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..data import fingerprint
+from ..data.batches import Batch
+from ..data.captions import Tokeniser
 from ..data.vocabulary import word_embeddings
 from ..system.distributed import print_line
 from ..system.options import from_saved
 from . import bert, checkpoint
-from .encoders import ImageEncoder, RecurrentTextEncoder, TextEncoder
+from .encoders import Encoded, ImageEncoder, RecurrentTextEncoder, TextEncoder
 from .options import ALWAYS_SAVED, ModelOptions
-from .saved_bert import SavedBert
 
 PUBLISHED_BERT = "bert-base-uncased"
 
 
 class HREM(nn.Module):
-    """The image and the text encoder. At test time nothing else is used: similarity is the dot
-    product.
+    """The image and the text encoder. Evaluation uses nothing else: similarity is the dot product.
 
-    reader: what reads captions, a transformers BertModel without pooler, or the nn.Embedding of a
-    vocabulary, which a bidirectional GRU goes on from; region_dim: D.
+    reader: a transformers BertModel without its pooler, or the nn.Embedding of a vocabulary, which
+    a bidirectional GRU then reads; region_dim: D.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class HREM(nn.Module):
         options: ModelOptions = ModelOptions(),  # noqa: B008  it is frozen
     ) -> None:
         super().__init__()
-        shared = dict(
+        shared: dict[str, Any] = dict(
             dim=options.embed_size,
             heads=options.nhead,
             dropout=options.dropout,
@@ -51,9 +53,8 @@ class HREM(nn.Module):
         read = RecurrentTextEncoder if isinstance(reader, nn.Embedding) else TextEncoder
         self.text_encoder = read(reader, normalise=not options.no_txtnorm, **shared)
 
-    def forward(self, batch, least_pieces=None):
-        """Encode a `lib.data.batches.Batch`; least_pieces: see `TextEncoder`.
-        Returns `Encoded` images and captions."""
+    def forward(self, batch: Batch, least_pieces: int | None = None) -> tuple[Encoded, Encoded]:
+        """Encode a batch. least_pieces: see `TextEncoder`. Returns images and captions."""
         return (
             self.image_encoder(batch.regions, batch.region_lengths),
             self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
@@ -66,7 +67,13 @@ def build_model(options: Mapping[str, Any], reader: nn.Module, region_dim: int) 
     return HREM(reader, region_dim, from_saved(ModelOptions, options, ALWAYS_SAVED))
 
 
-def load_model(path, trained, bert_path, region_dim, device):
+def load_model(
+    path: Path | str,
+    trained: checkpoint.Checkpoint,
+    bert_path: bert.Source,
+    region_dim: int,
+    device: torch.device,
+) -> HREM:
     """The model of a `Checkpoint` read from `path`, in evaluation mode.
     Raises InputError where it does not fit. bert_path: of `find_bert`."""
     if trained.vocabulary:
@@ -82,20 +89,20 @@ def load_model(path, trained, bert_path, region_dim, device):
     return model.to(device).eval()
 
 
-def load_tokeniser(trained, bert_path):
-    """What cuts captions for the model of a `Checkpoint`: its own vocabulary,
-    or the tokeniser of its BERT."""
+def load_tokeniser(trained: checkpoint.Checkpoint, bert_path: bert.Source) -> Tokeniser:
+    """The tokeniser of captions for the model of a `Checkpoint`: its vocabulary, or the tokeniser
+    of its BERT."""
     return trained.vocabulary or bert.tokeniser(bert_path)
 
 
-def print_casing_note(tokeniser):
-    """Print what a tokeniser has to say of capitals and accents, if anything."""
+def print_casing_note(tokeniser: Tokeniser) -> None:
+    """Print the note of a tokeniser on capitals and accents, if it has one."""
     if tokeniser.note:
         print_line(tokeniser.note)
 
 
-def find_bert(trained: checkpoint.Checkpoint, bert_path: str | None = None) -> str | SavedBert:
-    """The BERT of a `Checkpoint`, for `lib.model.bert`: `bert_path` if given, or what the
-    checkpoint keeps, or for older ones where it was in training; published ones do not say."""
+def find_bert(trained: checkpoint.Checkpoint, bert_path: str | None = None) -> bert.Source:
+    """The BERT of a `Checkpoint`: `bert_path` if given, else the one that the checkpoint keeps,
+    else the path that an older checkpoint records, else that of published checkpoints."""
     recorded = None if trained.is_published else trained.options.get("bert_path")
     return bert_path or trained.bert or recorded or PUBLISHED_BERT

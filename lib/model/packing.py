@@ -22,23 +22,25 @@ class Packing:
     for the device.
     """
 
-    def __init__(self, lengths, longest, device):
+    def __init__(self, lengths: torch.Tensor, longest: int, device: torch.device | str) -> None:
         self.padded_shape = (len(lengths), longest)
         is_taken = real_mask(lengths, longest)
         self.is_taken = is_taken.to(device, non_blocking=True)  # (N, n)
         taken = is_taken.flatten().nonzero().squeeze(1)
         self.index = taken.to(device, non_blocking=True)  # (M,) into N*n
 
-    def pack(self, padded):
+    def pack(self, padded: torch.Tensor) -> torch.Tensor:
         """(N, n, ...) to (M, ...)."""
         return padded.flatten(0, 1).index_select(0, self.index)
 
-    def unpack(self, packed):
+    def unpack(self, packed: torch.Tensor) -> torch.Tensor:
         """(M, ...) to (N, n, ...), zero beyond the packed positions."""
         padded = packed.new_zeros(self.padded_shape[0] * self.padded_shape[1], *packed.shape[1:])
         return padded.index_copy_(0, self.index, packed).unflatten(0, self.padded_shape)
 
-    def attention(self, projected, bias, heads, dropout=0.0):
+    def attention(
+        self, projected: torch.Tensor, bias: torch.Tensor, heads: int, dropout: float = 0.0
+    ) -> torch.Tensor:
         """Multi-head attention inside each sample.
 
         projected: (M, 3E), queries, keys and values side by side; bias: (N, 1, 1, n), see
@@ -50,7 +52,7 @@ class Packing:
         return self.pack(mixed.transpose(1, 2).flatten(2))
 
 
-def key_bias(is_key, dtype):
+def key_bias(is_key: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What attention adds to its logits: 0 where there is a key, -inf elsewhere.
 
     A bool mask would be turned into this in every layer. is_key: (N, n) bool; dtype: that of
@@ -62,7 +64,7 @@ def key_bias(is_key, dtype):
     return bias[..., :longest].masked_fill_(~is_key[:, None, None], -torch.inf)
 
 
-def attention_dtype(hidden):
+def attention_dtype(hidden: torch.Tensor) -> torch.dtype:
     """The type in which attention over `hidden` runs: its own, or that of autocast."""
     kind = hidden.device.type
     is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

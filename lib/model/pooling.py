@@ -1,8 +1,8 @@
 """Pooling over the true fragments of padded samples, and L2 normalisation
 (docs/method.md, section 3).
 
-Lengths stay on the CPU wherever the fragments are: they say how to cut the work, and asking a GPU
-for them would wait.
+Lengths stay on the CPU, even if the fragments are on a GPU: they determine how the work is divided,
+and reading them from a GPU would synchronise.
 """
 
 # N samples, n fragments of the longest of them, E embedding
@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
-def real_mask(lengths, longest, device=None):
+def real_mask(
+    lengths: torch.Tensor, longest: int, device: torch.device | str | None = None
+) -> torch.Tensor:
     """True where a position holds a real fragment.
 
     lengths: (N,) true lengths, on the CPU; longest: padded length n. Returns is_real, (N, n) bool,
@@ -21,15 +23,14 @@ def real_mask(lengths, longest, device=None):
     return torch.arange(longest, device=device) < lengths.to(device, non_blocking=True).unsqueeze(1)
 
 
-def length_groups(lengths, most_padding=64):
+def length_groups(lengths: torch.Tensor, most_padding: int = 64) -> list[tuple[slice, int]]:
     """Cut a batch into runs of samples that need little padding among themselves.
 
     lengths: (N,) on the CPU, best sorted; most_padding: positions of padding at which a run ends.
     Returns a list of (slice of the samples, length of their longest).
     """
     groups, start, padding, longest = [], 0, 0, 0
-    lengths = lengths.tolist()
-    for index, length in enumerate(lengths):
+    for index, length in enumerate(lengths.tolist()):
         grown = max(length, longest)
         padding += grown - length + (index - start) * (grown - longest)
         if padding > most_padding and index > start:
@@ -40,7 +41,7 @@ def length_groups(lengths, most_padding=64):
     return groups
 
 
-def masked_mean(fragments, lengths):
+def masked_mean(fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Mean over the true fragments. fragments: (N, n, E); lengths: (N,), at least 1. Returns
     (N, E)."""
     is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
@@ -48,9 +49,9 @@ def masked_mean(fragments, lengths):
     return fragments.masked_fill(~is_real, 0).sum(1) / counted
 
 
-def max_k_mean(fragments, lengths, k=2):
-    """Mean of the k largest values of each feature over the true fragments,
-    of fewer where a sample is shorter.
+def max_k_mean(fragments: torch.Tensor, lengths: torch.Tensor, k: int = 2) -> torch.Tensor:
+    """Mean of the k largest values of each feature over the true fragments, or of all of them in
+    samples with fewer than k.
 
     fragments: (N, n, E); lengths: (N,), at least 1. Returns (N, E). This is v_res of
     docs/method.md, section 3.
@@ -71,27 +72,27 @@ class GeneralizedPooling(nn.Module):
     (Chen et al., CVPR 2021).
 
     v[d] = sum over ranks k of theta_k times the k-th largest of h_1[d]..h_n[d]. theta is a softmax
-    over the n ranks of what a bidirectional GRU says of them from their sinusoidal encodings, so it
-    depends on n and on nothing else: all samples of a length share it. Mean, max and the mean of
-    the k largest are special cases.
+    over the n ranks of the outputs of a bidirectional GRU, which reads their sinusoidal encodings,
+    so it depends on n only: all samples of a length share it. Mean, max and the mean of the k
+    largest are special cases.
     """
 
-    def __init__(self, encoding_size=32, hidden_size=32):
+    def __init__(self, encoding_size: int = 32, hidden_size: int = 32) -> None:
         super().__init__()
         self.encoding_size = encoding_size
         self.gru = nn.GRU(encoding_size, hidden_size, batch_first=True, bidirectional=True)
         self.score = nn.Linear(2 * hidden_size, 1, bias=False)  # a bias would cancel in the softmax
 
-    def forward(self, fragments, lengths):
+    def forward(self, fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU, at least 1. Returns (N, E)."""
         is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
         ranked = fragments.masked_fill(~is_real, -torch.inf).sort(dim=1, descending=True).values
         weights = self.weights(lengths, fragments.size(1)).unsqueeze(-1)  # (N, n, 1)
         return (weights * ranked.masked_fill(~is_real, 0)).sum(1)
 
-    def weights(self, lengths, longest):
-        """theta of every sample, (N, n), zero beyond its length: one run of the GRU over the
-        lengths that differ."""
+    def weights(self, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+        """theta of every sample, (N, n), zero beyond its length. The GRU runs once per distinct
+        length."""
         device = self.score.weight.device
         distinct, which = lengths.unique(return_inverse=True)
         # longest first, as packing wants them
@@ -106,7 +107,7 @@ class GeneralizedPooling(nn.Module):
         return theta.index_select(0, which.to(device, non_blocking=True))
 
 
-def rank_encodings(count, size, device=None):
+def rank_encodings(count: int, size: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Sinusoidal encodings of the ranks 1..count: sin and cos of rank / 10000^(2j / size).
     Returns (count, size)."""
     ranks = torch.arange(1, count + 1, device=device).unsqueeze(1)
@@ -114,7 +115,7 @@ def rank_encodings(count, size, device=None):
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def l2_normalise(vectors):
+def l2_normalise(vectors: torch.Tensor) -> torch.Tensor:
     """v / (||v|| + 1e-8) over the last dimension: the published form,
     with the constant outside the norm."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-8)

@@ -1,7 +1,7 @@
-"""The configuration and the tokeniser of a BERT, as a checkpoint keeps them.
+"""The configuration and the tokeniser of a BERT, as checkpoints keep them.
 
-With them a checkpoint can be evaluated, searched and resumed where the folder of its BERT is not
-there. Its weights are among those of the model.
+With them, a checkpoint can be evaluated and resumed without the folder of its BERT. The weights of
+BERT are among those of the model.
 """
 
 import json
@@ -49,8 +49,8 @@ def keep(config: BertConfig, tokeniser: Any) -> dict[str, Any]:
 
 
 def read(file: str, found: Any) -> SavedBert | None:
-    """What a checkpoint keeps of its BERT, None if it is from before that.
-    Raises ValueError or TypeError."""
+    """Check what `keep` returned; None for older checkpoints, which keep no BERT. Raises
+    ValueError or TypeError."""
     if found is None:
         return None
     kinds = dict(config=dict, tokeniser=str, special_tokens=dict, note=str)

@@ -1,12 +1,13 @@
-"""State that is read from disk, checked before anything is changed: options, counters,
-logs, tensors, moments.
+"""Checks of the options, counters and logs that a checkpoint contains.
 
-A check raises ValueError with what was found and what was expected; who calls it knows the file and
+A check raises ValueError with what was found and what was expected. The caller adds the file and
 the remedy.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -15,24 +16,23 @@ from ..system.options import from_saved
 from ..system.run_folder import LOG_NAMES
 from .options import ALWAYS_SAVED, ModelOptions
 
-OPTION_KINDS = dict(  # checked where they are there
+OPTION_KINDS = dict(  # checked if they are present
     dataset=str, data_path=str, bert_path=str, val_split=str, test_split=str, glove=str,
     logger_name=str, model_name=str, seed=int, img_dim=int, batch_size=int,
     num_epochs=int,
 )  # fmt: skip
-# that LAST must have
+# required in LAST
 RUN_OPTIONS = ("dataset", "val_split", "seed", "num_epochs", "batch_size", "learning_rate")
-LARGEST = 2**20  # of what is a size
-MOST_STEPS = 2**40  # no run counts further
+LARGEST = 2**20  # size
+MOST_STEPS = 2**40
 BEST_POSSIBLE = 600.001  # the sum of six recalls in percent, with room for rounding
 LARGEST_NUMBER = 2**63 - 1
-LONGEST_TEXT = 4096  # of an option: the longest path
-MAX_DEPTH = 4  # lists in lists
-MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+LONGEST_TEXT = 4096  # characters of an option: the longest path
+MAX_DEPTH = 4  # of nested lists
 REPORT = {"loss", "terms", "gradient_norm", "is_finite"}
 
 
-def short_repr(value):
+def short_repr(value: object) -> str:
     """A value in an error message: short, and on one line."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
@@ -49,9 +49,15 @@ def short_repr(value):
     return f"a {type(value).__name__}"
 
 
-def expect(content, name, kind, low=None, high=None):
-    """content[name], of this kind; a number from `low` to `high`, so never NaN.
-    An int does for a float."""
+def expect(
+    content: Mapping[str, Any],
+    name: str,
+    kind: type,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """content[name], checked to be of this kind, and from `low` to `high` if they are given, so not
+    NaN. An int is also accepted as a float."""
     noun = {int: "a whole number", float: "a number", str: "text", dict: "a dict", list: "a list"}[
         kind
     ]
@@ -68,8 +74,8 @@ def expect(content, name, kind, low=None, high=None):
     return value
 
 
-def plain(value, name, depth=0):
-    """A value that JSON can hold: None, bool, number, text, or lists and dicts of these.
+def plain(value: Any, name: str, depth: int = 0) -> Any:
+    """A value that JSON can represent: None, bool, number, text, or lists and dicts of these.
     Tuples become lists."""
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -90,24 +96,24 @@ def plain(value, name, depth=0):
     )
 
 
-def plain_options(options):
+def plain_options(options: Any) -> dict[str, Any]:
     """Options as a dict of plain values by name."""
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ValueError(f"options {short_repr(options)}, expected a dict of values by name")
     return {name: plain(value, name) for name, value in options.items()}
 
 
-def read_vocabulary(content, options):
-    """The `Vocabulary` of a model that reads words, as its options say."""
+def read_vocabulary(content: Mapping[str, Any], options: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary of a model that reads words."""
     words = expect(content, "vocabulary", list)
     if not all(isinstance(word, str) for word in words):
-        raise ValueError("vocabulary holds what is no word")
+        raise ValueError("vocabulary has an entry that is not text, expected words")
     return Vocabulary(words, strip_accents=bool(options["strip_accents"]))
 
 
-def check_options(options):
-    """Options of a checkpoint, plain values by name, with the defaults of those that its version
-    did not have. Raises ValueError that names an option which describes no model."""
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint, with defaults for those that are missing in older files. Raises
+    ValueError that names an invalid option."""
     for name, kind in OPTION_KINDS.items():
         if options.get(name) is not None:
             limits = () if kind is str else (0, LARGEST_NUMBER) if name == "seed" else (1, LARGEST)
@@ -127,9 +133,8 @@ def check_options(options):
     return options | dataclasses.asdict(found)
 
 
-def read_run_options(content):
-    """The options of what a run saved to go on from, plain values,
-    once all of it is found in place."""
+def read_run_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in a LAST file, after checking that the file is complete."""
     for name in ("model", "objective", "optimizer", "position"):
         expect(content, name, dict)
     options = plain_options(content.get("options"))
@@ -156,27 +161,27 @@ def read_run_options(content):
     return options
 
 
-def is_plain_tensor(value):
-    """A tensor of real numbers, all of them there: none that is sparse,
-    quantised or without memory."""
-    is_whole = (
+def is_plain_tensor(value: object) -> bool:
+    """Whether a value is a dense tensor of real numbers on the CPU."""
+    return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
     )
-    return is_whole and not value.is_quantized and not value.is_complex()
 
 
-def check_position(position):
-    """What `lib.training.run_state.RunState` saves of its place in an epoch,
-    but for what depends on the data."""
+def check_position(position: Mapping[str, Any]) -> None:
+    """Check the position in an epoch that `lib.training.run_state.RunState` saves, except for what
+    depends on the data."""
     expect(position, "step_in_epoch", int, 0, MOST_STEPS)
     expect(position, "skipped", int, 0, 2**31 - 1)
     sizes = expect(position, "log_sizes", dict)
     for name in sizes:
         if not isinstance(name, str) or not LOG_NAMES.fullmatch(name):
-            raise ValueError(f"log_sizes names {short_repr(name)}, expected logs of a run")
-        is_text = name in ("train.txt", "eval.txt")  # these are made with their first line
+            raise ValueError(f"log_sizes names {short_repr(name)}, expected the name of a log")
+        is_text = name in ("train.txt", "eval.txt")  # created with their first line
         expect(sizes, name, int, int(is_text), LARGEST_NUMBER)
     _check_step_log(expect(position, "step_log", dict))
 
@@ -198,7 +203,8 @@ def _check_step_log(state):
         if not all(isinstance(name, str) and name.isidentifier() for name in terms):
             raise ValueError(f"step_log terms {short_repr(list(terms))}, expected names of losses")
         scalars = terms | {"loss": report["loss"], "gradient_norm": report["gradient_norm"]}
-        if report.get("connected") is not None:  # None before the graph; older runs do not have it
+        # None before the graph is used; missing in older runs
+        if report.get("connected") is not None:
             scalars["connected"] = report["connected"]
         for name, value in scalars.items():
             if not is_plain_tensor(value) or value.ndim or not value.is_floating_point():
@@ -208,103 +214,3 @@ def _check_step_log(state):
             raise ValueError(
                 f"step_log is_finite {short_repr(is_finite)}, expected a scalar tensor of bool"
             )
-
-
-def check_module(found, module, what):
-    """A state dict against the module that is to take it: the same names, shapes and types,
-    finite values."""
-    wanted = module.state_dict()
-    if not isinstance(found, dict):
-        raise ValueError(f"{what} {short_repr(found)}, expected a dict of tensors by name")
-    for name in sorted(found.keys() - wanted.keys(), key=str)[:1]:
-        raise ValueError(f"{what} holds {short_repr(name)}, expected no such entry")
-    for name, tensor in wanted.items():
-        _check_tensor(found.get(name), tensor, name)
-
-
-def check_optimizer(found, optimizer, steps_done):
-    """A state dict of AdamW against the optimizer that is to take it.
-
-    Its fused form trusts the shapes of what it has loaded and would write beyond a moment that is
-    too small.
-    """
-    if not isinstance(found, dict):
-        raise ValueError(f"optimizer {short_repr(found)}, expected a dict")
-    _check_groups(expect(found, "param_groups", list), optimizer.state_dict()["param_groups"])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    places, moments_of = set(), expect(found, "state", dict)
-    number_of_encoders = sum(
-        len(group["params"]) for group in optimizer.param_groups if group["name"] != "relations"
-    )
-    # relations have none before the graph takes part
-    for number in range(number_of_encoders if steps_done else 0):
-        if number not in moments_of:
-            raise ValueError(
-                f"optimizer state {number} is missing, expected the moments of step {steps_done}"
-            )
-    for number, moments in moments_of.items():
-        if type(number) is not int or not 0 <= number < len(parameters):
-            raise ValueError(
-                f"optimizer state of parameter {short_repr(number)}, expected 0 to "
-                f"{len(parameters) - 1}"
-            )
-        if not isinstance(moments, dict) or moments.keys() != MOMENTS:
-            raise ValueError(
-                f"optimizer state {number} is {short_repr(moments)}, expected "
-                f"{', '.join(sorted(MOMENTS))}"
-            )
-        step, like = moments["step"], parameters[number]
-        _check_tensor(step, torch.zeros(()), f"optimizer state {number}: step")
-        if not 0 <= step <= steps_done or step != step.floor():
-            raise ValueError(
-                f"optimizer state {number}: step {float(step):g}, expected 0 to {steps_done}"
-            )
-        places.add(step.untyped_storage().data_ptr())
-        for name in ("exp_avg", "exp_avg_sq"):
-            value, called = moments[name], f"optimizer state {number}: {name}"
-            _check_tensor(value, like, called)
-            if value.stride() != like.stride():
-                raise ValueError(f"{called} has strides {value.stride()}, expected {like.stride()}")
-            places.add(value.untyped_storage().data_ptr())
-        if moments["exp_avg_sq"].numel() and moments["exp_avg_sq"].min() < 0:
-            raise ValueError(f"optimizer state {number}: exp_avg_sq is negative, expected squares")
-    if len(places) < len(MOMENTS) * len(moments_of):
-        raise ValueError(
-            "optimizer state shares memory between moments, expected each to have its own"
-        )
-
-
-def _check_groups(groups, wanted):
-    if len(groups) != len(wanted) or not all(isinstance(group, dict) for group in groups):
-        raise ValueError(
-            f"optimizer has {len(groups)} groups of parameters, expected {len(wanted)}"
-        )
-    for group, own in zip(groups, wanted):
-        for name in own.keys() - {"lr"}:
-            value = plain(group.get(name), name)
-            if value != plain(own[name], name):
-                raise ValueError(
-                    f"optimizer group {own['name']}: {name} {short_repr(value)}, expected "
-                    f"{short_repr(own[name])} as the options say"
-                )
-        expect(group, "lr", float, 0, own["initial_lr"])
-
-
-def why_unfit(value, like):
-    """Why a value is no tensor of the shape of `like`, such as "is (3,), expected (4,)";
-    None where it is one."""
-    is_plain = is_plain_tensor(value)
-    if is_plain and value.shape == like.shape:
-        return None
-    found = tuple(value.shape) if is_plain else "missing" if value is None else "no plain tensor"
-    return f"is {found}, expected {tuple(like.shape)}"
-
-
-def _check_tensor(value, like, name):
-    """A tensor of the shape and type of `like`; what holds fractions holds finite ones."""
-    if wrong := why_unfit(value, like):
-        raise ValueError(f"{name} {wrong}")
-    if value.dtype != like.dtype:
-        raise ValueError(f"{name} is of type {value.dtype}, expected {like.dtype}")
-    if value.is_floating_point() and not value.isfinite().all():
-        raise ValueError(f"{name} holds NaN or Inf, expected finite values")

@@ -12,6 +12,7 @@ none is left out alone instead of silencing its whole direction.
 # B pairs, P (anchor, positive) pairs, E embedding
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,11 +33,15 @@ class Positives(NamedTuple):
     positive: torch.Tensor
 
 
-def find_positives(image_ids, mask_repeat=True, device=None):
-    """Which pairs are positives: those of the same image, or only the diagonal.
-    Their number is known to the host.
+def find_positives(
+    image_ids: torch.Tensor,
+    mask_repeat: bool = True,
+    device: torch.device | str | None = None,
+) -> Positives:
+    """The positive pairs: those of the same image, or only the diagonal.
 
-    image_ids: (B,), on the CPU. Returns `Positives` on `device`.
+    image_ids: (B,) on the CPU, so that their number is known without synchronising. Returns
+    `Positives` on `device`.
     """
     is_positive = (
         image_ids.unsqueeze(1) == image_ids
@@ -51,7 +56,13 @@ def find_positives(image_ids, mask_repeat=True, device=None):
     )
 
 
-def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest):
+def hinge_loss(
+    image_embeddings: torch.Tensor,
+    caption_embeddings: torch.Tensor,
+    positives: Positives,
+    margin: float,
+    hardest: bool,
+) -> torch.Tensor:
     """`vse`: hinge triplets over all negatives, or over the hardest in each row and column,
     summed over the batch.
 
@@ -72,7 +83,9 @@ def hinge_loss(image_embeddings, caption_embeddings, positives, margin, hardest)
     return other_captions.sum() + other_images.sum()
 
 
-def negative_distribution(similarities, is_positive, longest_distance):
+def negative_distribution(
+    similarities: torch.Tensor, is_positive: torch.Tensor, longest_distance: float
+) -> torch.Tensor:
     """Distance-weighted distribution over each anchor's negatives
     (Wu et al., ICCV 2017, equation 4; section 5).
 
@@ -93,7 +106,9 @@ def negative_distribution(similarities, is_positive, longest_distance):
     return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def draw_negatives(distribution, generator=None):
+def draw_negatives(
+    distribution: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """One draw from each row of `distribution`, (..., P, B), none of them all zero. Returns
     (..., P) indices.
 
@@ -107,8 +122,13 @@ def draw_negatives(distribution, generator=None):
 
 
 def triplet_loss(
-    image_embeddings, caption_embeddings, positives, margin, longest_distance, generator=None
-):
+    image_embeddings: torch.Tensor,
+    caption_embeddings: torch.Tensor,
+    positives: Positives,
+    margin: float,
+    longest_distance: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """`trip`: hinge triplets with one distance-weighted negative drawn for each
     (anchor, positive) pair, summed.
 
@@ -119,8 +139,14 @@ def triplet_loss(
     return triplet_losses(sides, positives, margin, longest_distance, generator).squeeze(0)
 
 
-def triplet_losses(sides, positives, margin, longest_distance, generator=None):
-    """`triplet_loss` of T pairs of sides at once, which takes no more kernels than one.
+def triplet_losses(
+    sides: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    positives: Positives,
+    margin: float,
+    longest_distance: float,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """`triplet_loss` of T pairs of embeddings at once, with as many kernels as for one.
 
     sides: T pairs (image_embeddings, caption_embeddings), (B, E) each. Returns (T,).
     """
@@ -132,7 +158,7 @@ def triplet_losses(sides, positives, margin, longest_distance, generator=None):
     has_negative = distribution.sum(-1) > 0
     negative = draw_negatives(distribution, generator)  # (T, 2, P)
     others = torch.stack([negative, positives.positive.expand_as(negative)], dim=-1)
-    # one gather of numbers instead of rows: its gradient adds no rows up
+    # gather single numbers instead of rows, whose gradient would have to be accumulated
     places = others + len(positives.is_positive) * positives.anchor.unsqueeze(-1)
     found = rows.flatten(2).gather(2, places.flatten(2)).unflatten(2, (-1, 2))
     wrong, right = found.unbind(-1)
@@ -148,14 +174,19 @@ class InfoNCE(nn.Module):
     a learnt temperature exp(-s). The other positives of an anchor are left out of its denominator.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
 
-    def forward(self, image_embeddings, caption_embeddings, positives):
+    def forward(
+        self,
+        image_embeddings: torch.Tensor,
+        caption_embeddings: torch.Tensor,
+        positives: Positives,
+    ) -> torch.Tensor:
         """image_embeddings, caption_embeddings: (B, E); positives: `Positives`.
         Returns a scalar."""
-        # s itself, not a copy: at its limit it still has a gradient to come back by
+        # clamped in place: at the limit the parameter still receives a gradient
         with torch.no_grad():
             self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
         own = torch.arange(len(image_embeddings), device=image_embeddings.device)

@@ -13,9 +13,8 @@ from ..data.conventions import NO_SPLIT, conventions
 from ..data.dataset import RetrievalDataset, data_folder
 from ..data.region_file import FileState, file_state
 from ..evaluation.result_names import ResultName
-from ..model import checkpoint
+from ..model import bert, checkpoint
 from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
-from ..model.saved_bert import SavedBert
 from ..model.splits import load_split, open_folder
 from ..system.distributed import print_line
 from ..system.errors import InputError
@@ -35,7 +34,7 @@ class Run(NamedTuple):
     path: Path
     trained: checkpoint.Checkpoint
     model: HREM
-    bert_path: str | SavedBert
+    bert_path: bert.Source
     dataset: str
     data: RetrievalDataset
     test_split: str

@@ -17,7 +17,7 @@ from published import SHAPES
 
 from lib.data import demo
 from lib.evaluation import metrics
-from lib.model import bert, checkpoint
+from lib.model import bert, published
 from lib.system.run_folder import RunFolder
 from lib.training import logs
 
@@ -246,7 +246,7 @@ def test_an_ensemble_is_the_mean_of_similarities(copied, data, tmp_path, capsys)
 def as_published(folder, path, prefix="", **options):
     """Write the model of a run in the published format, as docs/method.md, section 8 has it."""
     ours = read(folder)
-    tables = {"image_encoder.": checkpoint.IMAGE_NAMES, "text_encoder.": checkpoint.TEXT_NAMES}
+    tables = {"image_encoder.": published.IMAGE_NAMES, "text_encoder.": published.TEXT_NAMES}
     states = []
     for part, table in tables.items():
         state = {}
@@ -254,7 +254,7 @@ def as_published(folder, path, prefix="", **options):
             *SHAPES[part.rstrip(".")],
             *(n for n in _bert_names(ours) if part == "text_encoder."),
         ]:
-            for renamed in checkpoint.rename({name: None}, table):
+            for renamed in published.rename({name: None}, table):
                 if part + renamed in ours["model"]:
                     state[prefix + name] = ours["model"][part + renamed]
         states.append(state)

@@ -226,7 +226,10 @@ def test_drawing_draws_no_random_number(data, run, monkeypatch):
     argv = [*OPTIONS, "--data_path", str(data), "--logger_name", str(run)]
     (options,) = arguments.runs(arguments.parse_training(parser, argv))
     run_parts.choose_conventions(options, {})
-    split, objective = run_parts.open_data(options).validation, run_parts.build_objective(options)
+    split, objective = (
+        run_parts.open_data(options, options.bert_path).validation,
+        run_parts.build_objective(options),
+    )
     model = network.load_model(
         run / run_folder.BEST, checkpoint.load(run / run_folder.BEST), options.bert_path, 128, "cpu"
     )

@@ -296,14 +296,14 @@ REFUSED = {
     "an entry too few": (
         lambda run: broken(run, image_encoder__projection__bias=None),
         [],
-        ["projection.bias is not"],
+        ["projection.bias is missing"],
     ),
     "another BERT": (
         lambda run: broken(
             run, text_encoder__bert__embeddings__word_embeddings__weight=torch.ones(9, 128)
         ),
         [],
-        ["word_embeddings.weight is (9, 128)", "--bert_path"],
+        ["word_embeddings.weight with 9 rows", "vocab_size"],
     ),
 }
 
