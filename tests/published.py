@@ -129,7 +129,7 @@ def published_name(name):
 
 def state_names(part):
     """Our name -> published name for one encoder."""
-    from lib.model.checkpoint import IMAGE_NAMES, TEXT_NAMES
+    from lib.model.published import IMAGE_NAMES, TEXT_NAMES
 
     table = IMAGE_NAMES if part == "image_encoder" else TEXT_NAMES
     return {ours: name for name in SHAPES[part] for ours in rename({name: None}, table)}

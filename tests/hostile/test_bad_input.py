@@ -534,12 +534,12 @@ def smaller_bert(whole, folder):
 
 def test_a_checkpoint_of_another_size_is_refused(whole, data, finished, tmp_path, refusal):
     path = finished / "model_best.pth"
-    expected = [path, "of another size", "text_encoder.bert", "expected", "--bert_path"]
+    expected = [path, "checkpoint and model differ", "text_encoder.bert", "expected", "--bert_path"]
     smaller = smaller_bert(whole, tmp_path / "bert")
     refusal(evaluation.main, "--model_path", path, "--bert_path", smaller, expected=expected)
 
     regions("test", lambda array: array[:, :, :64])(data / "demo_precomp")
-    expected = [path, "of another size", "image_encoder", "128", "64", "data set"]
+    expected = [path, "checkpoint and model differ", "image_encoder", "128", "64", "data set"]
     refusal(evaluation.main, "--model_path", path, "--data_path", data, expected=expected)
 
     larger = tmp_path / "larger"
@@ -547,7 +547,7 @@ def test_a_checkpoint_of_another_size_is_refused(whole, data, finished, tmp_path
         [*OPTIONS, "--data_path", str(whole), "--logger_name", str(larger), "--embed_size", "32"]
     )
     saved_with(larger / "model_best.pth", model=torch.load(path, weights_only=True)["model"])
-    expected = [larger, "of another size", "16", "expected", "32"]
+    expected = [larger, "another size", "16", "expected", "32"]
     refusal(evaluation.main, "--model_path", larger, expected=expected)
 
 
@@ -648,7 +648,7 @@ def test_a_folder_of_runs_is_told_from_a_run(finished, tmp_path, refusal):
     refusal(
         evaluation.main,
         folder,
-        expected=[f"{folder}: found no model_best.pth", f"run folders: {folder}/a, {folder}/b;"],
+        expected=[f"{folder}: contains several runs", f"run folders: {folder}/a, {folder}/b;"],
     )
     for number in range(10):
         shutil.copytree(finished, folder / f"c{number}")
@@ -679,7 +679,9 @@ def test_blank_captions_are_kept_and_warned_about(data, tmp_path, capsys):
     path.write_text("\n".join(lines))
     train.main([*OPTIONS, "--data_path", str(data), "--logger_name", str(tmp_path / "run")])
     printed = capsys.readouterr().out
-    assert f"{CAPTIONS}: 2 blank captions are kept, they hold their place (lines 3, 50)" in printed
+    assert (
+        f"{CAPTIONS}: 2 blank captions are kept, because every line counts (lines 3, 50)" in printed
+    )
     assert (
         "40 images x 36 regions x 128, 200 captions" in (tmp_path / "run" / "train.txt").read_text()
     )
@@ -694,10 +696,10 @@ def test_captions_of_words_that_are_not_in_the_vocabulary_are_warned_about(
     path.write_text("狗 a red ball\n" + "狗 a 球 on 山\n" * 49)
     train.main([*OPTIONS, *more, "--data_path", str(data), "--logger_name", str(tmp_path / "run")])
     (warning,) = [
-        line for line in capsys.readouterr().out.splitlines() if "in the vocabulary; give" in line
+        line for line in capsys.readouterr().out.splitlines() if "in the vocabulary. Give" in line
     ]
     assert re.match(
-        r"warning: dev: (59|6\d|79)% of what the captions are made of is not in the vocabulary",
+        r"warning: dev: (59|6\d|79)% of the words or word pieces of the captions are not in the vocabulary",
         warning,
     )
 

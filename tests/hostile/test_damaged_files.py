@@ -699,7 +699,7 @@ CHECKPOINTS = {
     ),
     "a weight that is a word": (
         model_with(lambda weight: "x"),
-        ["projection.weight is no plain tensor"],
+        ["projection.weight is not a plain tensor"],
     ),
     "a weight of another shape": (
         model_with(lambda weight: weight[:, :3]),
@@ -707,11 +707,11 @@ CHECKPOINTS = {
     ),
     "a sparse weight": (
         model_with(torch.Tensor.to_sparse),
-        ["projection.weight is no plain tensor"],
+        ["projection.weight is not a plain tensor"],
     ),
     "a complex weight": (
         model_with(lambda weight: weight + 1j),
-        ["projection.weight is no plain tensor"],
+        ["projection.weight is not a plain tensor"],
     ),
     "a weight without memory": (
         model_with(lambda weight: weight.to("meta")),
@@ -719,7 +719,7 @@ CHECKPOINTS = {
     ),
     "a weight of NaN": (
         model_with(nan_at),
-        ["text_encoder.projection.weight holds NaN or Inf", "another checkpoint"],
+        ["text_encoder.projection.weight contains NaN or Inf", "another checkpoint"],
     ),
     "weights that overflow": (
         model_with(lambda weight: weight * 0 + 3e38),
@@ -729,7 +729,7 @@ CHECKPOINTS = {
         lambda path: saved_with(
             path, model=torch.load(path, weights_only=True)["model"] | {"x": torch.ones(1)}
         ),
-        ["holds x, which this model has not", "--bert_path"],
+        ["found x, which the model does not have", "--bert_path"],
     ),
     "published, without sizes": (published, [*NO_MODEL, "nhead"]),
     "published, of one encoder": (lambda path: published(path, model=[{}]), NO_MODEL),

@@ -185,7 +185,7 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     ),
     "a weight of NaN": (
         inside("model", "image_encoder.projection.bias", change=lambda t: t * math.nan),
-        ["image_encoder.projection.bias holds NaN or Inf"],
+        ["image_encoder.projection.bias contains NaN or Inf"],
     ),
     "a weight of another shape": (
         put("model", "image_encoder.projection.bias", torch.ones(3)),
@@ -201,7 +201,7 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
     ),
     "a weight too many": (
         inside("objective", change=entry("x", torch.ones(1))),
-        ["objective holds 'x'"],
+        ["objective has 'x'"],
     ),
     "moments too small": (
         moment("exp_avg", lambda t: t[:1]),
@@ -234,8 +234,11 @@ LOST = {  # what is changed in last.pth -> what the refusal says was found
         put("optimizer", "state", {}),
         ["optimizer state 0 is missing, expected the moments of step"],
     ),
-    "a sparse moment": (moment("exp_avg", torch.Tensor.to_sparse), ["exp_avg is no plain tensor"]),
-    "a moment of Inf": (moment("exp_avg", lambda t: t + math.inf), ["exp_avg holds NaN or Inf"]),
+    "a sparse moment": (
+        moment("exp_avg", torch.Tensor.to_sparse),
+        ["exp_avg is not a plain tensor"],
+    ),
+    "a moment of Inf": (moment("exp_avg", lambda t: t + math.inf), ["exp_avg contains NaN or Inf"]),
     "negative squares": (moment("exp_avg_sq", lambda t: t - 1), ["exp_avg_sq is negative"]),
     "a moment too few": (
         inside("optimizer", "state", 0, change=without("exp_avg")),
@@ -296,7 +299,7 @@ def test_fewer_epochs_than_are_trained_are_refused(whole, finished, tmp_path, re
     content = torch.load(folder / LAST, weights_only=True)
     options = content["options"] | {"num_epochs": 3}
     saved_with(folder / LAST, epoch=2, step=20, options=options)
-    expected = ["has trained 2 epochs, found --num_epochs 1", "give --num_epochs 2"]
+    expected = ["has trained 2 epochs (found --num_epochs 1", "Give --num_epochs 2"]
     refusal(train.main, *argv, expected=expected)
 
 
@@ -387,7 +390,7 @@ OPTIONS_OF_STRANGERS = {
         dict(img_dim=10**12),
         "img_dim 1000000000000, expected a whole number from 1 to",
     ),
-    "features of another size": (dict(img_dim=7), "has 128 columns, expected img_dim 7"),
+    "features of another size": (dict(img_dim=7), "with 128 columns, expected img_dim 7"),
     "words of 10**12": (dict(word_dim=10**12), "word_dim 1000000000000"),
     "a NUL in a path": (
         dict(data_path="a\0b"),

@@ -1,5 +1,4 @@
-"""--init_from: a run starts from the weights of a trained model, ours or published,
-of any data set."""
+"""--init_from: a run starts from the weights of a trained model of any data set."""
 
 import shutil
 
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from damage import contents, saved_with
+from helpers import read
 from test_programs import as_published, same
 
 import train
@@ -57,10 +57,6 @@ def command(data, folder, *more):
 def fit(data, folder, *more):
     train.main(command(data, folder, *more))
     return folder
-
-
-def read(folder, name=run_folder.BEST):
-    return torch.load(folder / name, weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +110,11 @@ def test_a_run_starts_where_another_one_ended(data, source, tmp_path, dataset):
     assert first_validation(run) == table(source / run_folder.BEST, data, dataset)
     line = first_log_line(run)
     assert line.startswith(
-        f"starting from {source} (trained on demo, 1 epochs): the weights of both encoders; the "
+        f"starting from {source} (trained on demo, 1 epochs): the weights of both encoders "
     )
-    assert "instance graph and the optimiser start anew" in line and "warning" not in line
+    assert (
+        "the instance graph and the optimiser start from scratch" in line and "warning" not in line
+    )
     started, ended = read(source), read(run, run_folder.LAST)
     assert not same(started["model"], ended["model"]) and ended["step"] == 10
     assert ended["options"]["init_from"] == str(source)
@@ -246,9 +244,9 @@ def test_what_else_differs_is_told(data, source, tmp_path, monkeypatch, option):
     monkeypatch.setattr(loop.Training, "run", lambda training: training.state)
     value = {"--residual_weight": ["0.5"], "--mask_padding": ["1"]}.get(option, [])
     train.main(command(data, tmp_path / "run", "--init_from", source, option, *value))
-    expected = {"--residual_weight": "0.5 (there 0.8)", "--mask_padding": "1 (there 0)"}
-    found = expected.get(option, "True (there False)")
-    assert f"; warning: other than there: {option} {found}" in first_log_line(tmp_path / "run")
+    expected = {"--residual_weight": "0.5 (it had 0.8)", "--mask_padding": "1 (it had 0)"}
+    found = f"that training: {option} {expected.get(option, 'True (it had False)')}"
+    assert found in first_log_line(tmp_path / "run")
 
 
 def narrow(folder):
@@ -274,14 +272,14 @@ REFUSED = {
     "another size": (
         None,
         ["--embed_size", 16],
-        ["a model of --embed_size 32", "give --embed_size 32"],
+        ["found --embed_size 32", "Give --embed_size 32"],
     ),
-    "other heads": (None, ["--nhead", 4], ["--nhead 2", "as this run has it; give --nhead 2"]),
-    "another pooling": (None, ["--pooling", "mean"], ["give --pooling maxk+relation"]),
+    "other heads": (None, ["--nhead", 4], ["--nhead 2", "as in this run). Give --nhead 2"]),
+    "another pooling": (None, ["--pooling", "mean"], ["Give --pooling maxk+relation"]),
     "another encoder": (
         None,
         BIGRU,
-        ["a model of --text_encoder bert", "give --text_encoder bert"],
+        ["found --text_encoder bert", "Give --text_encoder bert"],
     ),
     "no checkpoint": (
         lambda run: (run / "model_best.pth").write_bytes(b"junk"),
@@ -326,12 +324,12 @@ def test_what_does_not_fit_is_refused_in_a_line(
 def test_other_features_or_word_sizes_are_refused(data, source, words, tmp_path, refusal):
     narrowed = shutil.copytree(data, tmp_path / "data")
     narrow(narrowed)
-    expected = ["a model of regions of 128 features, expected 64 as the data have"]
+    expected = ["a feature size of 128, expected 64 as in the data"]
     refusal(
         train.main, *command(narrowed, tmp_path / "run", "--init_from", source), expected=expected
     )
     more = [*BIGRU, "--word_dim", 20, "--init_from", words]
-    refusal(train.main, *command(data, tmp_path / "run", *more), expected=["give --word_dim 12"])
+    refusal(train.main, *command(data, tmp_path / "run", *more), expected=["Give --word_dim 12"])
     damaged = shutil.copytree(words, tmp_path / "words")
     broken(damaged, text_encoder__words__weight=torch.ones(3, 12))
     more = [*BIGRU, "--init_from", damaged]
