@@ -20,7 +20,13 @@ from lib.model.encoders import Encoded
 from lib.model.fragment import after_attention, transformer_layer
 from lib.model.network import HREM
 from lib.model.options import ModelOptions
-from lib.objective.losses import InfoNCE, find_positives, hinge_loss, triplet_losses
+from lib.objective.losses import (
+    InfoNCE,
+    find_positives,
+    hinge_loss,
+    similarity_matrices,
+    triplet_loss,
+)
 from lib.objective.options import ObjectiveOptions
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
 
@@ -219,23 +225,24 @@ class Objective(nn.Module):
         options = self.options
         positives = find_positives(image_ids, bool(options.mask_repeat), images.embedding.device)
 
-        def losses(name, *sides):
+        def losses(name, similarities):  # (T, B, B) to (T,)
             if name == "vse":
-                return [hinge_loss(*pair, positives, options.margin, hardest) for pair in sides]
+                return hinge_loss(similarities, positives, options.margin, hardest)
             if name == "infonce":
-                return [self.infonce(*pair, positives) for pair in sides]
+                return torch.stack([self.infonce(each, positives) for each in similarities])
             longest = options.longest_distance or LONGEST_DISTANCE
-            return triplet_losses(sides, positives, options.margin, longest, generator).unbind()
+            return triplet_loss(similarities, positives, options.margin, longest, generator)
 
         u, w = images.embedding, captions.embedding
-        (base,), connected = losses(options.base_loss, (u, w)), None
+        (base,), connected = losses(options.base_loss, similarity_matrices([(u, w)])), None
         terms = {"base": base}
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)
             enhanced_u, enhanced_w = self.enhance(images, captions, relations)
             sides = [(u, enhanced_w), (enhanced_u, w)] if options.cross_loss else []
-            *cross, graph = losses(options.gnn_loss, *sides, (enhanced_u, enhanced_w))
+            sides.append((enhanced_u, enhanced_w))
+            *cross, graph = losses(options.gnn_loss, similarity_matrices(sides))
             if cross:
                 terms["cross"] = cross[0] + cross[1]
             terms["graph"] = graph

@@ -107,7 +107,7 @@ MUTANTS = {
     ),
     "base_loss and gnn_loss are exchanged": Mutant(
         "graph_lib.py",
-        "losses(options.base_loss, (u, w))", "losses(options.gnn_loss, (u, w))", TERMS),
+        "losses(options.base_loss, ", "losses(options.gnn_loss, ", TERMS),
     "the margin is left out": Mutant(
         "graph_lib.py", "positives, options.margin, hardest", "positives, 0.2, hardest", TERMS
     ),
@@ -269,11 +269,11 @@ MUTANTS = {
         "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(
-        LOSSES, "(margin + similarities - paired).clamp", "(similarities - paired).clamp",
+        LOSSES, "(margin + similarities - own).clamp", "(similarities - own).clamp",
         TEST_LOSSES),
     "captions are never anchors": Mutant(
-        LOSSES, "torch.stack([similarities, similarities.mT], dim=1)",
-        "torch.stack([similarities, similarities], dim=1)",
+        LOSSES, "torch.stack([similarities, similarities.mT], dim=-3)",
+        "torch.stack([similarities, similarities], dim=-3)",
         TEST_LOSSES),
     "the temperature has no limit": Mutant(
         LOSSES, "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),

@@ -164,7 +164,7 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
     )
     u, w = (data[name].clone().requires_grad_() for name in inputs)
     loss = losses.hinge_loss(
-        u, w, losses.find_positives(data["img_ids"], bool(mask_repeat), u.device), 0.2, hardest
+        u @ w.T, losses.find_positives(data["img_ids"], bool(mask_repeat), u.device), 0.2, hardest
     )
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
     loss.backward()
@@ -198,7 +198,7 @@ def test_triplet_loss(dataset):
         close(found, normalised_rows(data[f"{prefix}{direction}_probability"]), absolute=1e-3)
         assert torch.equal(losses.draw_negatives(found), data[f"{prefix}{direction}_negative"])
     torch.manual_seed(0)
-    loss = losses.triplet_loss(u, w, positives, 0.2, longest_distance(dataset))
+    loss = losses.triplet_loss(u @ w.T, positives, 0.2, longest_distance(dataset))
     close(loss, data[prefix + "value"], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])
@@ -223,7 +223,7 @@ def test_triplet_loss_second_set(dataset, inputs):
             losses.draw_negatives(found), data[f"{prefix}{direction}_anchor_negative"]
         )
     torch.manual_seed(0)
-    loss = losses.triplet_loss(u, w, positives, 0.2, longest_distance(dataset))
+    loss = losses.triplet_loss(u @ w.T, positives, 0.2, longest_distance(dataset))
     close(loss, data[prefix + "loss"], absolute=0, relative=1e-4)
     loss.backward()
     close_gradient(u.grad, data[prefix + "grad_img_emb"])

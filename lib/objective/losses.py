@@ -1,12 +1,12 @@
-"""Losses over a batch of pairs: hinge triplets (sum, hardest, distance-weighted negatives),
-InfoNCE.
+"""Losses of the similarities in a batch: hinge triplets (sum, hardest, distance-weighted negatives)
+and InfoNCE.
 
 Equations: docs/method.md, section 5.
 
-S_ij = u_i . w_j is the similarity of image i and caption j. A positive is a pair of the same image,
-and never a negative. Two departures from the published code are here, both in
-`negative_distribution`: the maximum is taken over admissible negatives only, and an anchor that has
-none is left out alone instead of silencing its whole direction.
+S_ij is the similarity of image i and caption j, such as u_i . w_j. Pairs of the same image are
+positives, and never negatives. `negative_distribution` departs from the published code in two
+points: it takes the maximum over admissible negatives only, and an anchor without any does not
+remove the loss of its whole direction.
 """
 
 # B pairs, P (anchor, positive) pairs, E embedding
@@ -56,31 +56,31 @@ def find_positives(
     )
 
 
+def similarity_matrices(
+    sides: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Similarities of T pairs (image embeddings, caption embeddings), (B, E) each. Returns
+    (T, B, B)."""
+    images, captions = (torch.stack(side) for side in zip(*sides))
+    return images @ captions.mT
+
+
 def hinge_loss(
-    image_embeddings: torch.Tensor,
-    caption_embeddings: torch.Tensor,
-    positives: Positives,
-    margin: float,
-    hardest: bool,
+    similarities: torch.Tensor, positives: Positives, margin: float, hardest: bool
 ) -> torch.Tensor:
     """`vse`: hinge triplets over all negatives, or over the hardest in each row and column,
     summed over the batch.
 
-    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Returns a scalar.
+    similarities: (..., B, B), images x captions. Returns (...).
     """
-    similarities = image_embeddings @ caption_embeddings.T
-    paired = similarities.diagonal()
-    other_captions = (
-        (margin + similarities - paired.unsqueeze(1))
-        .clamp(min=0)
-        .masked_fill(positives.is_positive, 0)
-    )
-    other_images = (
-        (margin + similarities - paired).clamp(min=0).masked_fill(positives.is_positive, 0)
+    paired = similarities.diagonal(dim1=-2, dim2=-1)
+    other_captions, other_images = (
+        (margin + similarities - own).clamp(min=0).masked_fill(positives.is_positive, 0)
+        for own in (paired.unsqueeze(-1), paired.unsqueeze(-2))
     )
     if hardest:
-        return other_captions.amax(1).sum() + other_images.amax(0).sum()
-    return other_captions.sum() + other_images.sum()
+        return other_captions.amax(-1).sum(-1) + other_images.amax(-2).sum(-1)
+    return other_captions.sum((-2, -1)) + other_images.sum((-2, -1))
 
 
 def negative_distribution(
@@ -122,8 +122,7 @@ def draw_negatives(
 
 
 def triplet_loss(
-    image_embeddings: torch.Tensor,
-    caption_embeddings: torch.Tensor,
+    similarities: torch.Tensor,
     positives: Positives,
     margin: float,
     longest_distance: float,
@@ -132,38 +131,22 @@ def triplet_loss(
     """`trip`: hinge triplets with one distance-weighted negative drawn for each
     (anchor, positive) pair, summed.
 
-    image_embeddings, caption_embeddings: (B, E); positives: `Positives`. Images are the anchors
-    first, then captions. Anchors without an admissible negative take no part. Returns a scalar.
+    similarities: (..., B, B), images x captions, of unit vectors. The negatives of each matrix are
+    drawn in turn, first for images as anchors, then for captions. Anchors without an admissible
+    negative are left out. Returns (...).
     """
-    sides = [(image_embeddings, caption_embeddings)]
-    return triplet_losses(sides, positives, margin, longest_distance, generator).squeeze(0)
-
-
-def triplet_losses(
-    sides: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    positives: Positives,
-    margin: float,
-    longest_distance: float,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """`triplet_loss` of T pairs of embeddings at once, with as many kernels as for one.
-
-    sides: T pairs (image_embeddings, caption_embeddings), (B, E) each. Returns (T,).
-    """
-    images, captions = (torch.stack(side) for side in zip(*sides))  # (T, B, E)
-    similarities = images @ captions.mT
-    rows = torch.stack([similarities, similarities.mT], dim=1)  # (T, 2, B, B), a row an anchor
+    rows = torch.stack([similarities, similarities.mT], dim=-3)  # (..., 2, B, B), a row an anchor
     distribution = negative_distribution(rows.detach(), positives.is_positive, longest_distance)
-    distribution = distribution.index_select(2, positives.anchor)  # (T, 2, P, B)
+    distribution = distribution.index_select(-2, positives.anchor)  # (..., 2, P, B)
     has_negative = distribution.sum(-1) > 0
-    negative = draw_negatives(distribution, generator)  # (T, 2, P)
+    negative = draw_negatives(distribution, generator)  # (..., 2, P)
     others = torch.stack([negative, positives.positive.expand_as(negative)], dim=-1)
     # gather single numbers instead of rows, whose gradient would have to be accumulated
     places = others + len(positives.is_positive) * positives.anchor.unsqueeze(-1)
-    found = rows.flatten(2).gather(2, places.flatten(2)).unflatten(2, (-1, 2))
+    found = rows.flatten(-2).gather(-1, places.flatten(-2)).unflatten(-1, (-1, 2))
     wrong, right = found.unbind(-1)
     violations = (margin + wrong - right).clamp(min=0)
-    return violations.masked_fill(~has_negative, 0).sum((1, 2))
+    return violations.masked_fill(~has_negative, 0).sum((-2, -1))
 
 
 class InfoNCE(nn.Module):
@@ -178,19 +161,13 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
 
-    def forward(
-        self,
-        image_embeddings: torch.Tensor,
-        caption_embeddings: torch.Tensor,
-        positives: Positives,
-    ) -> torch.Tensor:
-        """image_embeddings, caption_embeddings: (B, E); positives: `Positives`.
-        Returns a scalar."""
+    def forward(self, similarities: torch.Tensor, positives: Positives) -> torch.Tensor:
+        """similarities: (B, B), images x captions. Returns a scalar."""
         # clamped in place: at the limit the parameter still receives a gradient
         with torch.no_grad():
             self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
-        own = torch.arange(len(image_embeddings), device=image_embeddings.device)
+        own = torch.arange(len(similarities), device=similarities.device)
         is_other_positive = positives.is_positive & (own != own.unsqueeze(1))
-        logits = self.log_scale.exp() * (image_embeddings @ caption_embeddings.T)
+        logits = self.log_scale.exp() * similarities
         logits = logits.masked_fill(is_other_positive, -torch.inf)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

@@ -212,7 +212,7 @@ def test_before_warm_up_there_is_only_the_base_loss():
     close(
         loss.total,
         hinge_loss(
-            images.embedding, captions.embedding, find_positives(torch.arange(4)), 0.2, False
+            images.embedding @ captions.embedding.T, find_positives(torch.arange(4)), 0.2, False
         ),
     )
     loss.total.backward()
@@ -250,10 +250,10 @@ def test_the_objective_is_the_sum_of_its_terms(cross_loss, norm_input, mask_repe
     inputs = (u, w) if norm_input else (images.unnormalised, captions.unnormalised)
     enhanced_u, enhanced_w = objective.fusion(*inputs, relations)
     expected = dict(
-        base=triplet_loss(u, w, positives, 0.3, 1.5, torch.Generator().manual_seed(3)),
-        cross=hinge_loss(u, enhanced_w, positives, 0.3, hardest)
-        + hinge_loss(enhanced_u, w, positives, 0.3, hardest),
-        graph=hinge_loss(enhanced_u, enhanced_w, positives, 0.3, hardest),
+        base=triplet_loss(u @ w.T, positives, 0.3, 1.5, torch.Generator().manual_seed(3)),
+        cross=hinge_loss(u @ enhanced_w.T, positives, 0.3, hardest)
+        + hinge_loss(enhanced_u @ w.T, positives, 0.3, hardest),
+        graph=hinge_loss(enhanced_u @ enhanced_w.T, positives, 0.3, hardest),
         regulariser=7.0 * regulariser(relations, u, w),
     )
     if not cross_loss:
@@ -281,7 +281,7 @@ def test_sampled_negatives_are_drawn_for_the_base_then_for_the_cross_and_graph_l
     )
     same = torch.Generator().manual_seed(5)
     base, first, second, graph = (
-        triplet_loss(left, right, positives, 0.2, 1.7, same)
+        triplet_loss(left @ right.T, positives, 0.2, 1.7, same)
         for left, right in ((u, w), (u, enhanced_w), (enhanced_u, w), (enhanced_u, enhanced_w))
     )
     for name, expected in (("base", base), ("cross", first + second), ("graph", graph)):

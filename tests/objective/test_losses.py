@@ -160,15 +160,15 @@ def test_hinge_loss_is_the_loop(seed, ids, mask_repeat, hardest):
     positives = find_positives(torch.tensor(ids), mask_repeat)
     expected = naive_hinge(u, w, naive_positives(torch.tensor(ids), mask_repeat), hardest)
     assert expected > 0
-    check_gradients(hinge_loss(u, w, positives, MARGIN, hardest), expected, (u, w))
+    check_gradients(hinge_loss(u @ w.T, positives, MARGIN, hardest), expected, (u, w))
 
 
 def test_only_mask_repeat_spares_another_caption_of_the_same_image():
     u = torch.eye(3, dtype=torch.float64)[[0, 0, 1]]
     image_ids = torch.tensor([5, 5, 6])
     for hardest in (False, True):
-        assert hinge_loss(u, u, find_positives(image_ids, True), MARGIN, hardest) == 0
-        close(hinge_loss(u, u, find_positives(image_ids, False), MARGIN, hardest), 4 * MARGIN)
+        assert hinge_loss(u @ u.T, find_positives(image_ids, True), MARGIN, hardest) == 0
+        close(hinge_loss(u @ u.T, find_positives(image_ids, False), MARGIN, hardest), 4 * MARGIN)
 
 
 @pytest.mark.parametrize("longest_distance", [1.7, 1.9])
@@ -279,7 +279,7 @@ def test_triplet_loss_is_the_loop_over_the_negatives_drawn(
     u, w = pairs(len(ids), seed)
     positives = find_positives(torch.tensor(ids), mask_repeat)
     found = triplet_loss(
-        u, w, positives, MARGIN, longest_distance, torch.Generator().manual_seed(seed)
+        u @ w.T, positives, MARGIN, longest_distance, torch.Generator().manual_seed(seed)
     )
     expected = naive_triplets(
         u, w, naive_positives(torch.tensor(ids), mask_repeat), [*drawn], longest_distance
@@ -296,7 +296,7 @@ def test_images_are_the_first_anchors_and_captions_the_second(monkeypatch):
     drawn = record_draws(monkeypatch)
     u, w = pairs(7, seed=4)
     positives = find_positives(torch.arange(7))
-    triplet_loss(u, w, positives, MARGIN, 1.7, torch.Generator().manual_seed(0))
+    triplet_loss(u @ w.T, positives, MARGIN, 1.7, torch.Generator().manual_seed(0))
     same = torch.Generator().manual_seed(0)
     for rows, negatives in zip((u @ w.T, w @ u.T), drawn):
         expected = torch.multinomial(
@@ -321,7 +321,7 @@ def test_an_anchor_without_negatives_is_left_out_alone(monkeypatch):
     positives = find_positives(torch.arange(3))
     distribution = negative_distribution((u @ w.T).detach(), positives.is_positive, 1.7)
     assert (distribution.sum(1) > 0).tolist() == [False, True, True]
-    found = triplet_loss(u, w, positives, MARGIN, 1.7)
+    found = triplet_loss(u @ w.T, positives, MARGIN, 1.7)
     expected = naive_triplets(u, w, positives.is_positive.tolist(), drawn, 1.7)
     assert expected > 0.3
     check_gradients(found, expected, (u, w))
@@ -332,9 +332,9 @@ def test_a_batch_of_one_image_costs_nothing(ids):
     u, w = pairs(len(ids), seed=5)
     positives = find_positives(torch.tensor(ids))
     for loss in (
-        triplet_loss(u, w, positives, MARGIN, 1.7),
-        hinge_loss(u, w, positives, MARGIN, False),
-        hinge_loss(u, w, positives, MARGIN, True),
+        triplet_loss(u @ w.T, positives, MARGIN, 1.7),
+        hinge_loss(u @ w.T, positives, MARGIN, False),
+        hinge_loss(u @ w.T, positives, MARGIN, True),
     ):
         assert loss == 0
         for gradient in torch.autograd.grad(loss, (u, w)):
@@ -344,9 +344,9 @@ def test_a_batch_of_one_image_costs_nothing(ids):
 def test_equal_embeddings_cost_the_margin_an_anchor_and_a_direction():
     u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
     positives = find_positives(torch.arange(4))
-    close(triplet_loss(u, u, positives, MARGIN, 1.7), 2 * 4 * MARGIN, absolute=1e-6)
-    close(hinge_loss(u, u, positives, MARGIN, True), 2 * 4 * MARGIN, absolute=1e-6)
-    close(hinge_loss(u, u, positives, MARGIN, False), 2 * 4 * 3 * MARGIN, absolute=1e-6)
+    close(triplet_loss(u @ u.T, positives, MARGIN, 1.7), 2 * 4 * MARGIN, absolute=1e-6)
+    close(hinge_loss(u @ u.T, positives, MARGIN, True), 2 * 4 * MARGIN, absolute=1e-6)
+    close(hinge_loss(u @ u.T, positives, MARGIN, False), 2 * 4 * 3 * MARGIN, absolute=1e-6)
 
 
 @pytest.mark.parametrize("mask_repeat", [False, True])
@@ -362,14 +362,14 @@ def test_infonce_is_the_loop_and_so_is_its_temperatures_gradient(seed, ids, mask
     )
     close(infonce.log_scale.exp(), 1 / 0.07, absolute=1e-5)
     assert expected > 0.01
-    check_gradients(infonce(u, w, positives), expected, (u, w, infonce.log_scale))
+    check_gradients(infonce(u @ w.T, positives), expected, (u, w, infonce.log_scale))
 
 
 def test_infonce_of_equal_embeddings_is_the_logarithm_of_the_batch():
     u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
-    close(InfoNCE()(u, u, find_positives(torch.arange(4))), math.log(4), absolute=1e-6)
+    close(InfoNCE()(u @ u.T, find_positives(torch.arange(4))), math.log(4), absolute=1e-6)
     close(
-        InfoNCE()(u, u, find_positives(torch.tensor([1, 1, 2, 3]))),
+        InfoNCE()(u @ u.T, find_positives(torch.tensor([1, 1, 2, 3]))),
         (math.log(3) + math.log(4)) / 2,
         absolute=1e-6,
     )
@@ -379,7 +379,7 @@ def test_infonce_of_equal_embeddings_is_the_logarithm_of_the_batch():
 def test_infonce_of_one_image_costs_nothing(ids):
     u, w = pairs(len(ids), seed=5)
     infonce = InfoNCE().double()
-    loss = infonce(u, w, find_positives(torch.tensor(ids)))
+    loss = infonce(u @ w.T, find_positives(torch.tensor(ids)))
     close(loss, 0)
     for gradient in torch.autograd.grad(loss, (u, w, infonce.log_scale)):
         close(gradient, torch.zeros_like(gradient))
@@ -389,12 +389,12 @@ def test_the_temperature_stays_above_a_hundredth_and_comes_back():
     u, w = pairs(6, seed=3)
     infonce, positives = InfoNCE().double(), find_positives(torch.arange(6))
     torch.nn.init.constant_(infonce.log_scale, 9.0)
-    loss = infonce(u, w, positives)
+    loss = infonce(u @ w.T, positives)
     close(infonce.log_scale.exp(), 100)
     close(loss, naive_infonce(u, w, torch.eye(6).tolist(), 100).detach(), absolute=1e-6)
     loss.backward()
     # some pair is not the nearest, so that a higher temperature costs less
     assert infonce.log_scale.grad > 0
     torch.optim.SGD(infonce.parameters(), lr=0.1).step()
-    infonce(u, w, positives)
+    infonce(u @ w.T, positives)
     assert infonce.log_scale.exp() < 99
