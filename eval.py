@@ -8,6 +8,8 @@ Prints the retrieval table and writes it into the run folder, with metrics.json 
 if __name__ == "__main__":
     import lib.system.start  # noqa: F401  before the imports that take seconds
 
+from collections.abc import Sequence
+
 import arguments
 
 if __name__ == "__main__":
@@ -18,8 +20,8 @@ from lib.system import devices, distributed
 from lib.system.errors import command_line
 
 
-def main(argv=None):
-    """The program; argv: its arguments, or those of the process."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program. argv: its arguments (default: those of the process)."""
     remedy = "evaluate on a machine with more memory, or end other programs"
     with (
         distributed.process_group(),

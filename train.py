@@ -7,7 +7,9 @@ ends the run.
 if __name__ == "__main__":
     import lib.system.start  # noqa: F401  before the imports that take seconds
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 import arguments
 
@@ -16,16 +18,16 @@ if __name__ == "__main__":
 
 from lib.system import devices, distributed
 from lib.system.errors import command_line
-from lib.training.loop import Training
+from lib.training.loop import Result, Training
 from lib.training.run_start import RunFolders
 from lib.training.run_state import RunState
 
 
-def main(argv=None):
-    """The program; argv: its arguments, or those of the process.
-    Returns the `Result` of each run."""
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    """Run the program. argv: its arguments (default: those of the process). Returns the result of
+    each run."""
     if any(text.startswith("--deterministic") for text in (sys.argv if argv is None else argv)):
-        # before anything else: several processes start CUDA first of all
+        # before anything else, because several processes initialise CUDA first
         devices.prepare_determinism()
     with distributed.process_group():
         with distributed.raise_on_all_ranks():
@@ -33,7 +35,7 @@ def main(argv=None):
         return train(runs)
 
 
-def read_command_line(argv):
+def read_command_line(argv: Sequence[str] | None) -> list[argparse.Namespace]:
     """The options of each run. Raises InputError."""
     runs = arguments.runs(arguments.parse_training(arguments.training_parser(), argv))
     for options in runs:  # all of them before the first is trained
@@ -43,9 +45,8 @@ def read_command_line(argv):
     return runs
 
 
-def train(runs):
-    """Train one run after the other, each with its options. Raises InputError.
-    Returns the `Result` of each."""
+def train(runs: list[argparse.Namespace]) -> list[Result]:
+    """Train runs in sequence, each with its options. Raises InputError."""
     size, results = runs[0].batch_size, []
     remedy = (
         f"try --batch_size {max(size // 2, 2)} or --precision "
@@ -57,8 +58,8 @@ def train(runs):
     return results
 
 
-def train_one(options):
-    """One run, with its folders locked meanwhile. Raises InputError. Returns `Result`."""
+def train_one(options: argparse.Namespace) -> Result:
+    """Train one run, with its folders locked. Raises InputError."""
     with (
         RunFolders(options.model_name, options.logger_name) as folders,
         folders.logs.keep_traceback(),

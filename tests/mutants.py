@@ -249,8 +249,8 @@ MUTANTS = {
         REPORT, "isinstance(data, dict) and data.get(", "False and data.get(",
         TEST_RESULTS),
     "an ensemble is the first model": Mutant(
-        EVALUATE, "    similarities = metrics.ensemble(models)\n    text,",
-        "    similarities = models[0]\n    text,",
+        EVALUATE, "    similarities = metrics.ensemble(models)\n    table =",
+        "    similarities = models[0]\n    table =",
         TEST_PROGRAMS),
     "testall has no folds": Mutant(
         REPORT, 'if split == "testall" and', 'if split == "none" and',

@@ -285,3 +285,24 @@ def test_no_file_is_too_long():
         if len(file.read_text().splitlines()) > limit
     }
     assert long == LONG_FILES
+
+
+def public_functions(module):
+    """The functions and methods of a module whose names do not begin with an underscore, and
+    __init__."""
+    tree = ast.parse(path_of(module).read_text())
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    found = [*tree.body, *(node for each in classes for node in each.body)]
+    for node in found:
+        is_public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if is_public or isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            yield node
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_public_functions_are_typed(module):
+    for node in public_functions(module):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        arguments += [each for each in (node.args.vararg, node.args.kwarg) if each]
+        untyped = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+        assert node.returns and not untyped, f"{module}:{node.lineno} {node.name} {untyped}"

@@ -7,9 +7,10 @@ import contextlib
 import math
 import mmap
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..system import distributed
 from ..system.errors import InputError, first_sentence
 from ..system.interrupt import ignore_group_signals
-from .dataset import pad_ids
+from .dataset import RetrievalDataset, pad_ids
 from .sampling import EpochSampler, NeighbourSampler, cluster_images
 
 REGION_KEEP_PROBABILITY = 0.8
@@ -28,9 +29,9 @@ class Batch(NamedTuple):
     """B image-caption pairs, sorted by caption length, longest first.
 
     regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond
-    piece_lengths (B,); image_ids (B,), equal where two captions are of one image. The share of one
-    process among several holds every N-th pair, padded as the whole batch, and the image ids of the
-    whole.
+    piece_lengths (B,); image_ids (B,), equal where two captions are of one image. With N
+    processes, a shard has every N-th pair, padded to the size of the whole batch, and the image ids
+    of the whole batch.
     """
 
     regions: torch.Tensor
@@ -39,9 +40,9 @@ class Batch(NamedTuple):
     piece_lengths: torch.Tensor
     image_ids: torch.Tensor
 
-    def to(self, device):
-        """The same batch, regions and pieces on `device`; lengths and ids stay,
-        for the host cuts the work by them."""
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move regions and pieces to `device`. Lengths and ids stay on the CPU, because they
+        determine how the work is divided."""
         return self._replace(
             regions=self.regions.to(device, non_blocking=True),
             pieces=self.pieces.to(device, non_blocking=True),
@@ -50,11 +51,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Draw:
-    """What is drawn for a `Batch`: its fields, but in place of the regions the numbers
-    (B, R) of those that are kept.
+    """The random choices for a `Batch`: its fields, except that the regions are replaced by the
+    numbers (B, R) of those that are kept.
 
-    Arrays and not tensors: a worker hands over so few bytes more quickly than it does handles of
-    shared memory.
+    Arrays, not tensors: a worker passes small arrays faster than handles of shared memory.
     """
 
     kept: np.ndarray
@@ -73,19 +73,24 @@ class TrainingPairs:
     regions of its own shard.
     """
 
-    def __init__(self, split, seed, drop_regions=True, augment_words=True):
+    def __init__(
+        self,
+        split: RetrievalDataset,
+        seed: int,
+        drop_regions: bool = True,
+        augment_words: bool = True,
+    ) -> None:
         self.split, self.seed = split, seed
         self.drop_regions, self.augment_words = drop_regions, augment_words
         self.shard = distributed.shard()  # a worker belongs to no group of processes
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: Any) -> Any:
         return self.fill(self.draw(*item))
 
-    def draw(self, epoch, which):
-        """The `Draw` of the captions `which`. Raises InputError naming an image that does not fit.
+    def draw(self, epoch: int, which: np.ndarray) -> Draw:
+        """Draw for the captions `which`. Raises InputError that names an invalid image.
 
-        To be checked every image is read, and so is in memory by the time that `fill` copies its
-        regions.
+        Every image is read to be checked, so it is in memory when `fill` copies its regions.
         """
         generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
         sequences = [
@@ -104,8 +109,8 @@ class TrainingPairs:
             self.split.image_regions(image)
         return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
 
-    def fill(self, draw, pin_memory=False):
-        """The `Batch` of a `Draw`; in pinned memory what goes to a GPU, if asked for."""
+    def fill(self, draw: Draw, pin_memory: bool = False) -> Batch:
+        """The batch of a `Draw`. pin_memory: put what goes to a GPU into pinned memory."""
         self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
         images = draw.image_ids[self.shard]
@@ -145,10 +150,10 @@ class _Draws(Dataset):
     """What workers do: all of a batch but its regions,
     which are too large to pass from process to process."""
 
-    def __init__(self, pairs):
+    def __init__(self, pairs: TrainingPairs) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, item):
+    def __getitem__(self, item: Any) -> Any:
         try:
             return self.pairs.draw(*item)
         except InputError as error:
@@ -156,9 +161,11 @@ class _Draws(Dataset):
             return error
 
 
-def training_loader(pairs, batch_size, workers, batch_clusters=None):
-    """A loader for `batches`; set its sampler's `epoch` and `first`,
-    iterate through `batches`. Raises InputError.
+def training_loader(
+    pairs: TrainingPairs, batch_size: int, workers: int, batch_clusters: int | None = None
+) -> DataLoader:
+    """A loader for `batches`. Set the `epoch` and `first` of its sampler before each epoch. Raises
+    InputError.
 
     batch_clusters: P of a `NeighbourSampler`, or None to draw batches at random.
     """
@@ -184,13 +191,14 @@ def training_loader(pairs, batch_size, workers, batch_clusters=None):
     )
 
 
-def batches(loader, pin_memory=False):
-    """The `Batch`es of one epoch, each filled by a thread while the one before is in use.
+def batches(loader: DataLoader, pin_memory: bool = False) -> Iterator[Batch]:
+    """The batches of one epoch. A thread fills the next batch while one is in use.
 
-    Raises the InputError that a worker met, where its batch would come. pin_memory: as of
+    If a worker raises an InputError, it is raised in place of its batch. pin_memory: see
     `TrainingPairs.fill`.
     """
-    pairs, ahead = loader.dataset.pairs, deque()
+    pairs = loader.dataset.pairs
+    ahead: deque = deque()
 
     def fill(draw):
         if isinstance(draw, InputError):

@@ -20,9 +20,9 @@ class Conventions(NamedTuple):
     note: str | None
 
 
-def conventions(folder, dataset):
-    """The `Conventions` of COCO for a name that starts with coco and for a folder with `testall`,
-    else of Flickr30K.
+def conventions(folder: Path, dataset: str) -> Conventions:
+    """The conventions of COCO if the name starts with coco or the folder has `testall`, else those
+    of Flickr30K.
 
     folder: `{dataset}_precomp`.
     """
@@ -46,6 +46,6 @@ def conventions(folder, dataset):
     return Conventions(test_split, longest_distance, note)
 
 
-def has_split(folder, split):
+def has_split(folder: Path, split: str) -> bool:
     """Whether a data folder has a file of this split."""
     return any(os.path.lexists(Path(folder) / f"{split}_{end}") for end in ("ims.npy", "caps.txt"))

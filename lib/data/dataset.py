@@ -3,6 +3,7 @@
 # N images, C captions, R regions, D region feature size, L pieces
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ..system.cache import digest
 from ..system.errors import InputError
 from . import caption_forms
-from .captions import PADDING_ID, tokenise_cached
+from .captions import PADDING_ID, Tokeniser, tokenise_cached
 from .fingerprint import of_split, of_tokeniser
 from .layout import read_lines, read_num_regions
 from .pairing import check_ids, drop_blank_end, find_pairing
@@ -22,9 +23,9 @@ LARGEST_FEATURE = 1e12  # beyond it sums of squares, as norms and gradients take
 TOKENS = ".tokens"  # folder of captions cut into pieces, beside the captions
 
 
-def data_folder(data_path, dataset):
-    """`{data_path}/{dataset}_precomp`. Raises InputError that lists the data sets found where it is
-    missing."""
+def data_folder(data_path: Path | str, dataset: str) -> Path:
+    """`{data_path}/{dataset}_precomp`. If it is missing, the InputError lists the data sets
+    found."""
     folder = Path(data_path) / f"{dataset}_precomp"
     if not os.path.isdir(folder):
         where = "" if folder.is_absolute() else f" in {os.getcwd()}"
@@ -52,7 +53,13 @@ class RetrievalDataset:
     what people must be told of the data.
     """
 
-    def __init__(self, folder, split, tokeniser, longest_caption=512):
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str,
+        tokeniser: Tokeniser,
+        longest_caption: int | None = 512,
+    ) -> None:
         self.folder, self.split = Path(folder), split
         self.regions_path = self.folder / f"{split}_ims.npy"
         self.regions = RegionFile(self.regions_path)
@@ -105,33 +112,33 @@ class RetrievalDataset:
         )
 
     @property
-    def num_images(self):
+    def num_images(self) -> int:
         return len(self.stored_images)
 
     @property
-    def rows_per_image(self):
+    def rows_per_image(self) -> int:
         return self.pairing.rows_per_image
 
     @property
-    def first_captions(self):
-        """(N,) number of every image's first caption."""
+    def first_captions(self) -> np.ndarray:
+        """The number of the first caption of every image, (N,)."""
         return np.unique(self.caption_images, return_index=True)[1]
 
-    def row_of(self, image):
-        """The row of an image in the file of its features."""
-        return self.stored_images[image] * self.pairing.rows_per_image
+    def row_of(self, image: int) -> int:
+        """The row of an image in the file of features."""
+        return int(self.stored_images[image]) * self.pairing.rows_per_image
 
     @property
-    def num_captions(self):
+    def num_captions(self) -> int:
         return len(self.captions)
 
     @property
-    def region_dim(self):
+    def region_dim(self) -> int:
         return self.regions.shape[2]
 
-    def image_regions(self, image):
-        """(n, D), the true regions of one image. Raises InputError naming an image of NaN,
-        Inf or absurd values."""
+    def image_regions(self, image: int) -> np.ndarray:
+        """The true regions of one image, (n, D). The InputError names an image with NaN, Inf or
+        absurd values."""
         regions = self.unchecked_regions(image)
         largest = _largest(regions)
         if not largest <= LARGEST_FEATURE:  # no comparison with NaN is true
@@ -143,24 +150,22 @@ class RetrievalDataset:
             )
         return regions
 
-    def check_unchanged(self):
-        """Raises InputError where the file of the regions is not what it was:
-        to be called before a batch is read."""
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file of features has changed. Call it before a batch is read."""
         self.regions.check_unchanged()
 
-    def fingerprint(self):
-        """A dict of hashes and sizes by which the data are known, see
-        `lib.data.fingerprint.of_split`."""
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes and sizes that identify the data, see `lib.data.fingerprint.of_split`."""
         return of_split(self)
 
-    def unchecked_regions(self, image):
-        """(n, D), the true regions of one image, whatever they hold."""
+    def unchecked_regions(self, image: int) -> np.ndarray:
+        """The true regions of one image, (n, D), without checks."""
         count = self.num_regions[self.stored_images[image]]
         return self.regions.read(self.row_of(image), 0, count).astype(np.float32, copy=False)
 
-    def image_block(self, start, stop):
-        """Regions and lengths of images start..stop - 1: tensors (n, R, D),
-        zero beyond each length, and (n,)."""
+    def image_block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Regions (n, R, D), zero beyond each length, and lengths (n,) of images start..stop -
+        1."""
         self.check_unchanged()
         found = [self.image_regions(image) for image in range(start, stop)]
         lengths = np.array([len(regions) for regions in found])
@@ -169,9 +174,8 @@ class RetrievalDataset:
             row[: len(regions)] = regions
         return torch.from_numpy(padded), torch.from_numpy(lengths)
 
-    def caption_block(self, which):
-        """Ids and lengths of the captions with these numbers: tensors (n, L), padded with 0,
-        and (n,)."""
+    def caption_block(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (n, L), padded with 0, and lengths (n,) of the captions with these numbers."""
         return pad_pieces([self.captions.ids(caption) for caption in which])
 
 
@@ -180,14 +184,14 @@ def _largest(features):
     return max(features.max(), -features.min())
 
 
-def pad_pieces(sequences):
+def pad_pieces(sequences: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad id arrays with 0 to the longest. Returns tensors (n, L) and (n,)."""
     padded, lengths = pad_ids(sequences)
     return torch.from_numpy(padded), torch.from_numpy(lengths)
 
 
-def pad_ids(sequences):
-    """As `pad_pieces`, in arrays."""
+def pad_ids(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """`pad_pieces` that returns arrays."""
     lengths = np.array([len(sequence) for sequence in sequences])
     padded = np.full((len(sequences), lengths.max()), PADDING_ID)
     for row, sequence in zip(padded, sequences):

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ BERT = {
 
 
 class Thing(NamedTuple):
-    """One thing: keys of KINDS, COLOURS, SIZES and MATERIALS, and where its middle lies."""
+    """One thing: keys of KINDS, COLOURS, SIZES and MATERIALS, and the position of its centre."""
 
     kind: str
     colour: str
@@ -147,10 +148,10 @@ class Thing(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """2 to 5 things, the two main ones first, on a key of BACKGROUNDS.
+    """2 to 5 things, the two main ones first, on a background (a key of BACKGROUNDS).
 
-    change: the one field of a main thing that differs from the scene before ("position": both
-    changed places), or "".
+    change: the field of a main thing that differs from the previous scene ("position": the two
+    have changed places), or "".
     """
 
     background: str
@@ -159,11 +160,10 @@ class Scene(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """What the detector finds: features (R, D) float32; boxes (R, 4) of left, top, right,
+    """The output of the detector: features (R, D) float32; boxes (R, 4) of left, top, right,
     bottom; owners (R,).
 
-    An owner is the index of the thing that a box was put on, or -1 for a box around two things or
-    on anything.
+    An owner is the index of the thing in a box, or -1 if the box has two things or none.
     """
 
     features: np.ndarray
@@ -171,21 +171,21 @@ class Regions(NamedTuple):
     owners: np.ndarray
 
 
-def build_once(folder):
-    """Build the data set unless it is there; of several processes the first one builds,
-    the others wait for it."""
+def build_once(folder: Path) -> None:
+    """Build the data set if it is missing. With several processes, the main one builds and the
+    others wait."""
     with _building(Path(folder)):
         if not Path(folder).exists():
             build(folder)
 
 
-def build(folder, seed=0, sizes=SIZES_OF_SPLITS):
-    """Writes the data set into `folder`, a new one,
-    the same bytes for the same seed and sizes (images by split).
+def build(folder: Path | str, seed: int = 0, sizes: Mapping[str, int] = SIZES_OF_SPLITS) -> None:
+    """Write the data set into the new folder `folder`. The bytes depend on seed and sizes (images
+    by split) only.
 
-    For each split: SPLIT_ims.npy (N, R, D) float32, SPLIT_caps.txt of 5N lines, SPLIT_ids.txt of N
-    lines; and bert/, an untrained BERT with its tokeniser. Raises FileExistsError if the folder
-    exists.
+    For each split: SPLIT_ims.npy (N, R, D) float32, SPLIT_caps.txt with 5N lines, SPLIT_ids.txt
+    with N lines; and bert/, an untrained BERT with its tokeniser. Raises FileExistsError if the
+    folder exists.
     """
     folder = Path(folder)
     _refuse_existing(folder)
@@ -255,11 +255,10 @@ def _pick(options, generator):
     return options[generator.integers(len(options))]
 
 
-def scenes(split, seed=0, size=None):
-    """The scenes of a split in the order of its images: a list of `Scene`,
-    the first `size` or all."""
+def scenes(split: str, seed: int = 0, size: int | None = None) -> list[Scene]:
+    """The first `size` scenes of a split, or all, in the order of its images."""
     generator, meetings = _generator(seed, f"{split} scenes"), _meetings(seed)
-    found = []
+    found: list[Scene] = []
     while len(found) < (SIZES_OF_SPLITS[split] if size is None else size):
         is_variant = bool(found) and generator.random() < VARIANT_SHARE
         background, spots = _pick(list(BACKGROUNDS), generator), _draw_spots(generator)
@@ -275,9 +274,8 @@ def scenes(split, seed=0, size=None):
     return found
 
 
-def relations(first, second):
-    """The keys of RELATIONS that clearly hold of the first thing with respect to the second,
-    a list."""
+def relations(first: Thing, second: Thing) -> list[str]:
+    """The keys of RELATIONS that clearly hold between the first thing and the second."""
     right, down = first.x - second.x, first.y - second.y
     distance = np.hypot(right, down)
     holds = {
@@ -349,9 +347,9 @@ def _vary(scene, generator):
     return Scene(scene.background, tuple(things), change)
 
 
-def captions(scene, generator):
-    """Five different true captions of a scene, 5 to 25 words each; a list of strings."""
-    sentences = []
+def captions(scene: Scene, generator: np.random.Generator) -> list[str]:
+    """Five different true captions of a scene, 5 to 25 words each."""
+    sentences: list[str] = []
     while len(sentences) < CAPTIONS_PER_IMAGE:
         sentence = _sentence(scene, generator)
         if sentence not in sentences and 5 <= len(sentence.split()) <= 25:
@@ -388,18 +386,20 @@ def _phrase(thing, generator):
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
 
-def appearance(seed=0):
-    """How values look in features: {value of an attribute, or background: (D,)}, and "box":
-    (4, D), a linear map."""
-    generator, vectors = _generator(seed, "appearance"), {}
+def appearance(seed: int = 0) -> dict[str, np.ndarray]:
+    """The feature vectors (D,) of attribute values and backgrounds, and "box": a linear map (4,
+    D)."""
+    generator = _generator(seed, "appearance")
+    vectors: dict[str, np.ndarray] = {}
     for name, values in {**LOOKS, "background": BACKGROUNDS}.items():
         vectors |= {value: STRENGTH[name] * generator.normal(size=FEATURES) for value in values}
     return {**vectors, "box": BOX_STRENGTH * generator.normal(size=(4, FEATURES))}
 
 
-def regions(scene, vectors, generator):
-    """What a detector would find in a scene, the surest boxes first;
-    vectors: of `appearance`. Returns `Regions`."""
+def regions(
+    scene: Scene, vectors: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> Regions:
+    """The output of a detector on a scene, most confident boxes first. vectors: of `appearance`."""
     things = scene.things
     halves = np.array([SIDES[thing.size] / 2 for thing in things])
     middles = np.array([(thing.x, thing.y) for thing in things])
@@ -450,10 +450,11 @@ def _draw_boxes(outlines, seen, generator):
     return np.hstack([low + jitter[0], high + jitter[1]]), owners
 
 
-def vocabulary():
-    """The pieces of the tokeniser, in the order of their ids: a list of strings."""
+def vocabulary() -> list[str]:
+    """The pieces of the tokeniser, in the order of their ids."""
     texts = [*RELATED, *UNRELATED, *THIRD, "a an"]
-    for table in (*LOOKS.values(), BACKGROUNDS, RELATIONS):
+    tables: list[dict] = [*LOOKS.values(), BACKGROUNDS, RELATIONS]
+    for table in tables:
         texts += [words for row in table.values() for words in row]
     text = " ".join(texts).format(**dict.fromkeys(("first", "second", "third", "relation"), ""))
     words = (

@@ -153,7 +153,8 @@ def _flaw_of_names(entry: dict[str, Any]) -> str | None:
         if _is_unwritable(str(value)) or any(
             unicodedata.category(letter) == "Cc" for letter in stem(value)
         ):
-            return f"{field} '{one_line(value)}' contains control characters, expected a file name"
+            shown = one_line(str(value))
+            return f"{field} '{shown}' contains control characters, expected a file name"
     return (
         None
         if given

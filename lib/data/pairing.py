@@ -10,6 +10,8 @@ refused or named.
 import math
 import os
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from ..evaluation.caption_order import CAPTIONS_PER_IMAGE, captions_in_order
 from ..system.console import one_line
 from ..system.errors import InputError
 from .layout import read_lines
+from .region_file import RegionFile
 
 COMPARED = 40  # places of a file at which neighbouring rows are compared
 COMPARED_REGIONS = 4  # of a row: two images that agree in four whole regions are one
@@ -45,8 +48,8 @@ class Pairing(NamedTuple):
     source: str
     notes: list
 
-    def count_text(self):
-        """Such as "5 captions an image" or "1 to 7 captions an image"."""
+    def count_text(self) -> str:
+        """For example "5 captions an image" or "1 to 7 captions an image"."""
         counts = np.bincount(self.caption_images)
         low, high = counts.min(), counts.max()
         return (
@@ -55,18 +58,19 @@ class Pairing(NamedTuple):
         )
 
 
-def map_path(folder, split):
-    """The file that says which image every caption belongs to; it need not exist."""
+def map_path(folder: Path, split: str) -> Path:
+    """The optional file that maps every caption to its image."""
     return folder / f"{split}_caps_images.txt"
 
 
-def drop_blank_end(folder, split, texts, num_rows):
-    """The captions of a split, and a note or None: blank lines at the end that are no captions are
-    dropped.
+def drop_blank_end(
+    folder: Path, split: str, texts: list[str], num_rows: int
+) -> tuple[list[str], str | None]:
+    """The captions of a split without blank lines at the end, and a note or None.
 
-    texts: lines of the file; num_rows: rows of the features. A blank line counts as a caption where
-    the number of captions needs it. Raises InputError where blank lines separate captions, where
-    several numbers of captions are possible, and where a map of the captions cannot be read.
+    texts: lines of the file; num_rows: rows of the features. A blank line is kept as a caption if
+    the number of captions requires it. Raises InputError if blank lines separate captions, if
+    several numbers of captions are possible, and if a map of the captions cannot be read.
     """
     path = map_path(folder, split)
     wanted = len(_read_numbers(path)) if os.path.lexists(path) else None
@@ -108,21 +112,20 @@ def _are_separators(blank, num_lines):
     )
 
 
-def without_blank_end(lines, fits):
-    """Lines without the blank ones at their end that are too many for fits(count);
-    all of them where none fits."""
+def without_blank_end(lines: list[str], fits: Callable[[int], bool]) -> list[str]:
+    """Lines without as many blank ones at the end as fits(count) requires; all of them if no count
+    fits."""
     count = len(lines)
     while count and not fits(count) and not lines[count - 1]:
         count -= 1
     return lines[:count] if count and fits(count) else lines
 
 
-def ids_of_images(path, ids, pairing):
-    """An id of each stored image, from a line an image or a line a caption;
-    another number of lines as they are.
+def ids_of_images(path: Path, ids: list[str], pairing: Pairing) -> list[str]:
+    """One id per stored image, from a file with one line per image or per caption; other numbers of
+    lines are returned unchanged.
 
-    path, ids: the file and its lines. Raises InputError where ids of images, a line a caption,
-    contradict the pairing.
+    path, ids: the file and its lines. Raises InputError if ids per caption contradict the pairing.
     """
     num_images, num_captions = pairing.num_images, len(pairing.caption_images)
     ids = without_blank_end(ids, lambda count: count in (num_images, num_captions))
@@ -145,10 +148,10 @@ def ids_of_images(path, ids, pairing):
     return found
 
 
-def check_ids(folder, split, pairing):
-    """Notes on what the ids of a split, where it has any, say of its pairing.
+def check_ids(folder: Path, split: str, pairing: Pairing) -> list[str]:
+    """Notes on what the ids of a split, if there are any, say about its pairing.
 
-    Raises InputError where ids of images, a line a caption, contradict it.
+    Raises InputError if ids per caption contradict it.
     """
     path = folder / f"{split}_ids.txt"
     if not os.path.lexists(path):
@@ -166,9 +169,8 @@ def check_ids(folder, split, pairing):
     ]
 
 
-def find_pairing(folder, split, regions, num_captions):
-    """The `Pairing` of a split. regions: a `RegionFile` of M rows.
-    Raises InputError where it is not certain."""
+def find_pairing(folder: Path, split: str, regions: RegionFile, num_captions: int) -> Pairing:
+    """The pairing of a split. regions: M rows. Raises InputError if it is not certain."""
     path = map_path(folder, split)
     if os.path.lexists(path):
         caption_images = read_map(path, len(regions), num_captions)
@@ -187,6 +189,11 @@ def find_pairing(folder, split, regions, num_captions):
             path.name,
             [f"{note}; store every image once"] * (repeats > 1),
         )
+    return _pairing_in_order(folder, split, regions, num_captions, path)
+
+
+def _pairing_in_order(folder, split, regions, num_captions, path):
+    """`find_pairing` without the map `path`: the captions of an image follow each other."""
     num_rows, missing = len(regions), f"no {path.name}"
     if num_captions < num_rows:
         raise InputError(
@@ -220,9 +227,8 @@ def find_pairing(folder, split, regions, num_captions):
     )
 
 
-def read_map(path, num_images, num_captions):
-    """The image of every caption, (C,) int64, as a `{split}_caps_images.txt` says.
-    Raises InputError."""
+def read_map(path: Path, num_images: int, num_captions: int) -> np.ndarray:
+    """The image of every caption, (C,) int64, from `{split}_caps_images.txt`. Raises InputError."""
     numbers = _read_numbers(path)
     expected = f"the row of each caption's image, from 0, one a line, for {num_captions} captions"
     if len(numbers) != num_captions:
@@ -259,13 +265,13 @@ def _read_numbers(path):
     return np.array(lines, dtype=np.int64)
 
 
-def find_repeats(path, regions, map_file):
-    """How often each image is repeated in features with a row a caption,
-    and notes: 1 where all rows are images.
+def find_repeats(path: Path, regions: RegionFile, map_file: Path) -> tuple[int, list[str]]:
+    """How often each image is repeated in features with one row per caption (1 if all rows are
+    different images), and notes.
 
     Neighbouring rows are compared at COMPARED places of the file. path, map_file: named in
-    messages. Raises InputError where the images are not repeated equally often in a row, unless
-    only a few places have equal neighbours.
+    messages. Raises InputError if the images are not repeated equally often, unless only a few
+    places have equal neighbours.
     """
     rows, num_rows = _Rows(regions), len(regions)
     runs = rows.find_runs()
@@ -376,13 +382,14 @@ def _refuse_tiles(path, rows, repeats, remedy):
 class _Rows:
     """Rows of region features, compared bit by bit in a few of their regions, each read once."""
 
-    def __init__(self, regions):
-        self.regions, self.read = regions, {}
+    def __init__(self, regions: RegionFile) -> None:
+        self.regions = regions
+        self.read: dict = {}
         self.which = sorted(
             {*np.linspace(0, regions.shape[1] - 1, COMPARED_REGIONS).astype(np.int64).tolist()}
         )
 
-    def same(self, left, right):
+    def same(self, left: int, right: int) -> bool:
         """Whether two rows are the same image."""
         return self._content(left) == self._content(right)
 
@@ -393,17 +400,17 @@ class _Rows:
             )
         return self.read[row]
 
-    def find_runs(self):
-        """Runs of equal rows around COMPARED places spread over the file: sorted
-        (start, length), each once."""
+    def find_runs(self) -> list[tuple[int, int]]:
+        """Runs of equal rows around COMPARED places spread over the file: sorted (start, length),
+        without duplicates."""
         last = len(self.regions) - 1
         return sorted({self._run(int(place)) for place in np.linspace(0, last, COMPARED)})
 
-    def find_copies(self, repeats):
-        """Pairs of equal rows among images drawn at random, wherever they stand: [(row, row)],
-        the lower one first.
+    def find_copies(self, repeats: int) -> list[tuple[int, int]]:
+        """Pairs of equal rows among images drawn at random anywhere in the file, the lower row
+        first.
 
-        repeats: how often each image is repeated in a row; the first row of each is looked at.
+        repeats: how often each image is repeated; the first row of each is compared.
         """
         num_images = len(self.regions) // repeats
         drawn = np.random.default_rng(0).choice(
@@ -411,7 +418,8 @@ class _Rows:
             min(num_images, math.ceil(COPY_SAMPLE_FACTOR * math.sqrt(num_images))),
             replace=False,
         )
-        found, copies = {}, []
+        found: dict = {}
+        copies = []
         for row in (np.sort(drawn) * repeats).tolist():
             first = found.setdefault(self._content(row), row)
             copies += [(first, row)] * (first != row)

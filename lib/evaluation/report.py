@@ -5,6 +5,9 @@ import json
 import os
 import pickle
 import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
 from ..system.run_folder import RunFolder
 from . import metrics
-from .result_names import EXTRAS
+from .result_names import EXTRAS, ResultName
 
 FOLDS = 5
 METRICS = "metrics.json"
@@ -32,17 +35,25 @@ HEADER = (
 )
 
 
-def folds_by_label(num_images, split):
-    """The rows of a table: {label: folds}; `testall` (COCO) has five folds
-    (1K) and the whole (5K)."""
+class Table(NamedTuple):
+    """A results table: its text, scores by label, and facts, see `find_facts`."""
+
+    text: str
+    scores: dict[str, metrics.Scores]
+    facts: dict[str, Any]
+
+
+def folds_by_label(num_images: int, split: str) -> dict[str, int]:
+    """The rows of a table: {label: number of folds}. `testall` (COCO) has five folds (1K) and the
+    whole (5K)."""
     found = {_thousands(num_images): 1}
     if split == "testall" and num_images % FOLDS == 0:
         found = {f"{_thousands(num_images // FOLDS)} (mean of {FOLDS} folds)": FOLDS} | found
     return found
 
 
-def tables(similarities, split):
-    """Scores of a split by label; several folds: their mean."""
+def tables(similarities: metrics.Similarities, split: str) -> dict[str, metrics.Scores]:
+    """Scores of a split by label, averaged over folds."""
     return {
         label: metrics.fold_scores(similarities, folds)
         if folds > 1
@@ -55,18 +66,19 @@ def _thousands(number):
     return f"{number // 1000}K" if number % 1000 == 0 else str(number)
 
 
-def markdown(scores_by_label):
-    """The table that people paste: a row a label, recalls in percent, ranks from 1."""
+def markdown(scores_by_label: Mapping[str, metrics.Scores]) -> str:
+    """The results table: one row per label, recalls in percent, ranks from 1."""
     return "\n".join(
         [HEADER, *(_row(label, _numbers(scores)) for label, scores in scores_by_label.items())]
     )
 
 
-def label_seeds(by_seed, ensemble):
-    """Scores by label of several seeds: every seed's, then those of their ensemble;
-    tables of one split, see `tables`.
+def label_seeds(
+    by_seed: Mapping[int, Mapping[str, metrics.Scores]], ensemble: Mapping[str, metrics.Scores]
+) -> dict[str, metrics.Scores]:
+    """Scores by label of several seeds: those of each seed, then those of their ensemble.
 
-    by_seed: {seed: table}; ensemble: the table of the mean of similarities.
+    by_seed: {seed: table of `tables`}; ensemble: the table of the mean of similarities.
     """
     return {
         f"{label}, {which}": table[label]
@@ -78,7 +90,9 @@ def label_seeds(by_seed, ensemble):
     }
 
 
-def markdown_of_seeds(by_seed, ensemble):
+def markdown_of_seeds(
+    by_seed: Mapping[int, Mapping[str, metrics.Scores]], ensemble: Mapping[str, metrics.Scores]
+) -> str:
     """The table of `label_seeds`, with the mean and the sample standard deviation over seeds
     between the two."""
     rows = []
@@ -100,8 +114,8 @@ def _row(label, numbers):
     return f"| {label} | {' | '.join(f'{number:.1f}' for number in numbers)} |"
 
 
-def versions():
-    """What the numbers depend on besides code, data and seed."""
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on."""
     return dict(
         python=platform.python_version(),
         torch=torch.__version__,
@@ -138,14 +152,14 @@ def _is_entry(entry):
     )
 
 
-def run_folder(path):
-    """The `RunFolder` of a folder into which results are written."""
+def run_folder(path: Path | str) -> RunFolder:
+    """The folder into which results are written."""
     return RunFolder(path, is_ours)
 
 
-def is_ours(path):
+def is_ours(path: Path) -> bool:
     """Whether a file that no manifest names was written by an earlier version of this project,
-    by its contents."""
+    according to its contents."""
     if path.name == METRICS:
         return bool(_entries(path))
     if path.suffix == ".md":
@@ -170,12 +184,12 @@ def _holds_ours(path):
         return False
 
 
-def find_name(folder, result, facts):
-    """The `ResultName` under which an evaluation is saved:
-    with a hash of its data where others have the name already.
+def find_name(folder: RunFolder, result: ResultName, facts: Mapping[str, Any]) -> ResultName:
+    """The name under which an evaluation is saved. It has a hash of the data if the name is taken
+    by other data.
 
-    folder: a `RunFolder`; facts: of the evaluation, see `save`. Raises InputError where a file in
-    the way is not ours.
+    facts: of the evaluation, see `save`. Raises InputError if an existing file of that name is not
+    ours.
     """
     entries = _entries(folder.path / METRICS)
     # all of them name one file of similarities
@@ -195,19 +209,24 @@ def _is_of_other(entry, facts):
     return is_other_data or any(entry.get(name) != facts[name] for name in ("dataset", "split"))
 
 
-def save(folder, name, text, scores_by_label, facts):
-    """Write the table as `{name}.md` and its numbers, with the facts of how it was got,
-    under `name` in metrics.json.
+def save(
+    folder: Path,
+    name: str,
+    text: str,
+    scores_by_label: Mapping[str, metrics.Scores],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the table as `{name}.md` and its numbers, with the facts of its origin, under `name` in
+    metrics.json.
 
-    Other entries of metrics.json stay, those that another process adds at the same time too. facts:
-    a dict. Raises InputError where an existing metrics.json is damaged, or a file in the way is not
-    ours.
+    Other entries of metrics.json are kept, also those that another process adds at the same time.
+    Raises InputError if an existing metrics.json is damaged, or an existing file is not ours.
     """
-    folder = run_folder(folder)
-    with folder.locked():
-        folder.claim(f"{name}.md", METRICS)
-        entries = _entries(folder.path / METRICS)
-        entries[name] = facts | dict(
+    saved = run_folder(folder)
+    with saved.locked():
+        saved.claim(f"{name}.md", METRICS)
+        entries = _entries(saved.path / METRICS)
+        entries[name] = dict(facts) | dict(
             versions=versions(),
             scores={
                 label: dict(
@@ -218,25 +237,24 @@ def save(folder, name, text, scores_by_label, facts):
                 for label, scores in scores_by_label.items()
             },
         )
-        with folder.atomic_write(f"{name}.md") as file:
+        with saved.atomic_write(f"{name}.md") as file:
             file.write((printable(text) + "\n").encode())
-        with folder.atomic_write(METRICS) as file:
+        with saved.atomic_write(METRICS) as file:
             file.write((json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
 
 
-def save_similarities(path, similarities, form=1):
-    """Write `npts` (images) and `sims` (N, C) as a .npy file in a run folder.
+def save_similarities(path: Path, similarities: metrics.Similarities, form: int | str = 1) -> None:
+    """Write `npts` (number of images) and `sims` (N, C) as a .npy file in a run folder.
 
-    form, as --save_results has it: 1: one record without pickle, np.load(path)["sims"];
-    "published": what existing scripts read, a pickled dict, np.load(path,
-    allow_pickle=True).item()["sims"].
+    form, as in --save_results: 1: one record without pickle, np.load(path)["sims"]; "published":
+    the pickled dict that existing scripts read, np.load(path, allow_pickle=True).item()["sims"].
     """
     npts, sims = similarities.shape[0], similarities[:, :]
     with run_folder(path.parent).atomic_write(path.name) as file:
         if form == "published":
             _write_published(file, npts, sims)
         else:
-            record = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, sims.shape)])
+            record: Any = np.zeros((), dtype=[("npts", np.int64), ("sims", np.float32, sims.shape)])
             record["npts"], record["sims"] = npts, sims
             np.save(file, record, allow_pickle=False)
 
@@ -251,12 +269,12 @@ def _write_published(file, npts, sims):
     file.write(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
 
 
-def load_similarities(path, allow_pickle=False):
-    """Read a results file: `save_similarities`' record or, with `allow_pickle`,
-    the published pickled dict.
+def load_similarities(path: Path | str, allow_pickle: bool = False) -> tuple[int, np.ndarray]:
+    """Read a results file: the record of `save_similarities` or, with `allow_pickle`, the published
+    pickled dict.
 
-    A pickle can run any code: allow it only for a file from a source that you trust. Returns npts,
-    an int, and sims, (N, C) float32. Raises InputError.
+    A pickle can execute any code: allow it only for a file from a source that you trust. Returns
+    npts and sims, (N, C) float32. Raises InputError.
     """
     why = why_unreadable(path)
     if why:
@@ -294,17 +312,18 @@ def load_similarities(path, allow_pickle=False):
     return npts, sims
 
 
-def summarise(similarities, facts):
-    """The table of a split as text, and its scores by label; facts: of `find_facts`."""
+def summarise(similarities: metrics.Similarities, facts: dict[str, Any]) -> Table:
+    """The table of a split. facts: of `find_facts`."""
     scores = tables(similarities, facts["split"])
-    return f"{facts['title']}\n\n{markdown(scores)}", scores
+    return Table(f"{facts['title']}\n\n{markdown(scores)}", scores, facts)
 
 
-def find_facts(dataset, data, models, folder):
-    """What a table is of and how it was got: a dict, for metrics.json.
+def find_facts(
+    dataset: str, data: Any, models: Sequence[tuple[Path, Any]], folder: Path
+) -> dict[str, Any]:
+    """What a table is about and how it was obtained, for metrics.json.
 
-    data: the split; models: (path, `Checkpoint`) of each behind the similarities; folder: that the
-    table is saved in.
+    data: the split; models: path and `Checkpoint` of each model; folder: where the table is saved.
     """
     found = [trained for _, trained in models]
     selected = {
@@ -342,14 +361,21 @@ def _plain(options):
     }
 
 
-def save_results(folder, result, table, similarities, form=0, write_page=None, runs=()):
-    """Save a table, (text, scores, facts), and what the options ask for beside it.
-    Raises InputError.
+def save_results(
+    folder: Path,
+    result: ResultName,
+    table: Table,
+    similarities: metrics.Similarities,
+    form: int | str = 0,
+    write_page: Callable[[Path], object] | None = None,
+    runs: Sequence[Any] = (),
+) -> None:
+    """Save a table, and what the options ask for beside it. Raises InputError.
 
-    form: of the file of similarities, as --save_results has it, 0: none; write_page: writes the
-    report to a path; runs: each a `Run` whose checkpoint must not have changed. The lock: two
-    evaluations of different things never take the same name, and a training that ends meanwhile
-    does not lose its table to that of an earlier epoch.
+    form: of the file of similarities, as in --save_results, 0: none; write_page: writes the report
+    to a path; runs: each a `Run` whose checkpoint must not have changed. Under the lock, two
+    evaluations never take the same name, and a training that ends meanwhile does not lose its table
+    to that of an earlier epoch.
     """
     text, scores, facts = table
     saved = run_folder(folder)

@@ -1,7 +1,7 @@
-"""Weights in the type of autocast, all of them cast at once.
+"""Cast all weights to the type of autocast at once.
 
-Autocast casts every weight of a linear layer where it is used, and its gradient on the way back:
-hundreds of small kernels a step. The numbers are the same.
+Autocast casts each weight of a linear layer, and its gradient, separately: hundreds of small
+kernels per step. The numbers are the same.
 """
 
 from typing import Any
@@ -11,25 +11,25 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-ALIGNMENT = 8  # elements; matrix products are slower on weights that begin anywhere else
+ALIGNMENT = 8  # elements; matrix products are slower if weights are not aligned
 
 
 class _CastAll(torch.autograd.Function):
     """Tensors of one type in another, by one operation; their gradients return the same way."""
 
     @staticmethod
-    def forward(ctx, dtype, *tensors):
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: torch.Tensor) -> tuple:
         ctx.before = tensors[0].dtype
         return _copied(tensors, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple:
         return None, *_copied(gradients, ctx.before)
 
 
 def _copied(tensors, dtype):
-    """Copies of `tensors` in `dtype`, which lie in one piece of memory."""
+    """Copies of `tensors` in `dtype`, in one piece of memory."""
     sizes = [-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in tensors]
     memory = tensors[0].new_empty(sum(sizes), dtype=dtype)
     copies = [

@@ -1,21 +1,21 @@
 """Instance-level relations of a batch: connection, relevance, and the regulariser
 (docs/method.md, section 4).
 
-Every function works on all pairs of the batch at once. Fragments come detached: gradient reaches
-the relations through the embeddings (intra-modal) and through the two small MLPs (cross-modal)
-alone.
+Every function works on all pairs of the batch at once. Fragments are detached: gradient reaches the
+relations only through the embeddings (intra-modal) and the two small MLPs (cross-modal).
 """
 
 # B pairs, R regions, L pieces, E embedding, K = topk
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from ..model.encoders import Encoded
 from ..model.packing import Packing
 from ..model.pooling import length_groups, real_mask
 from ..system import distributed
@@ -52,7 +52,9 @@ class Relations(NamedTuple):
     t2t: Relation
 
 
-def whole_graph(i2i, i2t, t2i, t2t):
+def whole_graph(
+    i2i: torch.Tensor, i2t: torch.Tensor, t2i: torch.Tensor, t2t: torch.Tensor
+) -> torch.Tensor:
     """Four blocks (B, B) as the matrix of all 2B instances, (2B, 2B): [[i2i, i2t], [t2i, t2t]]."""
     return torch.cat([torch.cat([i2i, i2t], dim=1), torch.cat([t2i, t2t], dim=1)])
 
@@ -86,13 +88,13 @@ class Matches(NamedTuple):
     largest: torch.Tensor
 
 
-def connection(closeness, threshold):
-    """Connected, row by row: at least as close as the floor(B * threshold)-th closest
-    (never fewer than one).
+def connection(closeness: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Each row is connected to the floor(B * threshold) closest instances (at least one), and to
+    those that are equally close.
 
     closeness: (B, B). Returns (B, B) bool. A connection of your own may be soft, a float weight
-    from 0 to 1: the attention adds its logarithm to the logits, so that 0 is not connected and 1
-    is connected as True is. Gradient flows through weights above 0. To learn the weights, see
+    from 0 to 1: the attention adds its logarithm to the logits, so 0 is not connected, and 1 is the
+    same as True. Gradient flows through weights above 0. To learn the weights, see
     `InstanceRelations.connect`.
     """
     count = max(int(closeness.size(1) * threshold), 1)
@@ -109,14 +111,14 @@ class _Distances(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, left, right):
+    def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         distances = torch.cdist(left, right, compute_mode="donot_use_mm_for_euclid_dist")
         ctx.save_for_backward(left, right, distances)
         return distances
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple:
         left, right, distances = ctx.saved_tensors
         weight = (gradient.double() / distances).masked_fill_(distances == 0, 0)  # (..., n, m)
         to_left, to_right = ctx.needs_input_grad
@@ -132,7 +134,9 @@ def _weighted_differences(rows, others, weight):
     return (weight.sum(-1, keepdim=True) * rows - weight @ others.double()).to(rows.dtype)
 
 
-def distance_relevance(left, right, distance="l2"):
+def distance_relevance(
+    left: torch.Tensor, right: torch.Tensor, distance: str = "l2"
+) -> torch.Tensor:
     """exp(-||l_i - r_j|| / sigma), (..., B, B), with gradient 0 at distance 0;
     distances are exact.
 
@@ -143,7 +147,9 @@ def distance_relevance(left, right, distance="l2"):
     return torch.exp(-(distances.square() if distance == "l2sq" else distances) / SIGMA)
 
 
-def intra_modal(embeddings, distance="l2", use_relevance=True):
+def intra_modal(
+    embeddings: torch.Tensor, distance: str = "l2", use_relevance: bool = True
+) -> PairScores:
     """Scores of the instances of one modality, or of several at once. embeddings: (..., B, E).
     Returns `PairScores`, (..., B, B) each."""
     closeness = (embeddings @ embeddings.mT).detach()
@@ -155,9 +161,8 @@ def intra_modal(embeddings, distance="l2", use_relevance=True):
     return PairScores(closeness, relevance)
 
 
-def uniform_relation(embeddings, is_connected):
-    """A block that prefers nobody: relevance 0, and all of its pairs are connected or none.
-    embeddings: (B, E)."""
+def uniform_relation(embeddings: torch.Tensor, is_connected: bool) -> Relation:
+    """A block with relevance 0, in which all pairs are connected or none. embeddings: (B, E)."""
     pairs = len(embeddings), len(embeddings)
     return Relation(
         embeddings.new_full(pairs, is_connected, dtype=torch.bool), embeddings.new_zeros(pairs)
@@ -165,14 +170,20 @@ def uniform_relation(embeddings, is_connected):
 
 
 @torch.no_grad()
-def fragment_matches(words, caption_lengths, regions, topk, region_lengths=None):
-    """How the pieces of every caption match the regions of every image, in both directions
-    (docs/method.md, section 4).
+def fragment_matches(
+    words: torch.Tensor,
+    caption_lengths: torch.Tensor,
+    regions: torch.Tensor,
+    topk: int,
+    region_lengths: torch.Tensor | None = None,
+) -> tuple[Matches, Matches]:
+    """The matches of the pieces of every caption with the regions of every image, in both
+    directions (docs/method.md, section 4).
 
-    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E), padded regions take
-    part, as published, unless region_lengths, (B,) on the CPU, says how many are true. A caption
-    shorter than K lends its first K padded pieces to the K largest. Works on a block of captions
-    and images at a time, of the size that BLOCKS allows. Returns Matches captions x images, Matches
+    words: (C, L, E); caption_lengths: (C,) on the CPU; regions: (B, R, E). Padded regions are
+    included, as published, unless region_lengths, (B,) on the CPU, gives the number of true
+    regions. A caption shorter than K adds its first padded pieces to the K largest matches. Works
+    on blocks of captions and images, of the size that BLOCKS allows. Returns captions x images and
     images x captions.
     """
     # (R, B, E)
@@ -300,13 +311,13 @@ def _largest(matches, topk):
 
 
 class CrossModalRelation(nn.Module):
-    """Scores between captions and images from their fragments:
-    closeness = mean match, relevance = MLP(K largest matches) + mean match.
+    """Scores between captions and images from their fragments: closeness = mean match, relevance =
+    MLP(K largest matches) + mean match.
 
-    Without use_relevance it is 0, and there are no MLPs.
+    Without use_relevance, relevance is 0 and there are no MLPs.
     """
 
-    def __init__(self, topk, use_relevance=True):
+    def __init__(self, topk: int, use_relevance: bool = True) -> None:
         super().__init__()
         self.topk = topk
         self.mlp_t2i = self.mlp_i2t = None
@@ -314,12 +325,18 @@ class CrossModalRelation(nn.Module):
             self.mlp_t2i = nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))
             self.mlp_i2t = copy.deepcopy(self.mlp_t2i)  # the two directions start equal
 
-    def forward(self, regions, words, caption_lengths, region_lengths=None):
-        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`;
-        of this process's shard of the batch.
+    def forward(
+        self,
+        regions: torch.Tensor,
+        words: torch.Tensor,
+        caption_lengths: torch.Tensor,
+        region_lengths: torch.Tensor | None = None,
+    ) -> tuple[PairScores, PairScores]:
+        """regions: (b, R, E); words: (b, L, E); lengths: see `fragment_matches`; all of this
+        process's shard of the batch.
 
-        A process matches its own captions with the images of all. Returns i2t and t2i
-        `PairScores`, (B, B).
+        A process matches its own captions with the images of all processes. Returns i2t and t2i,
+        (B, B).
         """
         regions = distributed.gather(regions)
         region_lengths = None if region_lengths is None else distributed.gather(region_lengths)
@@ -345,16 +362,21 @@ def _relevance(mlp, matches):
 class InstanceRelations(nn.Module):
     """The four relation blocks of a batch.
 
-    relation: the blocks that take part, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); in the
-    others nothing is connected. Without use_relevance it is 0 everywhere; without use_connection
-    whole blocks are connected; with mask_padding padded regions take no part.
+    relation: the blocks in use, "both", "intra" (i2i, t2t) or "inter" (i2t, t2i); nothing is
+    connected in the others. Without use_relevance, relevance is 0; without use_connection, whole
+    blocks are connected; with mask_padding, padded regions are left out.
     """
 
     def __init__(
-        self, topk, threshold, relation="both", use_relevance=True, use_connection=True,
-        distance="l2",
-        mask_padding=False,
-    ):  # fmt: skip
+        self,
+        topk: int,
+        threshold: float,
+        relation: str = "both",
+        use_relevance: bool = True,
+        use_connection: bool = True,
+        distance: str = "l2",
+        mask_padding: bool = False,
+    ) -> None:
         super().__init__()
         self.threshold, self.use_connection = threshold, use_connection
         self.use_relevance, self.distance, self.mask_padding = use_relevance, distance, mask_padding
@@ -363,12 +385,9 @@ class InstanceRelations(nn.Module):
         if self.reads_fragments:
             self.cross_modal = CrossModalRelation(topk, use_relevance)
 
-    def forward(self, images, captions):
-        """images, captions: `Encoded`; their fragments and lengths are those of this process's
-        shard of the batch.
-
-        Returns `Relations`.
-        """
+    def forward(self, images: Encoded, captions: Encoded) -> Relations:
+        """The relations of the whole batch. Fragments and lengths are those of this process's
+        shard."""
         i2i = t2t = uniform_relation(images.embedding, is_connected=False)
         i2t = t2i = uniform_relation(images.embedding, is_connected=self.has_inter)
         if self.has_intra:
@@ -384,12 +403,12 @@ class InstanceRelations(nn.Module):
             i2t, t2i = self.relate("i2t", scores_i2t), self.relate("t2i", scores_t2i)
         return Relations(i2i, i2t, t2i, t2t)
 
-    def relate(self, block, scores):
-        """The `Relation` of a block, by its name in `Relations`, from its `PairScores`."""
+    def relate(self, block: str, scores: PairScores) -> Relation:
+        """The relation of a block, given by its name in `Relations`."""
         return Relation(self.connect(block, scores.closeness), scores.relevance)
 
-    def connect(self, block, closeness):
-        """The connection of a block, by its name in `Relations`: of every block, decided here.
+    def connect(self, block: str, closeness: torch.Tensor) -> torch.Tensor:
+        """The connection of a block, given by its name in `Relations`.
 
         closeness: (B, B) of the whole batch, the same in all processes. Returns (B, B) bool, or
         float weights, see `connection`.
@@ -398,15 +417,20 @@ class InstanceRelations(nn.Module):
             return torch.ones_like(closeness, dtype=torch.bool)
         return connection(closeness, self.threshold)
 
-    def connected_share(self, relations):
-        """The share of pairs that are connected, of the blocks that take part: a scalar tensor,
-        the same in all processes."""
+    def connected_share(self, relations: Relations) -> torch.Tensor:
+        """The fraction of connected pairs in the blocks in use: a scalar, the same in all
+        processes."""
         blocks = [relations.i2i, relations.t2t] * self.has_intra
         blocks += [relations.i2t, relations.t2i] * self.has_inter
         return (torch.stack([block.connection for block in blocks]) > 0).float().mean()
 
 
-def regulariser(relations, image_embeddings, caption_embeddings, distance="l2"):
+def regulariser(
+    relations: Relations,
+    image_embeddings: torch.Tensor,
+    caption_embeddings: torch.Tensor,
+    distance: str = "l2",
+) -> torch.Tensor:
     """KL divergence of the learnt cross-modal relevance from that of the embeddings,
     both directions (section 4).
 

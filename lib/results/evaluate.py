@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..evaluation import bootstrap, encoding, extended, metrics, report
-from ..evaluation.metrics import Scores, Similarities
-from ..evaluation.report import find_facts, save_results, summarise
+from ..evaluation.metrics import Similarities
+from ..evaluation.report import Table, find_facts, save_results, summarise
 from ..evaluation.result_names import SEEDS, ResultName, ensemble_id
 from ..model import checkpoint
 from ..model.network import load_tokeniser
@@ -62,28 +62,28 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
     if not distributed.is_main_process():
         return
     similarities = metrics.ensemble(models)
-    text, scores = summarise(similarities, facts)
+    table = summarise(similarities, facts)
     if options.bootstrap:
         labels = report.folds_by_label(first.data.num_images, first.data.split)
         facts["bootstrap_samples"] = options.bootstrap
         facts["bootstrap"] = bootstrap.compare(models, similarities, labels, options.bootstrap)
-        text += "\n\n" + bootstrap.markdown(facts["bootstrap"], options.bootstrap)
+        text = bootstrap.markdown(facts["bootstrap"], options.bootstrap)
+        table = table._replace(text=f"{table.text}\n\n{text}")
     if options.extended:
         facts["extended"] = extended.measure(package, similarities)
-        extended.check_against(facts["extended"], list(scores.values())[-1])
-        text += "\n\n" + extended.markdown(facts["extended"])
-    print_line(text)
-    _save(runs, (text, scores, facts), similarities, result, options)
+        extended.check_against(facts["extended"], list(table.scores.values())[-1])
+        table = table._replace(text=f"{table.text}\n\n{extended.markdown(facts['extended'])}")
+    print_line(table.text)
+    _save(runs, table, similarities, result, options)
 
 
 def _save(runs, table, similarities, result, options):
     """Save the table of `evaluate_runs`, its similarities and its report, and export them."""
-    first, (_, scores, facts) = runs[0], table
+    first = runs[0]
     page = partial(
         write_report,
         run=first,
-        scores=scores,
-        facts=facts,
+        table=table,
         similarities=similarities,
         options=options,
     )
@@ -92,11 +92,15 @@ def _save(runs, table, similarities, result, options):
             first.path.parent, result, table, similarities, options.save_results,
             page if options.report else None, runs,
         )  # fmt: skip
-    finally:  # the run folder may be somebody else's, the one to export to is not
+    finally:  # even if the run folder cannot be written
         if options.export is not None:
             index = search.build_index(first.data)
             export.write(
-                options.export, similarities, index, facts["title"], report.markdown(scores)
+                options.export,
+                similarities,
+                index,
+                table.facts["title"],
+                report.markdown(table.scores),
             )
 
 
@@ -122,7 +126,7 @@ def evaluate_seeds(
     by_seed = {seed: report.tables(found, first.data.split) for seed, found in zip(seeds, models)}
     text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
     print_line(text)
-    table = text, report.label_seeds(by_seed, ensemble), facts
+    table = Table(text, report.label_seeds(by_seed, ensemble), facts)
     save_results(folder, result, table, similarities, options.save_results, runs=runs)
 
 
@@ -172,8 +176,7 @@ def check_files(
 def write_report(
     path: Path,
     run: Run,
-    scores: dict[str, Scores],
-    facts: dict[str, Any],
+    table: Table,
     similarities: Similarities,
     options: argparse.Namespace,
 ) -> None:
@@ -186,7 +189,7 @@ def write_report(
         else None
     )
     pictures = Pictures(index, options.images, scenes)
-    shown = html_report.Evaluation(scores, facts, similarities, index, pictures)
+    shown = html_report.Evaluation(table.scores, table.facts, similarities, index, pictures)
     html_report.write(path, shown, options.topk, options.gallery)
     print_line(f"\nreport: {path}")
     if missing := pictures.missing_as_text():

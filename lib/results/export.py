@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..evaluation import metrics
 from ..system.errors import InputError
 from ..system.files import atomic_write
+from .search import SplitIndex
 
 README = """# Embeddings
 
@@ -43,8 +45,8 @@ FILES = (
 )
 
 
-def check(folder):
-    """Refuse a folder that holds anything. Raises InputError."""
+def check(folder: Path | str) -> None:
+    """Refuse a folder that is not empty. Raises InputError."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a folder that is not empty" if folder.is_dir() else "a file"
@@ -53,11 +55,16 @@ def check(folder):
         )
 
 
-def write(folder, similarity, index, title, table):
-    """Write the embeddings of a `metrics.Similarity` into `folder`, all or none;
-    index: `search.SplitIndex`.
+def write(
+    folder: Path | str,
+    similarity: metrics.Similarity,
+    index: SplitIndex,
+    title: str,
+    table: str,
+) -> None:
+    """Write all embeddings of a split into `folder`, or none.
 
-    folder: of `check`, new or empty. Raises InputError where the disk is full.
+    folder: of `check`, new or empty. Raises InputError if the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The gallery of the report page: queries drawn at random, the worst queries, and their results."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,13 @@ class Query(NamedTuple):
     picture: Picture | None = None
 
 
-def choose_queries(evaluation, ranks, topk: int, queries: int, seed: int) -> list[dict]:
+def choose_queries(
+    evaluation: Any, ranks: metrics.Ranks, topk: int, queries: int, seed: int
+) -> list[dict[str, Any]]:
     """The parts of the gallery, each with its title and a list of `Query`.
 
-    evaluation: `lib.results.html_report.Evaluation`; ranks: of its similarities; topk: results of a
-    query; queries: how many in each part.
+    evaluation: `lib.results.html_report.Evaluation`; ranks: of its similarities; topk: results per
+    query; queries: number in each part.
     """
     draw = np.random.default_rng(seed)
     num_images, num_captions = evaluation.similarity.shape

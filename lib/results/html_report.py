@@ -64,10 +64,12 @@ def check(folder: Path) -> None:
     read_curves(folder)
 
 
-def write(path, evaluation: Evaluation, topk: int = 5, queries: int = 6, seed: int = 0) -> None:
-    """Write the report to `path`. The curves come from the logs in its folder.
+def write(
+    path: Path, evaluation: Evaluation, topk: int = 5, queries: int = 6, seed: int = 0
+) -> None:
+    """Write the report to `path`, with curves from the logs in its folder.
 
-    topk: results of a query; queries: how many of each kind the gallery shows.
+    topk: results per query; queries: number of each kind in the gallery.
     """
     ranks, facts, path = metrics.ranks(evaluation.similarity), evaluation.facts, Path(path)
     page = (
@@ -139,11 +141,10 @@ class Curves(NamedTuple):
     split: str
 
 
-def read_curves(folder):
-    """The curves in train.txt and eval.txt of a run folder; empty where there are no logs.
-    Returns `Curves`.
+def read_curves(folder: Path) -> Curves:
+    """The curves in train.txt and eval.txt of a run folder; empty without logs.
 
-    Lines without finite numbers are left out. Raises InputError where a log is no file.
+    Lines without finite numbers are ignored. Raises InputError if a log is not a file.
     """
     loss, rate = [], []
     for line in log_lines(folder, TRAIN):
@@ -178,9 +179,9 @@ def _draw_curves(curves):
     ]
 
 
-def histogram(ranks_from_0):
-    """How many ranks, counted from 1, fall between the BINS: {"1": n, "2": n, "3–5": n, ...},
-    no empty ones behind."""
+def histogram(ranks_from_0: np.ndarray) -> dict[str, int]:
+    """The number of ranks, counted from 1, in each of the BINS: {"1": n, "2": n, "3–5": n, ...},
+    without empty ones at the end."""
     ranks, counts = np.asarray(ranks_from_0) + 1, {}
     for start, after in zip(BINS, (*BINS[1:], np.inf)):
         if start > ranks.max():

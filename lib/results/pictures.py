@@ -5,11 +5,15 @@ Photographs are embedded unchanged, byte for byte.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..data import demo
+from ..data.dataset import RetrievalDataset
+from ..data.demo import Scene
 from ..system.images import data_uri
+from .search import SplitIndex
 
 MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
 ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"
@@ -106,11 +110,16 @@ class Pictures:
     or too many; `found` says of every id that was looked up whether there is a photograph.
     """
 
-    def __init__(self, index, folder=None, scenes=None):
+    def __init__(
+        self,
+        index: SplitIndex,
+        folder: Path | str | None = None,
+        scenes: Sequence[Scene] | None = None,
+    ) -> None:
         self.index, self.scenes = index, scenes
         self.folder = Path(folder) if folder else None
         self.num_photographs = self.num_missing = 0
-        self.found = {}
+        self.found: dict = {}
 
     def __bool__(self):
         return bool(self.folder or self.scenes)
@@ -144,9 +153,9 @@ class Pictures:
         path = next((path for path in paths if path.stat().st_size <= MOST_BYTES), None)
         return path.read_bytes() if path and self.num_photographs < MOST_PHOTOGRAPHS else b""
 
-    def missing_as_text(self):
-        """How many of the photographs asked for were found, and what was looked for;
-        "" where none is missing."""
+    def missing_as_text(self) -> str:
+        """How many of the requested photographs were found, and which files were looked for; "" if
+        none is missing."""
         missing = [identity for identity, is_found in self.found.items() if not is_found]
         if not missing:
             return ""
@@ -157,8 +166,8 @@ class Pictures:
         )
 
 
-def file_names(identity):
-    """The names that the photograph of an image of this id may have; an id may be a file name,
+def file_names(identity: str) -> list[str]:
+    """Possible file names of the photograph of the image with this id. An id may be a file name
     with its ending."""
     stem, ending = os.path.splitext(identity)
     if ending.lower() in ENDINGS:
@@ -169,9 +178,8 @@ def file_names(identity):
     ]
 
 
-def demo_scenes(data, captions):
-    """The scenes of a split of the demo data, or None where the captions are not of these
-    scenes."""
+def demo_scenes(data: RetrievalDataset, captions: Sequence[str]) -> list[Scene] | None:
+    """The scenes of a split of the demo data, or None if the captions are not of these scenes."""
     scenes = demo.scenes(data.split, size=data.num_images)
     kinds = {word: kind for kind, words in demo.KINDS.items() for word in words}
     for number, caption in enumerate(captions):

@@ -9,20 +9,24 @@ whole, is computed again and replaced.
 # N images, C captions, E embedding
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..data import fingerprint
-from ..data.captions import split_words
+from ..data.captions import Tokeniser, split_words
+from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
 from ..data.pairing import ids_of_images
 from ..evaluation import encoding
 from ..evaluation.metrics import Similarity, resolve_caption_images, top_indices
+from ..model.network import HREM
 from ..system import cache
 from ..system.console import markdown_cell
 from ..system.errors import InputError
+from ..system.run_folder import RunFolder
 
 
 class SearchResult(NamedTuple):
@@ -45,19 +49,17 @@ class SplitIndex(NamedTuple):
     has_ids: bool
     caption_images: np.ndarray
 
-    def first_caption(self, image):
-        """The first caption of an image, a string."""
+    def first_caption(self, image: int) -> str:
+        """The first caption of an image."""
         return self.captions[np.argmax(self.caption_images == image)]
 
-    def label(self, image):
-        """What an image of this number is called: "id 188 (image 16)",
-        or "image 16" where that is its id too."""
+    def label(self, image: int) -> str:
+        """A name for an image: "id 188 (image 16)", or "image 16" if that is also its id."""
         identity = self.ids[image]
         return f"image {image}" if identity == str(image) else f"id {identity} (image {image})"
 
-    def find(self, which):
-        """The number of the image that "N" or "id:ID" means.
-        Raises InputError where there is none."""
+    def find(self, which: str) -> int:
+        """The number of the image given as "N" or "id:ID". Raises InputError if there is none."""
         identity = which.removeprefix("id:")
         if identity == which:
             number = int(which)
@@ -71,9 +73,8 @@ class SplitIndex(NamedTuple):
         return number
 
 
-def build_index(data):
-    """The `SplitIndex` of a `lib.data.dataset.RetrievalDataset`.
-    Raises InputError where its ids do not fit."""
+def build_index(data: RetrievalDataset) -> SplitIndex:
+    """Raises InputError if the ids of the split do not fit."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()
@@ -95,8 +96,8 @@ def _numbers(count):
     return list(map(str, range(count)))
 
 
-def best_captions(similarity, image, count):
-    """The captions most similar to an image of the split: a list of `SearchResult`."""
+def best_captions(similarity: Similarity, image: int, count: int) -> list[SearchResult]:
+    """The captions most similar to an image of the split."""
     scores, caption_images = similarity[image : image + 1, :][0], resolve_caption_images(similarity)
     return [
         SearchResult(int(n), float(scores[n]), bool(caption_images[n] == image))
@@ -104,17 +105,18 @@ def best_captions(similarity, image, count):
     ]
 
 
-def best_images(scores, count, true_image=None):
-    """The images of the largest of (N,) scores: a list of `SearchResult`;
-    true_image: the caption's, if any."""
+def best_images(
+    scores: np.ndarray, count: int, true_image: int | None = None
+) -> list[SearchResult]:
+    """The images with the largest of (N,) scores. true_image: that of the caption, if any."""
     return [
         SearchResult(int(n), float(scores[n]), n == true_image) for n in top_indices(scores, count)
     ]
 
 
-def unknown_words(text, tokeniser):
-    """The words of a text that a model cannot tell apart, each once: <unk> of a vocabulary,
-    pieces [UNK] of BERT."""
+def unknown_words(text: str, tokeniser: Tokeniser) -> list[str]:
+    """The words of a text that are unknown to the model, each once: <unk> of a vocabulary, pieces
+    [UNK] of BERT."""
     model = tokeniser.backend_tokenizer.model
     words = dict.fromkeys(split_words(text, tokeniser))
     return [
@@ -122,11 +124,10 @@ def unknown_words(text, tokeniser):
     ]
 
 
-def images_as_text(found, data, index):
-    """Results of a caption as a table: rank, similarity, image, its id, its first caption.
+def images_as_text(found: Sequence[SearchResult], data: RetrievalDataset, index: SplitIndex) -> str:
+    """Results for a caption as a table: rank, similarity, image, its id, its first caption.
 
-    Where images are repeated for their captions, their rows in the features stand beside their
-    numbers.
+    If images are repeated in the features, their rows are beside their numbers.
     """
     with_rows = data.rows_per_image > 1
     rows = [
@@ -142,9 +143,9 @@ def images_as_text(found, data, index):
     return "\n".join([head, f"|---|---|---|{'---|' * with_rows}---|---|", *rows])
 
 
-def captions_as_text(found, index):
-    """Results of an image as a table: rank, similarity, caption, the id of its image,
-    hit or not, the caption."""
+def captions_as_text(found: Sequence[SearchResult], index: SplitIndex) -> str:
+    """Results for an image as a table: rank, similarity, caption, the id of its image, hit or not,
+    the caption."""
     rows = [
         (
             f"| {rank} | {one.score:.4f} | {one.number} | "
@@ -158,12 +159,19 @@ def captions_as_text(found, index):
     )
 
 
-def cached_similarity(folder, name, model, model_options, data, device):
-    """The `Similarity` of a split, from the embeddings kept in a run folder if they are of this
+def cached_similarity(
+    folder: RunFolder,
+    name: str,
+    model: HREM,
+    model_options: Mapping[str, Any],
+    data: RetrievalDataset,
+    device: torch.device,
+) -> Similarity:
+    """The similarities of a split, from the embeddings cached in a run folder if they are of this
     model and these data.
 
-    folder: a `RunFolder`; name: of the file; model_options: what the model was built with. A folder
-    that cannot be written, or a file of somebody else there, costs time alone.
+    name: of the cache file; model_options: of the model. If the folder cannot be written, or the
+    file is not ours, nothing is cached.
     """
     hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
     # of the file that was opened, whatever has its name by now

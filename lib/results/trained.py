@@ -8,40 +8,40 @@ model.encode_images(regions, num_regions)                   # (n, R, D), (n,) ->
 
 # C captions, R regions, D region feature size, E embedding
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..data import fingerprint
-from ..data.captions import Captions, tokenise
+from ..data.captions import Captions, Tokeniser, tokenise
 from ..data.dataset import LARGEST_FEATURE, pad_pieces
 from ..evaluation import encoding
 from ..model import checkpoint
-from ..model.network import find_bert, load_model, load_tokeniser, print_casing_note
+from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
 from ..model.pooling import real_mask
 from ..system import devices
 from ..system.errors import InputError
 
 
-def load(path, device="auto", bert_path=None):
-    """A trained model from a run folder or a checkpoint file, ours or a published one.
-    Returns `Trained`.
+def load(path: Path | str, device: str = "auto", bert_path: str | None = None) -> "Trained":
+    """Load a trained model from a run folder or a checkpoint file, ours or a published one.
 
-    device: auto, cpu, cuda or cuda:N; bert_path: in place of the BERT that the checkpoint keeps or
-    names. Raises InputError.
+    device: auto, cpu, cuda or cuda:N; bert_path: used instead of the BERT that the checkpoint keeps
+    or names. Raises InputError.
     """
-    device, path = devices.choose_device(device), checkpoint.find(path)
-    trained = checkpoint.load(path)
-    bert_path = find_bert(trained, bert_path)
-    model = load_model(path, trained, bert_path, trained.options.get("img_dim", 2048), device)
-    tokeniser = load_tokeniser(trained, bert_path)
+    chosen, file = devices.choose_device(device), checkpoint.find(path)
+    trained = checkpoint.load(file)
+    reader = find_bert(trained, bert_path)
+    model = load_model(file, trained, reader, trained.options.get("img_dim", 2048), chosen)
+    tokeniser = load_tokeniser(trained, reader)
     print_casing_note(tokeniser)
     fingerprint.check_reader(
-        path, trained.reader, bert_path, {"tokeniser": fingerprint.of_tokeniser(tokeniser)}
+        file, trained.reader, reader, {"tokeniser": fingerprint.of_tokeniser(tokeniser)}
     )
-    return Trained(model, tokeniser, device)
+    return Trained(model, tokeniser, chosen)
 
 
 class Trained:
@@ -52,11 +52,11 @@ class Trained:
     similarity.
     """
 
-    def __init__(self, model, tokeniser, device):
+    def __init__(self, model: HREM, tokeniser: Tokeniser, device: torch.device) -> None:
         self.model, self.tokeniser, self.device = model, tokeniser, device
 
-    def encode_captions(self, texts):
-        """Embeddings (n, E) of n captions, a list of strings of any length. Raises InputError."""
+    def encode_captions(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings (n, E) of n captions of any length. Raises InputError."""
         given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
         if not given or not all(isinstance(text, str) for text in given):
             raise InputError(
@@ -75,12 +75,12 @@ class Trained:
         captions = _Captions(tokenise(given, self.tokeniser, longest))
         return encoding.encode_captions(self.model, captions, self.device).numpy()
 
-    def encode_images(self, regions, num_regions=None):
-        """Embeddings (n, E) of n images: an array or tensor
-        (n, R, D) of finite region features. Raises InputError.
+    def encode_images(self, regions: Any, num_regions: Any = None) -> np.ndarray:
+        """Embeddings (n, E) of n images. regions: array or tensor (n, R, D) of finite features.
+        Raises InputError.
 
-        num_regions: (n,), how many regions of each image are true, the others being padding;
-        without it all are.
+        num_regions: (n,) number of true regions of each image, the rest is padding (default: all
+        are true).
         """
         wanted = self.model.image_encoder.projection.in_features
         shape = tuple(getattr(regions, "shape", ()))
@@ -117,7 +117,7 @@ class _Captions(NamedTuple):
 
     captions: Captions
 
-    def caption_block(self, which):
+    def caption_block(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return pad_pieces([self.captions.ids(caption) for caption in which])
 
 
@@ -129,10 +129,10 @@ class _Images(NamedTuple):
     num_regions: np.ndarray
 
     @property
-    def num_images(self):
+    def num_images(self) -> int:
         return len(self.regions)
 
-    def image_block(self, start, stop):
+    def image_block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.from_numpy(self.num_regions[start:stop].astype(np.int64))
         longest = int(lengths.max())
         with np.errstate(over="ignore"):  # refused below

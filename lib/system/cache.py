@@ -7,8 +7,12 @@ again and replaces it.
 import hashlib
 import zipfile
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .files import why_unreadable
 
@@ -18,9 +22,8 @@ DAMAGED = (  # what numpy was seen to raise for files of other or altered bytes
 )  # fmt: skip
 
 
-def digest(*values):
-    """A hash of arrays, strings and plain values that are given in a fixed order: 64 hexadecimal
-    digits."""
+def digest(*values: Any) -> str:
+    """A hash of arrays, strings and plain values, given in a fixed order: 64 hexadecimal digits."""
     found = hashlib.sha256()
     for value in values:
         if isinstance(value, np.ndarray):
@@ -32,16 +35,15 @@ def digest(*values):
     return found.hexdigest()
 
 
-def write(file, key, **arrays):
-    """Write arrays into an open binary file, with the key of what they were made of and their
+def write(file: BinaryIO, key: str, **arrays: ArrayLike) -> None:
+    """Write arrays into an open binary file, with a key that identifies their source, and a
     checksum."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    np.savez(file, key=key, checksum=_checksum(key, arrays), **arrays)
+    found: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+    np.savez(file, key=key, checksum=_checksum(key, found), **found)
 
 
-def read(path, key, names):
-    """The arrays of these names, a dict, or None unless `write` wrote them, and no others,
-    with this key."""
+def read(path: Path, key: str, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of these names, or None unless `write` wrote exactly these names with this key."""
     if why_unreadable(path):
         return None
     try:

@@ -3,13 +3,14 @@ no failure because of an encoding or a closed pipe."""
 
 import os
 import sys
+from typing import TextIO
 
 # they reorder what a terminal shows
 BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 SEPARATORS = {0x2028, 0x2029}  # line breaks of Unicode
 
 
-def printable(text):
+def printable(text: str) -> str:
     r"""`text` with control characters, bidirectional controls and lone surrogates as escapes such
     as \x1b.
 
@@ -18,22 +19,22 @@ def printable(text):
     return "".join(_escape(letter) if _is_unsafe(ord(letter)) else letter for letter in str(text))
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     r"""`printable` text whose line feeds and tabs are escaped too: \n and \t."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def markdown_cell(text):
+def markdown_cell(text: str) -> str:
     r"""`one_line` text for a cell of a Markdown table: | becomes \|."""
     return one_line(text).replace("|", "\\|")
 
 
-def write_line(text, stream=None):
+def write_line(text: str, stream: TextIO | None = None) -> None:
     """Write `printable(text)` and a line feed to `stream` (default: standard output).
 
-    Characters that the stream's encoding lacks are escaped. Once a reader has closed the pipe,
-    nothing more is shown; nor where the stream was closed from the start. Raises OSError where the
-    disk behind the stream is full.
+    Characters that the encoding of the stream lacks are escaped. Nothing is written if the stream
+    is closed, or once its reader has closed the pipe. Raises OSError if the disk of the stream is
+    full.
     """
     stream = stream or sys.stdout
     if stream is None:

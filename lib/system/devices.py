@@ -4,6 +4,7 @@ too little memory."""
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 import torch
 
@@ -14,8 +15,8 @@ OUT_OF_MEMORY = re.compile("can't allocate memory|not enough memory|out of memor
 CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
-def choose_device(name="auto", gpu_id=0):
-    """The torch device of --device and --gpu-id. Raises InputError where it is not there."""
+def choose_device(name: str = "auto", gpu_id: int = 0) -> torch.device:
+    """The torch device of --device and --gpu-id. Raises InputError if it does not exist."""
     if name == "auto":
         name = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
     try:
@@ -31,19 +32,19 @@ def choose_device(name="auto", gpu_id=0):
     return device
 
 
-def prepare_determinism():
-    """Let cuBLAS give the same bits again. cuBLAS reads this setting once,
-    so call it before the first CUDA call.
+def prepare_determinism() -> None:
+    """Make cuBLAS deterministic. cuBLAS reads this setting once, so call this before the first CUDA
+    call.
 
-    A setting of the user stays. `set_determinism` refuses what is not deterministic.
+    A setting of the user is kept; `set_determinism` refuses one that is not deterministic.
     """
     if not torch.cuda.is_initialized():
         os.environ.setdefault(CUBLAS_WORKSPACE, DETERMINISTIC_WORKSPACES[0])
 
 
-def set_determinism(enabled, device):
-    """Allow only kernels that give the same bits again, or any.
-    Raises InputError where cuBLAS cannot on `device`."""
+def set_determinism(enabled: bool, device: torch.device) -> None:
+    """Allow only deterministic kernels, or all kernels. Raises InputError if cuBLAS is not
+    deterministic on `device`."""
     found = os.environ.get(CUBLAS_WORKSPACE)
     if enabled and device.type == "cuda" and found not in DETERMINISTIC_WORKSPACES:
         expected = f"expected {CUBLAS_WORKSPACE}={' or '.join(DETERMINISTIC_WORKSPACES)}"
@@ -62,9 +63,8 @@ def set_determinism(enabled, device):
 
 
 @contextlib.contextmanager
-def memory_errors(what, remedy):
-    """Inside, too little memory of the machine or of its GPU becomes an InputError with this
-    remedy."""
+def memory_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn out-of-memory errors of the machine or its GPU into an InputError with this remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError

@@ -1,20 +1,20 @@
-"""Training with several processes, one a GPU, as torchrun starts them;
-without torchrun there is one.
+"""Training with several processes, one per GPU, started by torchrun. Without torchrun there is one.
 
-Every process has a shard of the batch: encoders run on shards, the instance graph and the losses on
-the whole batch, in every process alike. Pairs are assigned in turn: pair i of the batch, longest
-caption first, is in process i modulo
-N. So shards take about the same time, and `gather` restores the order of a single process.
+Every process has a shard of the batch. Encoders run on shards; the instance graph and the losses
+run on the whole batch, in every process. Pair i of the batch, longest caption first, is in process
+i modulo N, so shards take about the same time, and `gather` restores the order of a single process.
 
-All processes reach every collective here. What one alone may meet (bad data, a signal, a full disk)
-is agreed upon before the next one; what is met elsewhere ends its process, and torchrun then ends
-the others.
+All processes must reach every collective. Errors that only one process may meet (bad data, a
+signal, a full disk) are therefore shared before the next collective. Any other error ends its
+process, and torchrun then ends the others.
 """
 
 # N processes, B pairs of the whole batch, b = B / N of a shard
 
 import contextlib
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,36 +26,38 @@ from tqdm import tqdm
 from .console import write_line
 from .errors import InputError, first_sentence
 
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
 
 class AllRanksError(InputError):
     """An InputError that is raised on all processes."""
 
 
-# and what PyTorch checks itself
+# PyTorch checks the others itself
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
 
 _is_single_process = False
 
 
-def world_size():
+def world_size() -> int:
     """N, the number of processes."""
     return dist.get_world_size() if dist.is_initialized() and not _is_single_process else 1
 
 
-def rank():
-    """Which of the N processes this is, from 0."""
+def rank() -> int:
+    """The number of this process, from 0 to N - 1."""
     return dist.get_rank() if dist.is_initialized() and not _is_single_process else 0
 
 
-def shard():
-    """The items of a sequence that belong to this process, a slice."""
+def shard() -> slice:
+    """The part of a sequence that belongs to this process."""
     return slice(rank(), None, world_size())
 
 
 @contextlib.contextmanager
-def single_process():
-    """Inside, this process acts as the only one: what all compute together,
-    it computes by itself."""
+def single_process() -> Iterator[None]:
+    """Make this process act as the only one: nothing is shared with the others."""
     global _is_single_process
     before, _is_single_process = _is_single_process, True
     try:
@@ -64,17 +66,18 @@ def single_process():
         _is_single_process = before
 
 
-def is_main_process():
+def is_main_process() -> bool:
     """Whether this is the process that writes and prints."""
     return rank() == 0
 
 
-def progress_disabled():
-    """For tqdm's `disable`: a bar where there is a terminal, in the first process alone."""
+def progress_disabled() -> bool | None:
+    """The value of tqdm's `disable`. None: bars appear only on a terminal; True: none in this
+    process, because it is not the main one."""
     return None if is_main_process() else True
 
 
-def local_world_size():
+def local_world_size() -> int:
     """Number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
 
@@ -83,8 +86,8 @@ def _local_rank():
     return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
-def local_gpu(chosen):
-    """Number of this process's GPU: `chosen`, or among several processes its own."""
+def local_gpu(chosen: int) -> int:
+    """The number of this process's GPU: `chosen`, or with several processes its own."""
     return _local_rank() if world_size() > 1 else chosen
 
 
@@ -97,11 +100,10 @@ def _bad_environment(found):
 
 
 @contextlib.contextmanager
-def process_group():
-    """Around a program: joins the processes that torchrun started, if it did
-    (environment WORLD_SIZE).
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did (environment variable WORLD_SIZE).
 
-    Raises InputError where the environment is not as torchrun sets it.
+    Raises InputError if the environment is not the one that torchrun sets.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or dist.is_initialized():
         yield
@@ -135,7 +137,7 @@ def process_group():
     dist.destroy_process_group()
 
 
-def all_reduce_max(number):
+def all_reduce_max(number: int) -> int:
     """The maximum over all processes of a whole number."""
     if world_size() == 1:
         return number
@@ -145,12 +147,12 @@ def all_reduce_max(number):
 
 
 @contextlib.contextmanager
-def raise_on_all_ranks():
-    """Around what may fail in one process alone: if it raises an InputError there, all of them end.
+def raise_on_all_ranks() -> Iterator[None]:
+    """If one process raises an InputError inside, all processes end.
 
-    The first process raises it as an AllRanksError, the others leave quietly with its exit status.
-    Where processes wait for each other inside, that must begin with another `raise_on_all_ranks`:
-    that one then hears of the error.
+    The main process raises it as an AllRanksError; the others exit quietly with its exit status. If
+    processes wait for each other inside, that code must begin with another `raise_on_all_ranks`,
+    which then receives the error.
     """
     if world_size() == 1:
         yield
@@ -171,11 +173,11 @@ def raise_on_all_ranks():
     raise SystemExit(2)
 
 
-def broadcast_from_main(function):
-    """What `function()` returns in the first process, in all of them; the others do not call it."""
+def broadcast_from_main(function: Callable[[], Result]) -> Result:
+    """Call `function` in the main process only, and return its result in all processes."""
     if world_size() == 1:
         return function()
-    found = [None]
+    found: list[Any] = [None]
     with raise_on_all_ranks():
         if is_main_process():
             found = [function()]
@@ -183,10 +185,10 @@ def broadcast_from_main(function):
     return found[0]
 
 
-def main_process_first(function):
-    """What `function()` returns; the first process of a machine calls it before the others,
-    who find its files."""
-    found = None
+def main_process_first(function: Callable[[], Result]) -> Result:
+    """Call `function` in all processes. The main process of each machine is first, so that the
+    others find its files."""
+    found: Any = None
     for is_mine in (_local_rank() == 0, _local_rank() != 0):
         with raise_on_all_ranks():
             if is_mine:
@@ -194,9 +196,9 @@ def main_process_first(function):
     return found
 
 
-def synchronised_iterator(iterator):
-    """The items of an iterator of the same length in all processes;
-    an InputError in one is raised in all."""
+def synchronised_iterator(iterator: Iterable[Result]) -> Iterator[Result]:
+    """Iterate in all processes, which have the same number of items. An InputError in one is raised
+    in all."""
     iterator, item = iter(iterator), None
     while True:
         with raise_on_all_ranks():
@@ -206,16 +208,18 @@ def synchronised_iterator(iterator):
         yield item
 
 
-def map_sharded(function, items, name):
-    """[function(item) for item in items], a list; each process computes its shard,
-    under a bar of this name."""
+def map_sharded(
+    function: Callable[[Item], Result], items: Sequence[Item], name: str
+) -> list[Result]:
+    """[function(item) for item in items]. Each process computes its shard, with a progress bar of
+    this name."""
     own = []
     with raise_on_all_ranks():
         for item in tqdm(items[shard()], name, leave=False, disable=progress_disabled()):
             own.append(function(item))
     if world_size() == 1:
         return own
-    shards = [None] * world_size()
+    shards: list[Any] = [None] * world_size()
     dist.all_gather_object(shards, own)
     return [shards[index % world_size()][index // world_size()] for index in range(len(items))]
 
@@ -229,35 +233,35 @@ class _Gather(Function):
     """
 
     @staticmethod
-    def forward(ctx, rows):
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
         found = rows.new_empty(world_size(), *rows.shape)
         dist.all_gather(list(found.unbind()), rows.contiguous())
         return found.transpose(0, 1).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient[shard()] * world_size()
 
 
-def gather(rows):
-    """Rows of the whole batch from those of the shards, with gradient: (b, ...) to (B, ...);
-    one process: the same."""
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of the whole batch, (B, ...), from those of the shards, (b, ...), with gradient. With
+    one process, `rows` itself."""
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
 class _Sum(Function):
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
         total = values.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return _Sum.apply(gradient)
 
 
-def all_ranks_agree(is_true):
+def all_ranks_agree(is_true: torch.Tensor) -> torch.Tensor:
     """Whether a bool tensor, a scalar on any device, is true in all processes."""
     if world_size() > 1:
         count = is_true.int()
@@ -267,10 +271,10 @@ def all_ranks_agree(is_true):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over the rows of all processes, the CPU's too;
-    with one process and in evaluation it is PyTorch's."""
+    """Batch norm over the rows of all processes, also on the CPU. With one process, and in
+    evaluation mode, it is PyTorch's."""
 
-    def forward(self, rows):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """rows: (M, E), any number of them in each process. Returns (M, E)."""
         if world_size() == 1 or not self.training:
             return super().forward(rows)
@@ -287,18 +291,18 @@ class BatchNorm(nn.BatchNorm1d):
         return (normalised * self.weight + self.bias).to(rows.dtype)
 
 
-def wrap_ddp(module):
-    """`module` with its gradients averaged, parameters without use among them;
-    None where there is one process."""
+def wrap_ddp(module: nn.Module) -> DistributedDataParallel | None:
+    """`module` with gradients averaged over processes, None with one process. Parameters may be
+    unused."""
     if world_size() == 1:
         return None
-    # without one, after the warm-up, a warning from every process
+    # an unused parameter: without any, DDP warns in every process once the warm-up is over
     module.unused = nn.Parameter(torch.zeros(1))
     return DistributedDataParallel(module, find_unused_parameters=True)
 
 
-def print_line(text):
-    """Print a line without tearing a progress bar; of several processes the first one speaks."""
+def print_line(text: str) -> None:
+    """Print a line without breaking a progress bar; only the main process prints."""
     if is_main_process():
         with tqdm.external_write_mode():
             write_line(text)

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 
 from .console import one_line, write_line
 
@@ -28,13 +29,12 @@ class InputError(ValueError):
     on one line."""
 
 
-def command_line(main):
-    """Run `main()` as a program: exit status 0, or one line on standard error and 2 for bad input,
-    else 1.
+def command_line(main: Callable[[], object]) -> None:
+    """Run `main()` as a program. The exit status is 0, or 2 after one line on standard error for
+    bad input, else 1.
 
-    A file that may not be read or written, a full disk and too little memory count as bad input,
-    wherever they are met. The traceback of any other exception goes into a file that the line
-    names.
+    A file that cannot be read or written, a full disk and too little memory count as bad input,
+    wherever they occur. The traceback of any other exception goes into a file that the line names.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as lib/system/start.py left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,13 +56,12 @@ def command_line(main):
                 "expected to read and write there: change the "
                 "permissions, make room, or name another place"
             )
-            sys.exit(_report(f"{where}: found {error.strerror.lower()}, {remedy}"))
+            sys.exit(_report(f"{where}: found {(error.strerror or str(error)).lower()}, {remedy}"))
         sys.exit(_report_unexpected(error))
 
 
-def first_sentence(error):
-    """The beginning of what an exception says: libraries go on to advise what a user of a program
-    cannot do."""
+def first_sentence(error: BaseException | str) -> str:
+    """The first sentence of an exception's message. The rest is usually advice to programmers."""
     return (
         (str(error).strip() or type(error).__name__)
         .splitlines()[0]

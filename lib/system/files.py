@@ -8,7 +8,9 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from .console import one_line
 from .errors import InputError
@@ -21,9 +23,8 @@ _held: dict[str, list] = {}
 
 
 @contextlib.contextmanager
-def report_write_errors(path):
-    """Around whatever writes to `path`: a full disk or a file that may not be written becomes an
-    InputError."""
+def report_write_errors(path: Path | str) -> Iterator[None]:
+    """Turn a full disk, or a file that may not be written, into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -34,9 +35,9 @@ def report_write_errors(path):
         ) from error
 
 
-def why_unreadable(path):
-    """Why the file at `path` cannot be read, in a few words, or None.
-    A pipe is not opened: it would wait."""
+def why_unreadable(path: Path | str) -> str | None:
+    """Why the file at `path` cannot be read, in a few words, or None. A pipe is not opened, because
+    that would block."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
@@ -45,20 +46,20 @@ def why_unreadable(path):
     except FileNotFoundError:
         return "a link to a file that is not there" if os.path.islink(path) else "no such file"
     except OSError as error:
-        return f"not to be opened ({error.strerror.lower()})"
+        return f"not to be opened ({(error.strerror or str(error)).lower()})"
     except ValueError as error:  # a NUL in the name
         return f"not to be opened ({error})"
     return "a folder, not a file" if stat.S_ISDIR(mode) else "a pipe, socket or device, not a file"
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Open a new binary file beside `path` and rename it to `path` once it is written and flushed
+def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a new binary file beside `path`, and rename it to `path` once it is written and flushed
     to disk.
 
-    The new file has a random name and is created by this call alone, so no link is followed; a link
-    at `path` is replaced, not followed. What killed processes have left of such files is removed.
-    Raises InputError where the disk is full or `path` may not be written.
+    The new file has a random name and is created exclusively, so no link is followed; a link at
+    `path` is replaced. Temporary files that killed processes have left are removed. Raises
+    InputError if the disk is full or `path` may not be written.
     """
     path, temporary = Path(path), None
     try:
@@ -91,16 +92,15 @@ def _create_temporary(path):
         os.close(descriptor)
 
 
-def find_temporaries(folder):
-    """What `atomic_write` has left in a folder, or is writing: {path: name of the file that was to
-    be written}."""
+def find_temporaries(folder: Path) -> dict[Path, str]:
+    """Temporary files of `atomic_write` in a folder: {path: name of the file to be written}."""
     found = {path: TEMPORARY.fullmatch(path.name) for path in Path(folder).glob(".*.part")}
     return {path: match["name"] for path, match in found.items() if match and not path.is_symlink()}
 
 
-def remove_temporaries(folder, names):
-    """Remove what killed processes have left of files of these names;
-    what a living process still writes stays."""
+def remove_temporaries(folder: Path, names: Collection[str]) -> None:
+    """Remove temporary files of these names that killed processes have left. Those of running
+    processes stay."""
     for path, name in find_temporaries(folder).items():
         if name in names:
             with contextlib.suppress(OSError):  # in use, gone meanwhile, or not to be removed by us
@@ -117,12 +117,12 @@ def _remove_unused(path):
 
 
 @contextlib.contextmanager
-def lock(path, wait=False):
-    """Hold the lock file `path`, which is made if it is missing, and stays. It ends with this
-    process, however it dies.
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, which is created if it is missing, and stays. The lock ends with
+    this process, even if it is killed.
 
-    A process may hold a lock several times. A forked child does not hold its parent's locks. wait:
-    until the lock is free; otherwise an InputError that names the process which holds it.
+    A process may hold a lock several times. A forked child does not hold the locks of its parent.
+    wait: wait until the lock is free; otherwise an InputError names the process that holds it.
     """
     path = Path(path)
     name = os.path.realpath(path)
@@ -159,8 +159,9 @@ def _acquire(path, wait):
         os.close(descriptor)
         if not is_held:
             raise InputError(
-                f"{path}: cannot be locked (found {error.strerror.lower()}), expected a file on a "
-                "file system with locks; remove what is there, or name a folder on another disk"
+                f"{path}: cannot be locked (found {(error.strerror or str(error)).lower()}), "
+                "expected a file on a file system with locks; remove what is there, or name a "
+                "folder on another disk"
             ) from error
         raise InputError(
             f"{path.parent}: in use by {holder or 'another process'}, expected no other process "
@@ -184,8 +185,8 @@ def _check_lock_file(path, descriptor):
         )
 
 
-def flush_folder(folder):
-    """Make a rename last through a power cut, where the system can."""
+def flush_folder(folder: Path) -> None:
+    """Flush a rename to disk, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

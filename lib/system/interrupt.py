@@ -1,5 +1,4 @@
-"""SIGINT and SIGTERM, as users and schedulers send them: remembered until the program has a good
-moment to stop."""
+"""Handle SIGINT and SIGTERM: they are remembered until the program can stop at a step."""
 
 import contextlib
 import os
@@ -8,23 +7,23 @@ import threading
 
 
 class Interrupt:
-    """Inside `with`, the first signal only sets `status`, the exit status to leave with;
-    a second SIGINT stops at once.
+    """Inside `with`, the first signal only sets `status`, the exit status of the program. A second
+    SIGINT stops immediately.
 
     status: 0, or 130 after SIGINT, 143 after SIGTERM.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.status = 0
 
-    def __enter__(self):
+    def __enter__(self) -> "Interrupt":
         self._before = {
             number: signal.signal(number, self._remember)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -32,17 +31,16 @@ class Interrupt:
         if self.status and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.status = 128 + number
-        with contextlib.suppress(OSError):  # nobody may be reading
+        with contextlib.suppress(OSError):  # standard error may be closed
             # print() may have been interrupted
             os.write(2, b"stopping after this step; Ctrl-C again stops at once\n")
 
 
-def ignore_group_signals(worker):
-    """In a worker process, whose number is `worker`:
-    signals to the whole group are the main process's to answer.
+def ignore_group_signals(worker: int) -> None:
+    """In worker process number `worker`, leave signals to the process group to the main process.
 
-    A scheduler's SIGTERM must not end a worker that the main process still needs for its last step;
-    the main process's own SIGTERM, sent when it exits, must.
+    A scheduler's SIGTERM must not end a worker that the main process still needs for its last step.
+    The main process's own SIGTERM, sent when it exits, must.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

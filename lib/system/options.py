@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .console import write_line
 from .errors import InputError
@@ -22,8 +22,8 @@ RESULTS_FORMS = (
 COMMANDS = ("hrem-train", "hrem-eval")  # of an installation, see lib/programs.py
 
 
-def program_name(script):
-    """How messages call a program: the command that started it, or its script."""
+def program_name(script: str) -> str:
+    """The name of the program in messages: the command that started it, or its script."""
     command = Path(sys.argv[0]).stem  # without .exe
     return command if command in COMMANDS else script
 
@@ -42,12 +42,12 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 class Parser(argparse.ArgumentParser):
     """argparse's parser, with every default in --help and errors raised as InputError."""
 
-    def __init__(self, prog, **settings):
+    def __init__(self, prog: str, **settings: Any) -> None:
         command = prog if prog in COMMANDS else f"python {prog.removeprefix('python ')}"
         usage = f"{command} [--option value ...]"
         super().__init__(prog, usage=usage, formatter_class=Help, allow_abbrev=False, **settings)
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
         names = args[: args.index("--")] if "--" in args else args
         self._refuse_names(
@@ -55,11 +55,11 @@ class Parser(argparse.ArgumentParser):
         )
         return self._without_unknown(*self.parse_known_args(args, namespace))
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self._refuse_empty(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
-    def parse_intermixed_args(self, args=None, namespace=None):
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         return self._without_unknown(*self.parse_known_intermixed_args(args, namespace))
 
     def _without_unknown(self, options, unknown):
@@ -110,7 +110,7 @@ class Parser(argparse.ArgumentParser):
         if message:
             write_line(message.removesuffix("\n"), file)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         message = message.removeprefix("argument ").rstrip(".")
         end = "" if message.endswith("?") else "."
         raise InputError(f"{self.prog}: {message}{end} {self.prog} --help lists every option")

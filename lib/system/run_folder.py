@@ -12,7 +12,9 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from .errors import InputError, first_sentence
 from .files import atomic_write, lock, why_unreadable
@@ -35,9 +37,9 @@ RUN_FIELDS = dict(id=str, log=str, saved=bool, resumed_from=(str, type(None)), r
 BEST, LAST = "model_best.pth", "last.pth"
 
 
-def check_name(what, name):
-    """Refuse a data set or split that cannot be part of a file's name.
-    Raises InputError that begins with `what`."""
+def check_name(what: str, name: str) -> None:
+    """Refuse a name of a data set or split that cannot be part of a file name. The InputError
+    begins with `what`."""
     if not re.fullmatch(PART, name) or len(name.encode()) > LONGEST_PART:
         raise InputError(
             f"{what} {name}: found a name that cannot be part of a file's name, expected at most "
@@ -46,8 +48,8 @@ def check_name(what, name):
         )
 
 
-def is_plain_file(path):
-    """Whether there is a file at `path` itself: no link, folder, pipe or device."""
+def is_plain_file(path: Path) -> bool:
+    """Whether `path` is a file, and not a link, folder, pipe or device."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
     except OSError:
@@ -62,15 +64,17 @@ class RunFolder:
     manifest is damaged or not ours.
     """
 
-    def __init__(self, path, is_ours=lambda path: False):
+    def __init__(
+        self, path: Path | str, is_ours: Callable[[Path], bool] = lambda path: False
+    ) -> None:
         self.path, self._is_ours = Path(path), is_ours
 
-    def read(self):
-        """The manifest, a dict; one without files where there is none. Raises InputError.
+    def read(self) -> dict[str, Any]:
+        """The manifest, or an empty one if there is none. Raises InputError.
 
-        files: names of our files; discarded: those of them that belong to a run that was replaced,
-        and are to be deleted; run: what is known of the run whose checkpoints are here, a dict of
-        RUN_FIELDS, or None; log: which logs are here, a random name, or None.
+        files: names of our files; discarded: those that belong to an overwritten run and are to be
+        deleted; run: RUN_FIELDS of the run whose checkpoints are here, or None; log: identifier of
+        the logs here, or None.
         """
         path = self.path / MANIFEST
         if not os.path.lexists(path):
@@ -87,19 +91,18 @@ class RunFolder:
                 "its permissions), or name another folder"
             ) from error
 
-    def is_own(self, name):
-        """Whether the manifest says that a run or an evaluation wrote this file,
-        and it is no link."""
+    def is_own(self, name: str) -> bool:
+        """Whether the manifest names this file, and it is not a link."""
         return name in self.read()["files"] and not (self.path / name).is_symlink()
 
-    def holds(self, name):
-        """Whether there is a file of this name, ours or not, that was not discarded."""
+    def holds(self, name: str) -> bool:
+        """Whether there is a file of this name, ours or not, that is not discarded."""
         return (self.path / name).exists() and name not in self.read()["discarded"]
 
-    def is_empty(self, but=None):
-        """Whether nothing is in the folder, or it is not there. Hidden files do not count.
+    def is_empty(self, but: Path | str | None = None) -> bool:
+        """Whether the folder is missing or has no files. Hidden files do not count.
 
-        but: a path; what it names in this folder, or lies in, does not count either.
+        but: a path in this folder that does not count either.
         """
         if not self.path.is_dir():
             return True
@@ -110,17 +113,17 @@ class RunFolder:
         )
         return all(name.startswith(".") or name == ignored for name in os.listdir(self.path))
 
-    def locked(self):
-        """A context in which no other process changes the manifest,
-        nor a file that is written inside `locked`."""
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which no other process changes the manifest, or a file that is written under
+        this lock."""
         return lock(self.path / MANIFEST_LOCK, wait=True)
 
     @contextlib.contextmanager
-    def update(self):
-        """Change the manifest, a dict that is written when the block ends;
-        other processes wait meanwhile.
+    def update(self) -> Iterator[dict[str, Any]]:
+        """Change the manifest, which is written when the block ends. Other processes wait until
+        then.
 
-        What is still there of the discarded files is deleted first.
+        Discarded files that still exist are deleted first.
         """
         with self.locked():
             content = self.read()
@@ -140,9 +143,9 @@ class RunFolder:
                 (self.path / name).unlink()
         content["files"] = [name for name in content["files"] if name not in names]
 
-    def claim(self, *names):
-        """Enter names in the manifest, before their files are made.
-        Raises InputError where a file is not ours."""
+    def claim(self, *names: str) -> None:
+        """Enter names in the manifest before their files are created. Raises InputError if a file
+        is not ours."""
         assert all(OWN_NAMES.fullmatch(name) for name in names), names
         content = self.read()
         self.check_writable(names, self._plain(content["files"]))
@@ -154,8 +157,8 @@ class RunFolder:
                     self._refuse_foreign(name)
                     content["files"] = sorted({*content["files"], name})
 
-    def check(self, *names):
-        """What `claim` would refuse, before there is anything to write. Raises InputError."""
+    def check(self, *names: str) -> None:
+        """Raise the InputError of `claim`, but change nothing."""
         self.check_writable(names, self._plain(self.read()["files"]))
 
     def _plain(self, names):
@@ -175,9 +178,9 @@ class RunFolder:
                 "folder"
             )
 
-    def check_writable(self, names, own):
-        """Refuse what stands in the way of files of these names; own: those that are ours.
-        Raises InputError."""
+    def check_writable(self, names: Collection[str], own: Collection[str]) -> None:
+        """Refuse whatever prevents writing files of these names. own: names that are ours. Raises
+        InputError."""
         for name in names:
             path = self.path / name
             if path.is_symlink():
@@ -190,20 +193,20 @@ class RunFolder:
                 self._refuse_foreign(name)
 
     @contextlib.contextmanager
-    def atomic_write(self, name):
+    def atomic_write(self, name: str) -> Iterator[BinaryIO]:
         """`lib.system.files.atomic_write` of a file of this folder, which is claimed first."""
         self.claim(name)
         with atomic_write(self.path / name) as file:
             yield file
 
     @contextlib.contextmanager
-    def keep_traceback(self):
-        """Inside, an unexpected exception learns to save its traceback here,
-        once a program ends with it."""
+    def keep_traceback(self) -> Iterator[None]:
+        """If an unexpected exception ends the program inside, its traceback is saved in this
+        folder."""
         try:
             yield
         except Exception as error:  # any: it is handed on as it is
-            error.save_traceback = self._save_traceback
+            error.save_traceback = self._save_traceback  # type: ignore[attr-defined]
             raise
 
     def _save_traceback(self, text):
@@ -218,9 +221,9 @@ class RunFolder:
             return None
         return self.path / TRACEBACK
 
-    def remove(self, *names):
-        """Delete those of the named files that are ours,
-        and take the names out of the manifest afterwards."""
+    def remove(self, *names: str) -> None:
+        """Delete those of the named files that are ours, and then remove the names from the
+        manifest."""
         if not set(names) & set(self.read()["files"]):
             return
         with self.update() as content:
@@ -258,6 +261,6 @@ def _with_defaults(content):
     return dict(files=[], discarded=[], run=None, log=None) | content
 
 
-def seed_folder(folder, seed):
-    """Where the run of one seed of several lies, a string."""
+def seed_folder(folder: Path | str, seed: int) -> str:
+    """The run folder of one of several seeds."""
     return str(Path(folder) / f"seed{seed}")

@@ -13,7 +13,8 @@ import re
 import struct
 import warnings
 import zipfile
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ GLOBAL = re.compile(r"GLOBAL (\S+)")  # in what torch says of a name that it doe
 class NumpyType:
     """Stands in for numpy.dtype: remembers a name such as "f8", and a byte order."""
 
-    def __init__(self, name, *_):
+    def __init__(self, name: str, *_: object) -> None:
         if not isinstance(name, str) or not NUMBERS.fullmatch(name):
             raise pickle.UnpicklingError(
                 f"found a NumPy value of type {str(name):.20}, expected a number"
@@ -46,11 +47,11 @@ class NumpyType:
         self.order = order if order in ("<", ">") else "="
 
 
-def numpy_number(kind, data):
-    """Stands in for numpy.core.multiarray.scalar: the Python number, or text, of these bytes."""
+def numpy_number(kind: Any, data: Any) -> Any:
+    """Replaces numpy.core.multiarray.scalar: the Python number, or text, of these bytes."""
     if not isinstance(kind, NumpyType) or not isinstance(data, bytes):
         raise pickle.UnpicklingError("found a damaged NumPy number")
-    dtype = np.dtype(kind.name).newbyteorder(kind.order)
+    dtype: Any = np.dtype(kind.name).newbyteorder(kind.order)  # type: ignore[arg-type]
     if len(data) != dtype.itemsize or not data:
         raise pickle.UnpicklingError(
             f"found a NumPy number of {len(data)} bytes, expected {dtype.itemsize}"
@@ -58,13 +59,13 @@ def numpy_number(kind, data):
     return np.frombuffer(data, dtype)[0].item()
 
 
-def posix_path(*parts):
-    """Stands in for pathlib's paths of Unix: the path as a string."""
+def posix_path(*parts: str) -> str:
+    """Replaces pathlib's paths of Unix: the path as a string."""
     return str(PurePosixPath(*parts))
 
 
-def windows_path(*parts):
-    """Stands in for pathlib's paths of Windows: the path as a string."""
+def windows_path(*parts: str) -> str:
+    """Replaces pathlib's paths of Windows: the path as a string."""
     return str(PureWindowsPath(*parts))
 
 
@@ -79,8 +80,8 @@ ALLOWED = [
 ]  # fmt: skip
 
 
-def read(path):
-    """What a file of torch.save holds, on the CPU. Raises InputError."""
+def read(path: Path | str) -> Any:
+    """The content of a file of torch.save, on the CPU. Raises InputError."""
     why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}; expected a checkpoint file: name another")

@@ -1,7 +1,7 @@
 """One training step, one epoch: tensors in, tensors out (docs/method.md, section 6).
 
-Nothing here waits for the GPU inside a step: what a step found is handed on as tensors, and a step
-whose loss or gradient is not finite is undone on the device.
+No step synchronises with the GPU: its results stay tensors, and a step whose loss or gradient is
+not finite is undone on the device.
 """
 
 # B pairs, N images, C captions, E embedding
@@ -9,23 +9,28 @@ whose loss or gradient is not finite is undone on the device.
 import contextlib
 import functools
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from graph_lib import Loss, Objective
+
+from ..data.batches import Batch
 from ..model.casting import call_with_cast_weights, is_compiled
+from ..model.network import HREM
 from ..system import distributed
 from .logs import StepReport
 
-# steps in a row whose loss is not finite; after that nothing changes until somebody has looked
+# consecutive steps that were not finite; after that, no step changes anything
 MOST_SKIPPED = 20
 
 
 @contextlib.contextmanager
-def matrix_products(precision):
-    """Inside, float32 matrix products on a GPU may use TF32 if `precision` is "tf32",
-    and may not otherwise."""
+def matrix_products(precision: str) -> Iterator[None]:
+    """Let float32 matrix products on a GPU use TF32 if `precision` is "tf32", and not otherwise."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:
@@ -35,38 +40,44 @@ def matrix_products(precision):
 
 
 class BatchLoss(nn.Module):
-    """The encoders and the objective as one module from a batch to its loss:
-    what several processes replicate."""
+    """The encoders and the objective as one module from a batch to its loss, which
+    DistributedDataParallel wraps."""
 
-    def __init__(self, model, objective):
+    def __init__(self, model: HREM, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch, **settings):
-        """batch: this process's shard; settings: of `batch_loss`.
-        Returns `graph_lib.Loss` of the whole batch."""
+    def forward(self, batch: Batch, **settings: Any) -> Loss:
+        """Loss of the whole batch. batch: the shard of this process; settings: see `batch_loss`."""
         return batch_loss(self.model, self.objective, batch, **settings)
 
 
-def batch_loss(model, objective, batch, use_graph, hardest, precision):
-    """Loss of a batch: encoders on this process's shard of it,
-    the objective on the whole in every process."""
+def batch_loss(
+    model: HREM,
+    objective: Objective,
+    batch: Batch,
+    use_graph: bool,
+    hardest: bool,
+    precision: str,
+) -> Loss:
+    """Loss of a batch. The encoders run on the shard of this process, the objective on the whole
+    batch in every process."""
     seed, is_shared = torch.initial_seed(), distributed.world_size() > 1
     if is_shared:
-        # dropout in the encoders, different in each shard
+        # dropout in the encoders differs between shards
         torch.manual_seed(seed + 1 + distributed.rank())
     device_type = batch.regions.device.type
     with (
         matrix_products(precision),
         torch.autocast(device_type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        encode = model
-        # several processes exchange a gradient as soon as it is there; torch.compile fuses casts
+        encode: Callable[..., Any] = model
+        # DDP needs the parameters' own gradients, and torch.compile fuses casts
         if precision == "bf16" and not is_shared and not is_compiled(model):
             encode = functools.partial(call_with_cast_weights, model, torch.bfloat16)
         images, captions = encode(batch, least_pieces=objective.pieces_read if use_graph else 0)
     if is_shared:
-        torch.manual_seed(seed)  # what is drawn over the whole batch is the same in all processes
+        torch.manual_seed(seed)  # random choices over the whole batch are the same in all processes
         images, captions = (
             side._replace(
                 embedding=distributed.gather(side.embedding),
@@ -78,19 +89,25 @@ def batch_loss(model, objective, batch, use_graph, hardest, precision):
 
 
 def training_step(
-    model, objective, optimizer, batch, *, use_graph, hardest=False, grad_clip=2.0,
-    precision="fp32", skipped=None,
-    replicas=None,
-):  # fmt: skip
-    """One optimisation step on a `lib.data.batches.Batch`.
-    If the loss or the gradient is not finite nothing changes.
+    model: HREM,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    use_graph: bool,
+    hardest: bool = False,
+    grad_clip: float = 2.0,
+    precision: str = "fp32",
+    skipped: torch.Tensor | None = None,
+    replicas: nn.Module | None = None,
+) -> StepReport:
+    """One optimisation step. If the loss or the gradient is not finite, nothing changes.
 
-    use_graph: the warm-up of the instance graph is over; hardest: `vse` takes the hardest
-    negatives; precision: of the encoders, one of PRECISIONS. Relations and losses are computed in
-    float32 whatever it is. skipped: a scalar tensor that counts the steps in a row which changed
-    nothing; once it is MOST_SKIPPED, no step changes anything. replicas: with several processes,
-    what DistributedDataParallel made of the `BatchLoss`. Returns `StepReport`, the same in all
-    processes.
+    use_graph: whether the warm-up of the instance graph is over; hardest: whether `vse` uses the
+    hardest negatives; precision: of the encoders, one of PRECISIONS (relations and losses always
+    use float32); skipped: scalar tensor that counts consecutive steps without a change: at
+    MOST_SKIPPED, no step changes anything; replicas: with several processes, the `BatchLoss` that
+    DistributedDataParallel wraps. Returns the same in all processes.
     """
     compute = replicas or functools.partial(batch_loss, model, objective)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # the running statistics
@@ -106,7 +123,7 @@ def training_step(
     if skipped is not None:
         is_finite = is_finite & (skipped < MOST_SKIPPED)
         skipped.copy_((skipped + 1) * ~is_finite)
-    # fused AdamW leaves everything as it was where this is 1
+    # the fused AdamW changes nothing if this is 1
     optimizer.found_inf = (~is_finite).float()
     optimizer.step()
     for buffer, before in buffers:
@@ -115,23 +132,35 @@ def training_step(
     return StepReport(loss.total.detach(), terms, gradient_norm, is_finite, loss.connected)
 
 
-def seed_step(seed, step):
-    """Seed torch for one step: dropout and the drawn negatives depend on
-    (seed, step) and on nothing before."""
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for one step: dropout and sampled negatives depend on (seed, step) only."""
     torch.manual_seed(
         int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
     )
 
 
 def train_epoch(
-    model, objective, optimizer, batches, *, step, seed, warmup, hardest, grad_clip, device,
-    on_step, precision="fp32", skipped=None, replicas=None,
-):  # fmt: skip
+    model: HREM,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    *,
+    step: int,
+    seed: int,
+    warmup: int,
+    hardest: bool,
+    grad_clip: float,
+    device: torch.device,
+    on_step: Callable[[int, StepReport, float, float], None],
+    precision: str = "fp32",
+    skipped: torch.Tensor | None = None,
+    replicas: nn.Module | None = None,
+) -> int:
     """Train on every batch of an epoch.
 
-    step: optimisation steps done before; warmup: how many steps are done without the instance
-    graph; on_step: called after each step with (steps done, StepReport, seconds waited for data,
-    seconds in all). Returns the steps done.
+    step: number of optimisation steps done before; warmup: number of steps without the instance
+    graph; on_step: called after each step with (steps done, report, seconds waited for data,
+    seconds in total). Returns the number of steps done.
     """
     model.train()
     objective.train()

@@ -2,6 +2,7 @@
 as their contents prove."""
 
 from pathlib import Path
+from typing import Any
 
 from ..evaluation import report
 from ..model import checkpoint
@@ -13,18 +14,18 @@ from .validations import VALIDATION
 RESULTS = (".md", ".json", ".npy", ".npz", ".html")
 
 
-def read_last_checkpoint(folder):
-    """What the last.pth of a folder holds, a dict, or None where there is none of ours."""
+def read_last_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The content of the last.pth of a folder, or None if there is none of ours."""
     try:
         return checkpoint.load_run(Path(folder) / LAST)
     except InputError:
         return None
 
 
-def own_files(folder, last):
-    """Names of the files that are proven to be ours, a set.
+def own_files(folder: Path, last: dict[str, Any] | None) -> set[str]:
+    """Names of the files that are proven to be ours.
 
-    last: what the last.pth of their run holds, which may lie in another folder, or None.
+    last: content of the last.pth of their run, which may be in another folder, or None.
     """
     folder = Path(folder)
     found = {path.name for path in folder.glob("*") if is_plain_file(path) and _is_result(path)}
@@ -40,8 +41,8 @@ def own_files(folder, last):
     return {name for name in found if OWN_NAMES.fullmatch(name) and is_plain_file(folder / name)}
 
 
-def holds_logs(folder, last):
-    """Whether a folder holds all the logs of the run whose last.pth holds `last`."""
+def holds_logs(folder: Path, last: dict[str, Any]) -> bool:
+    """Whether a folder contains all the logs of the run with this content of last.pth."""
     return _logs(Path(folder), last) == last["position"]["log_sizes"].keys()
 
 

@@ -1,16 +1,16 @@
-"""What a run leaves in its folder to be read: text logs, options and TensorBoard curves
-(docs/method.md, section 9).
+"""The logs of a run: text, options and TensorBoard curves (docs/method.md, section 9).
 
-The text logs hold no times and no paths of the moment, so that two runs of one seed write the same
-bytes; times stand on the console and in TensorBoard. The only file that knows tensorboard_logger.
+The text logs contain no times, so that two runs with one seed write the same bytes; times are on
+the console and in TensorBoard. Only this file uses tensorboard_logger.
 """
 
 import contextlib
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,21 +33,21 @@ TRAIN, EVAL, PARAMETERS = "train.txt", "eval.txt", "Parameters.txt"
 
 
 class RunLog:
-    """The logs of one run in `folder`, which is made if it is missing.
-    Only files of its manifest are changed.
+    """The logs of one run in `folder`, which is created if it is missing. Only files in its
+    manifest are changed.
 
-    sizes: of the logs at the moment from which the run goes on, as `sizes()` gave them: what came
-    later is cut off. Without them the logs of an earlier run are removed. Raises InputError where
-    the disk is full.
+    sizes: result of `sizes()` at the point from which the run is resumed: logs are cut to these
+    sizes. Without sizes, the logs of an earlier run are removed. Raises InputError if the disk is
+    full.
     """
 
-    def __init__(self, folder, sizes=None):
+    def __init__(self, folder: Path | str, sizes: dict[str, int] | None = None) -> None:
         self.folder, self._own = Path(folder), RunFolder(folder)
         check_sizes(self.folder, sizes or {})
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self._files():
-                if path.name in (sizes or {}):
+                if sizes and path.name in sizes:
                     _truncate(path, sizes[path.name])
                 else:
                     self._own.remove(path.name)
@@ -91,37 +91,36 @@ class RunLog:
         names = [name for name in self._own.read()["files"] if LOG_NAMES.fullmatch(name)]
         return [self.folder / name for name in names if is_plain_file(self.folder / name)]
 
-    def sizes(self):
-        """Bytes written so far: a dict of file name -> size.
-        Raises InputError where a file has gone meanwhile."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes written so far by file name. Raises InputError if a file has disappeared."""
         with report_write_errors(self.folder):
             return {path.name: path.stat().st_size for path in self._files()}
 
-    def parameters(self, options):
-        """Write the options, a dict, one a line."""
+    def parameters(self, options: Mapping[str, Any]) -> None:
+        """Write the options, one per line."""
         lines = [
             f"{one_line(name)}: {one_line(value)}\n" for name, value in sorted(options.items())
         ]
         with self._own.atomic_write(PARAMETERS) as file:
             file.write("".join(lines).encode())
 
-    def train(self, text, times=""):
-        """A line of train.txt; `times` follows it on the console only."""
+    def train(self, text: str, times: str = "") -> None:
+        """Write a line of train.txt; `times` follows it on the console only."""
         self._line(TRAIN, one_line(text), times)
 
-    def evaluation(self, text):
-        """A line of eval.txt."""
+    def evaluation(self, text: str) -> None:
+        """Write a line of eval.txt."""
         self._line(EVAL, text)
 
-    def scalars(self, values, step):
-        """Points of TensorBoard curves: a dict of name -> number, at optimisation step `step`."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write points of TensorBoard curves at this optimisation step."""
         if self.tensorboard:
             with self._writing_curves():
                 for name, value in values.items():
                     self.tensorboard.log_value(name, value, step=step)
 
-    def images(self, images, step):
-        """TensorBoard images: a dict of name -> uint8 (rows, columns, 1 or 3)."""
+    def images(self, images: Mapping[str, np.ndarray], step: int) -> None:
+        """Write TensorBoard images, uint8 (rows, columns, 1 or 3)."""
         if not self.tensorboard or not can_encode():
             return
         fields = {}
@@ -135,9 +134,8 @@ class RunLog:
             )
         self._summary("image", fields, step)
 
-    def histograms(self, samples, step):
-        """TensorBoard histograms: a dict of name -> array of numbers,
-        of which the finite ones count."""
+    def histograms(self, samples: Mapping[str, np.ndarray], step: int) -> None:
+        """Write TensorBoard histograms of the finite numbers."""
         fields = {}
         for name, values in samples.items():
             values = values[np.isfinite(values)].astype(np.float64)
@@ -202,9 +200,9 @@ def _closed_on_error(logger):
         raise
 
 
-def check_sizes(folder, sizes):
-    """The text logs can be cut to these sizes, as `RunLog.sizes` gave them:
-    each ends a line. Raises InputError."""
+def check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Check that the text logs can be cut to these sizes, each at the end of a line. Raises
+    InputError."""
     for name in {TRAIN, EVAL} & sizes.keys():
         path, size = folder / name, sizes[name]
         if not size or not os.path.lexists(path):
@@ -228,14 +226,14 @@ def check_sizes(folder, sizes):
 class NullLog(RunLog):
     """The log of a process that writes none: all but the first."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tensorboard = None
 
-    def sizes(self):
-        """No file, no sizes."""
+    def sizes(self) -> dict[str, int]:
+        """No files, no sizes."""
         return {}
 
-    def parameters(self, options):
+    def parameters(self, options: Mapping[str, Any]) -> None:
         """Write nothing."""
 
     def _line(self, file, text, times=""):
@@ -275,7 +273,13 @@ class StepLog:
     everything is connected, so there is no warning that it is.
     """
 
-    def __init__(self, log, log_step, state=None, all_connected=False):
+    def __init__(
+        self,
+        log: RunLog,
+        log_step: int,
+        state: Mapping[str, Any] | None = None,
+        all_connected: bool = False,
+    ) -> None:
         self.log, self.log_step = log, log_step
         self.warned = [ALL_CONNECTED] * all_connected  # each is a warning once in a run
         self.num_skipped, self.reports, self.waited, self.seconds = 0, [], 0.0, 0.0
@@ -288,25 +292,33 @@ class StepLog:
             self.reports = [StepReport(**report) for report in state["reports"]]
             self.warned = state.get("warned", self.warned)  # older runs do not have it
 
-    def state(self):
-        """What has been taken and not yet written, as tensors and plain values;
-        the argument `state` of another."""
+    def state(self) -> dict[str, Any]:
+        """Reports that are not yet written, as tensors and plain values, for the argument `state`
+        of another `StepLog`."""
         reports = [report._asdict() for report in self.reports]
         return dict(
             num_skipped=self.num_skipped, reports=reports, waited=self.waited,
             seconds=self.seconds, warned=self.warned,
         )  # fmt: skip
 
-    def add(self, epoch, step_in_epoch, step, rate, report, waited, seconds):
-        """Take the `StepReport` of one step; rate: the learning rate; waited,
-        seconds: of this step."""
+    def add(
+        self,
+        epoch: int,
+        step_in_epoch: int,
+        step: int,
+        rate: float,
+        report: StepReport,
+        waited: float,
+        seconds: float,
+    ) -> None:
+        """Add the report of one step. rate: learning rate; waited, seconds: for data, in total."""
         self.reports.append(report)
         self.waited += waited
         self.seconds += seconds
         if len(self.reports) >= self.log_step:
             self.write(epoch, step_in_epoch, step, rate)
 
-    def write(self, epoch, step_in_epoch, step, rate):
+    def write(self, epoch: int, step_in_epoch: int, step: int, rate: float) -> None:
         """Write the mean of the steps since the last line, if there were any."""
         if not self.reports:
             return

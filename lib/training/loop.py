@@ -7,38 +7,37 @@ from tqdm import tqdm
 
 from ..data.batches import batches
 from ..evaluation import encoding, metrics
+from ..evaluation.metrics import Scores
 from ..system import distributed
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.interrupt import Interrupt
 from . import engine, optim, reporting
+from .run_state import RunState
 
 
 class Result(NamedTuple):
-    """What came of a run: scores of the best model on the test split by label,
-    and seconds a step of training took."""
+    """The result of a run: scores of the best model on the test split by label, and seconds per
+    training step."""
 
-    scores: dict
+    scores: dict[str, Scores]
     seconds_a_step: float
 
 
 class Training:
-    """The loop of one run over steps and epochs: trains, validates, saves,
-    and stops at a good moment."""
+    """The loop of one run over steps and epochs: trains, validates and saves."""
 
-    def __init__(self, state):
-        """state: the `RunState` of the run."""
+    def __init__(self, state: RunState) -> None:
         self.state, self.first_step, self.seconds = state, state.step, 0.0  # of this process
         self.replicas = distributed.wrap_ddp(engine.BatchLoss(state.model, state.objective))
 
-    def run(self):
-        """All epochs that are left, then the table of the best model on the test split.
-        Returns `Result`."""
+    def run(self) -> Result:
+        """Train the remaining epochs, then write the table of the best model on the test split."""
         state = self.state
         with Interrupt() as self.interrupt:
             state.save()
             if state.options.init_from and state.step == 0 and state.best_rsum < 0:
-                # what the run starts from: the best model if training makes it worse
+                # the initial model, which stays the best one if training makes it worse
                 self._validate()
                 state.save()
             while state.epoch < state.options.num_epochs:
@@ -52,7 +51,7 @@ class Training:
         return Result(scores, self.seconds / max(state.step - self.first_step, 1))
 
     def _train_epoch(self):
-        """Train on what is left of the epoch."""
+        """Train on the rest of the epoch."""
         state, options, epoch = self.state, self.state.options, self.state.epoch
         optim.set_learning_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
         rate = state.optimizer.param_groups[0]["lr"]
@@ -70,8 +69,7 @@ class Training:
                 self._validate()
             if step % engine.MOST_SKIPPED == 0:
                 self._stop_if_diverged()
-            # read once: what comes after the saving waits for the next step; the processes agree on
-            # it
+            # read once, and in all processes alike: a signal during saving waits for the next step
             status = distributed.all_reduce_max(self.interrupt.status)
             if status or options.save_step and step % options.save_step == 0:
                 state.save()
@@ -97,18 +95,18 @@ class Training:
         self._stop_if_diverged()
 
     def _stop_on_signal(self, status):
-        """Leave with this exit status, that of a signal that one of the processes got,
-        unless it is 0; all is saved."""
+        """Exit with this status, that of a signal to one of the processes, unless it is 0.
+        Everything is saved."""
         state = self.state
         if status:
             print_line(
-                f"stopped at step {state.step}, saved in {state.last_file}: the same command with "
-                "--resume auto goes on"
+                f"stopped at step {state.step}, saved in {state.last_file}; to resume, repeat the "
+                "command with --resume auto"
             )
             raise SystemExit(status)
 
     def _stop_if_diverged(self):
-        """Leave after too many steps in a row that were not finite; they changed nothing."""
+        """Stop after too many consecutive steps that were not finite; they changed nothing."""
         state = self.state
         if int(state.skipped) >= engine.MOST_SKIPPED:
             rate = state.optimizer.param_groups[0]["lr"]
@@ -116,17 +114,18 @@ class Training:
             state.skipped.zero_()
             state.save()
             reason = (
-                f"{state.last_file}: stopped at step {state.step}: the loss or its gradient was "
-                f"not finite in {engine.MOST_SKIPPED} steps in a row (train.txt names the terms), "
-                "expected numbers; the file holds the weights from before the first of them: "
-                "check the data with python -m lib.data, then start anew with a smaller "
-                "--learning_rate or --precision fp32, or go on with --resume auto"
+                f"{state.last_file}: training has diverged at step {state.step} (found a loss or "
+                f"gradient that is not finite in {engine.MOST_SKIPPED} consecutive steps, expected "
+                "finite numbers; train.txt names the terms). The file contains the weights from "
+                "before these steps. Check the data with `python -m lib.data check` "
+                "(`python -m hrem.data check` if installed), then start a new run with a smaller "
+                "--learning_rate or --precision fp32, or resume with --resume auto"
             )
             with distributed.raise_on_all_ranks():
                 raise InputError(reason)
 
     def _validate(self):
-        """Score the model on the validation split, and keep it where it is the best so far."""
+        """Evaluate the model on the validation split, and save it if it is the best so far."""
         state = self.state
         with distributed.raise_on_all_ranks():
             similarities = encoding.similarities(state.model, state.data.validation, state.device)

@@ -1,16 +1,25 @@
 """Parameter groups and the learning-rate schedule (docs/method.md, section 6)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+
+from graph_lib import Objective
+
+from ..model.network import HREM
 
 BERT_LR_FACTOR = 0.1  # of the learning rate
 WEIGHT_DECAY = 1e-4
 
 
-def parameter_groups(model, objective, learning_rate, graph_lr_factor=1.0):
-    """AdamW's groups, each with its `name`: everything but BERT, BERT at a tenth,
-    the relation modules by a factor.
+def parameter_groups(
+    model: HREM, objective: Objective, learning_rate: float, graph_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
+    """AdamW's parameter groups, each with its `name`: all but BERT, BERT at a tenth of the rate,
+    and the relation modules at `graph_lr_factor`.
 
-    A group of nothing is left out: another text encoder than BERT learns with the first.
+    Empty groups are left out. Other text encoders than BERT are in the first group.
     """
     bert = [
         parameter
@@ -31,18 +40,22 @@ def parameter_groups(model, objective, learning_rate, graph_lr_factor=1.0):
     return [group for group in groups if group["params"]]
 
 
-def build(model, objective, learning_rate, graph_lr_factor=1.0):
-    """AdamW over the model and the objective. Its fused form can skip a step without asking the GPU
-    first."""
+def build(
+    model: HREM, objective: Objective, learning_rate: float, graph_lr_factor: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW over the model and the objective. The fused form can skip a step without
+    synchronising."""
     groups = parameter_groups(model, objective, learning_rate, graph_lr_factor)
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
 
 
-def set_learning_rates(optimizer, epoch, schedule, decay_rate):
-    """Set every group's rate for an epoch, counted from 0: decayed once at each epoch of `schedule`
-    reached so far."""
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, epoch: int, schedule: Sequence[int], decay_rate: float
+) -> None:
+    """Set the rate of every group for an epoch, counted from 0: multiplied by `decay_rate` once for
+    each epoch of `schedule` that is reached."""
     decay = decay_rate ** sum(epoch >= milestone for milestone in schedule)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * decay

@@ -2,8 +2,10 @@
 (docs/method.md, section 9)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import graph_lib
 
@@ -11,15 +13,17 @@ from ..evaluation import encoding, metrics, report
 from ..evaluation.report import find_facts, save_results, summarise
 from ..evaluation.result_names import ResultName
 from ..model import bert, checkpoint, pretrained
+from ..model.checkpoint import Checkpoint
 from ..model.network import load_model
 from ..system import distributed, images
 from ..system.distributed import print_line
 from .validations import markdown_of_validations, read_validations
 
+State = Any  # lib.training.run_state.RunState, which imports this module
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
 
 
-def find_tables(state):
+def find_tables(state: State) -> list[str]:
     """Names of the files that the report of this run writes into the folder of its logs."""
     if state.data.test is None:
         return []
@@ -31,74 +35,80 @@ def find_tables(state):
     ]
 
 
-def result_name(state):
-    """The `ResultName` of the test table of a run."""
+def result_name(state: State) -> ResultName:
+    """The name of the test table of a run."""
     dataset, split = state.options.dataset, state.data.test.split
     return ResultName(dataset, dataset, split, test_split=split)
 
 
-def log_setup(state, resumed_file, trained):
-    """Say once what runs where; a run that goes on has said so in its log before.
+def log_setup(state: State, resumed_file: Path | None, trained: Checkpoint | None) -> None:
+    """Log once what is trained, on which data and device. A resumed run prints it only.
 
-    trained: the `Checkpoint` whose weights the run starts from, or None.
+    trained: the checkpoint whose weights the run starts from, or None.
     """
-    options = state.options
-    graph = (
-        "no instance graph"
-        if options.interaction == "none"
-        else f"graph from step {options.warmup} on"
-    )
-    state.log.parameters(vars(options))
-    tell = print_line if resumed_file else state.log.train
+    state.log.parameters(vars(state.options))
+    for line in [*_describe_data(state), *_describe_training(state, trained)]:
+        (print_line if resumed_file else state.log.train)(line)
+    if resumed_file:
+        print_line(
+            f"resuming from {resumed_file}: epoch {state.epoch}, step {state.step}, best rsum "
+            f"{state.best_rsum:.1f}"
+        )
+
+
+def _describe_data(state):
+    """Lines of the log: the splits and what reads the captions."""
     for name, split in state.data._asdict().items():
         if split is None:
-            tell(
+            yield (
                 f"{name}: no such split, so no test table is written; the best model is kept in "
                 f"{state.best_file}"
             )
             continue
-        tell(
+        yield (
             f"{name}: {split.split} split of {split.folder}, {split.num_images} images x "
             f"{split.regions.shape[1]} regions x {split.region_dim}, {split.num_captions} captions"
         )
     if state.vocabulary:
-        tell(
-            f"vocabulary: {len(state.vocabulary.words)} words that the training captions hold at "
-            f"least {options.min_word_count} times"
+        yield (
+            f"vocabulary: {len(state.vocabulary.words)} words that occur at least "
+            f"{state.options.min_word_count} times in the training captions"
         )
     if note := (state.vocabulary or bert.tokeniser(state.bert_path)).note:
-        tell(note)
-    tell(
+        yield note
+
+
+def _describe_training(state, trained):
+    """Lines of the log: model, processes, batches, device and schedule."""
+    options = state.options
+    has_graph = options.interaction != "none"
+    yield (
         f"parameters: image encoder {count(state.model.image_encoder)}, text encoder "
         f"{count(state.model.text_encoder)}, instance graph {count(state.objective)} (training "
         "only)"
     )
     if trained:
-        tell(pretrained.describe(options.init_from, trained, vars(options), state.vocabulary))
+        yield pretrained.describe(options.init_from, trained, vars(options), state.vocabulary)
     if (size := distributed.world_size()) > 1:
-        tell(f"{size} processes, {options.batch_size // size} pairs of a batch in each")
-    tell(f"method {options.method}, batches {state.loader.sampler.describe()}")
-    tell(
+        yield f"{size} processes, {options.batch_size // size} pairs of a batch in each"
+    yield f"method {options.method}, batches {state.loader.sampler.describe()}"
+    graph = f"graph from step {options.warmup} on" if has_graph else "no instance graph"
+    yield (
         f"device {state.device} ({device_name(state.device)}), seed {options.seed}; "
         f"{len(state.loader)} steps an epoch, {options.num_epochs} epochs, {graph}; the best "
         f"epoch by rsum on {options.val_split} is kept in {state.best_file}"
     )
     steps = len(state.loader) * options.num_epochs
-    if options.interaction != "none" and options.warmup >= steps:
-        tell(
+    if has_graph and options.warmup >= steps:
+        yield (
             f"warning: --warmup {options.warmup} is not over within the {steps} steps of this "
-            "run: the instance graph takes no part in it, what is trained is the base model; give "
-            "a smaller one"
-        )
-    if resumed_file:
-        print_line(
-            f"going on from {resumed_file}: epoch {state.epoch}, step {state.step}, best rsum "
-            f"{state.best_rsum:.1f}"
+            "run, so the instance graph is never used, and only the base model is trained. Give "
+            "a smaller --warmup"
         )
 
 
-def write_validation(state, scores, is_best):
-    """Log the scores of a validation, and the points of their curves; is_best: so far."""
+def write_validation(state: State, scores: metrics.Scores, is_best: bool) -> None:
+    """Log the scores of a validation, and the points of their curves. is_best: the best so far."""
     state.log.evaluation(
         f"epoch {state.epoch} step {state.step} {state.options.val_split}: "
         f"image to text {row(scores.image_to_text)}; text to image {row(scores.text_to_image)}; "
@@ -111,9 +121,9 @@ def write_validation(state, scores, is_best):
     state.log.scalars(values, state.step)
 
 
-def log_pictures(state, similarities):
-    """What TensorBoard shows beside scalars: similarities of pairs; once it takes part,
-    the graph of one batch."""
+def log_pictures(state: State, similarities: metrics.Similarity) -> None:
+    """Log TensorBoard pictures: the similarities of pairs and, after the warm-up, the graph of one
+    batch."""
     options = state.options
     pairs = metrics.pair_similarities(similarities)
     state.log.histograms(
@@ -138,9 +148,9 @@ def log_pictures(state, similarities):
         state.log.scalars(ends, state.step)
 
 
-def write_table(state):
-    """Write the table of the best model on the test split. Returns its scores by label;
-    none without a test split."""
+def write_table(state: State) -> dict[str, metrics.Scores]:
+    """Write the table of the best model on the test split. Returns its scores by label; empty
+    without a test split."""
     options = state.options
     validations = read_validations(options.logger_name)
     if validations:
@@ -160,27 +170,27 @@ def write_table(state):
     def written():
         folder, name = Path(options.logger_name), result_name(state)
         facts = find_facts(options.dataset, state.data.test, [(state.best_file, best)], folder)
-        text, scores = summarise(similarities, facts)
-        state.log.evaluation("\n" + text)
-        save_results(folder, name, (text, scores, facts), similarities, options.save_results)
-        return scores
+        table = summarise(similarities, facts)
+        state.log.evaluation("\n" + table.text)
+        save_results(folder, name, table, similarities, options.save_results)
+        return table.scores
 
     return distributed.broadcast_from_main(written)
 
 
-def count(module):
-    """Number of parameters of a module, in millions."""
+def count(module: nn.Module) -> str:
+    """The number of parameters of a module, in millions."""
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.2f} M"
 
 
-def device_name(device):
-    """What a reader of the log wants to know of the device."""
+def device_name(device: torch.device) -> str:
+    """The device's name for the log: of the GPU, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads"
 
 
-def row(recalls):
+def row(recalls: metrics.Recalls) -> str:
     """One direction of a table on one line."""
     r1, r5, r10, median, mean = recalls
     return f"R@1 {r1:.1f} R@5 {r5:.1f} R@10 {r10:.1f} median {median:.0f} mean {mean:.1f}"

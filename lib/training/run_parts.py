@@ -1,10 +1,13 @@
-"""What a run is made of: data, vocabulary and objective, as its options and its data say."""
+"""The parts of a run: data, vocabulary, BERT and objective, built from its options."""
 
 import argparse
 import os
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import graph_lib
 
@@ -21,6 +24,7 @@ from ..data.vocabulary import (
     word_embeddings,
 )
 from ..model import bert, pretrained
+from ..model.checkpoint import Checkpoint
 from ..model.network import PUBLISHED_BERT, build_model
 from ..model.options import ModelOptions
 from ..model.saved_bert import SavedBert
@@ -41,12 +45,17 @@ class Data(NamedTuple):
     test: RetrievalDataset | None
 
 
-def read_vocabulary(options, resumed_file=None, content=None, trained=None):
-    """The `Vocabulary` of the training captions, or None where BERT reads them. Raises InputError.
+def read_vocabulary(
+    options: argparse.Namespace,
+    resumed_file: Path | None = None,
+    content: Mapping[str, Any] | None = None,
+    trained: Checkpoint | None = None,
+) -> Vocabulary | None:
+    """The vocabulary of the training captions, or None with BERT. Raises InputError.
 
-    A run that goes on, from `content`, keeps its own: one edited caption would give most words
-    another one's place. A run that starts from a `Checkpoint`, `trained`, keeps its words and adds
-    those that are new.
+    A resumed run, from `content`, keeps its own: after one edited caption, most words would have
+    another number. A run that starts from the checkpoint `trained` keeps its words and adds new
+    ones.
     """
     if options.text_encoder == "bert":
         return None
@@ -64,20 +73,21 @@ def read_vocabulary(options, resumed_file=None, content=None, trained=None):
     words = frequent_words(texts, options.min_word_count, strip_accents)
     if not words:
         raise InputError(
-            f"{path}: no word occurs {options.min_word_count} times, expected a vocabulary; give "
-            "a smaller --min_word_count"
+            f"{path}: the vocabulary is empty (found no word that occurs {options.min_word_count} "
+            "times, expected some). Give a smaller --min_word_count"
         )
     note = describe_merged(merged_words(texts, words)) if strip_accents else ""
     found = Vocabulary(words, strip_accents, note)
-    return pretrained.extend(found, trained.vocabulary) if trained else found
+    if trained and trained.vocabulary:
+        return pretrained.extend(found, trained.vocabulary)
+    return found
 
 
-def choose_conventions(options, begun):
-    """Fill in --test_split and --longest_distance where they are not given: as the run began,
-    or as the data say.
+def choose_conventions(options: argparse.Namespace, begun: Mapping[str, Any]) -> None:
+    """Fill in --test_split and --longest_distance if they are not given: as in the resumed run, or
+    as is usual for the data.
 
-    begun: the options of the run that goes on, or none. Raises InputError where there is no such
-    data set.
+    begun: the options of the resumed run, or empty. Raises InputError if there is no such data set.
     """
     found = conventions(open_folder(options.data_path, options.dataset), options.dataset)
     if begun:  # before there was this option, the name alone decided
@@ -91,8 +101,8 @@ def choose_conventions(options, begun):
         print_line(found.note)
 
 
-def read_embeddings(options, vocabulary):
-    """The word embeddings that training starts from, random or of --glove. Raises InputError."""
+def read_embeddings(options: argparse.Namespace, vocabulary: Vocabulary) -> nn.Embedding:
+    """The initial word embeddings, random or from --glove. Raises InputError."""
     embeddings = word_embeddings(vocabulary, options.word_dim)
     if options.glove:
         found = read_glove(options.glove, vocabulary, embeddings)
@@ -105,12 +115,12 @@ def read_embeddings(options, vocabulary):
 
 def find_bert(
     options: argparse.Namespace, kept: SavedBert | None, recorded_path: str | None
-) -> str | SavedBert:
-    """The BERT of a run, for `lib.model.bert`: --bert_path, or what a checkpoint keeps where that
-    cannot be read. Raises InputError.
+) -> bert.Source:
+    """The BERT of a run: --bert_path, or the one that a checkpoint keeps if --bert_path cannot be
+    read. Raises InputError.
 
-    kept: the `SavedBert` of the checkpoint that the run starts from, or None; recorded_path: the
-    --bert_path of its run. Another --bert_path is never replaced, unless it is a default.
+    kept: the BERT of the checkpoint that the run starts from, or None; recorded_path: the
+    --bert_path of its run. Any other --bert_path is replaced only if it is a default.
     """
     replaceable = recorded_path, PUBLISHED_BERT, demo_bert(options.data_path)
     try:
@@ -118,14 +128,16 @@ def find_bert(
     except InputError:
         if kept is None or options.bert_path not in replaceable:
             raise
-        print_line(f"--bert_path {options.bert_path}: cannot be read; going on with {kept}")
+        print_line(f"--bert_path {options.bert_path}: cannot be read; using {kept}")
         return kept
     return options.bert_path
 
 
-def open_data(options, bert_path, vocabulary=None):
-    """The splits of a run, all opened before anything is trained. Raises InputError.
-    Returns `Data`. bert_path: of `find_bert`."""
+def open_data(
+    options: argparse.Namespace, bert_path: bert.Source, vocabulary: Vocabulary | None = None
+) -> Data:
+    """The splits of a run, all opened before training starts. Raises InputError. bert_path: see
+    `find_bert`."""
     splits = {
         split: load_split(options.data_path, options.dataset, split, bert_path, vocabulary)
         for split in dict.fromkeys(("train", options.val_split, options.test_split))
@@ -136,21 +148,26 @@ def open_data(options, bert_path, vocabulary=None):
     for split in splits.values():
         if split.region_dim != wanted:
             raise InputError(
-                f"{split.regions_path}: found regions of {split.region_dim} features, expected "
-                f"{wanted} as in --img_dim or the train split; leave --img_dim out, or extract "
-                "the splits alike"
+                f"{split.regions_path}: another feature size (found {split.region_dim}, expected "
+                f"{wanted} as in --img_dim or the train split). Leave out --img_dim, or extract "
+                "all splits in the same way"
             )
     return data
 
 
-def check_memory(options, reader, regions_shape, device):
-    """Refuse a model or a batch that this machine has no memory for, before it is made.
+def check_memory(
+    options: argparse.Namespace,
+    reader: nn.Module,
+    regions_shape: Sequence[int],
+    device: torch.device,
+) -> None:
+    """Refuse a model or a batch for which this machine has too little memory, before it is built.
     Raises InputError.
 
-    On a CPU a parameter has a gradient and two moments beside it; a GPU tells by itself what it
-    cannot hold.
+    On a CPU, every parameter also has a gradient and two moments. A GPU reports by itself what does
+    not fit.
     """
-    with torch.device("meta"):  # shapes without values, and no random number drawn
+    with torch.device("meta"):  # shapes without values; no random number is drawn
         modules = build_model(vars(options), reader, options.img_dim), build_objective(options)
     copies = 4 if device.type == "cpu" else 1
     parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -159,9 +176,9 @@ def check_memory(options, reader, regions_shape, device):
     if needed > found:
         raise InputError(
             f"--embed_size {options.embed_size}, --num_layers_enc {options.num_layers_enc}, "
-            f"--topk {options.topk}, --batch_size {options.batch_size}: training needs more than "
-            f"{needed / 1e9:.0f} GB of memory, found {found / 1e9:.0f} GB, expected it to fit: "
-            "give smaller ones"
+            f"--topk {options.topk}, --batch_size {options.batch_size}: too little memory (found "
+            f"{found / 1e9:.0f} GB, expected more than {needed / 1e9:.0f} GB for training). Give "
+            "smaller values"
         )
 
 

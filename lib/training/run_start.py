@@ -15,7 +15,11 @@ import contextlib
 import dataclasses
 import os
 import secrets
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..model import checkpoint
 from ..model.options import ModelOptions
@@ -28,53 +32,56 @@ from . import legacy_files
 from .logs import EVAL, PARAMETERS, TRAIN
 
 LOCK = ".lock"
-OTHER_LOG_REMEDY = "give another --logger_name, or replace what is there with --overwrite 1"
-MAY_CHANGE = {  # options that a run may go on with other values of
+OTHER_LOG_REMEDY = "Give another --logger_name, or overwrite its files with --overwrite 1"
+MAY_CHANGE = {  # options that may differ when a run is resumed
     "data_path", "bert_path", "workers", "logger_name", "model_name", "overwrite", "resume",
     "save_step", "log_step", "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
     "allow_changed_data",
 }  # fmt: skip
 
 
-def find_best(resumed_file):
-    """The best model so far of the run that `resumed_file` is of, or None. Raises InputError."""
+def find_best(resumed_file: Path) -> Path | None:
+    """The file of the best model so far of the run of `resumed_file`, or None. Raises
+    InputError."""
     path = Path(resumed_file).with_name(BEST)
     why = why_unreadable(path)
     if why not in (None, "no such file"):
         raise InputError(
-            f"{path}: {why}, expected the best model of the run, or none: move it away"
+            f"{path}: {why} (expected the best model of the run, or no file). Move it away"
         )
     return None if why else path
 
 
-def find_best_rsum(resumed_file, content, num_epochs, model):
-    """The best score so far of a run that goes on: without its model it counts for nothing.
-    Raises InputError.
+def find_best_rsum(
+    resumed_file: Path, content: Mapping[str, Any], num_epochs: int, model: nn.Module
+) -> float:
+    """The best score so far of a resumed run, -1 if its model is missing. Raises InputError.
 
-    content: what `resumed_file` holds; model: the run's, which the best one must be like.
+    content: that of `resumed_file`; model: the model of the run, whose sizes the best one must
+    have.
     """
     best = find_best(resumed_file)
     if best:
-        try:  # a run would otherwise train to its end before it meets a damaged file
+        try:  # otherwise a damaged file would be noticed only at the end of training
             found = checkpoint.load(best)
             checkpoint.check_fits(model, found, best)
         except InputError as error:
-            remedy = "put a whole copy in its place" + ", or move it away" * (
+            remedy = "Put a complete copy in its place" + ", or move it away" * (
                 content["epoch"] < num_epochs
             )
             raise InputError(
-                f"{best}: not the best model of this run (found {error}); {remedy}"
+                f"{best}: not the best model of this run (found {error}). {remedy}"
             ) from error
         _check_best(found, best, resumed_file, content)
         return content["best_rsum"]
     missing = Path(resumed_file).with_name(BEST)
     if content["epoch"] >= num_epochs:
         raise InputError(
-            f"{missing}: no such file, expected the best model of this finished run: put it back, "
-            "or train on with a larger --num_epochs"
+            f"{missing}: no such file (expected the best model of this finished run). Put it "
+            "back, or continue training with a larger --num_epochs"
         )
     if content["best_rsum"] >= 0:
-        print_line(f"{missing}: no such file: the next model that is validated becomes the best")
+        print_line(f"{missing}: no such file; the next validated model becomes the best")
     return -1.0
 
 
@@ -86,21 +93,20 @@ def _check_best(best, best_file, resumed_file, content):
     is_later = not best.is_published and best.epoch > content["epoch"]
     if last_rsum >= 0 and not is_later and best.best_rsum != last_rsum:
         raise InputError(
-            f"{best_file}: found a model of another run or an earlier one (best rsum "
-            f"{best.best_rsum:.1f}), expected that of {resumed_file} ({last_rsum:.1f}): put that "
-            "back, or move this one away"
+            f"{best_file}: the best model of another run or of another epoch (found rsum "
+            f"{best.best_rsum:.1f}, expected {last_rsum:.1f} as in {resumed_file}). Put the right "
+            "one back, or move this one away"
         )
 
 
 class RunFolders:
-    """The folder of a run's checkpoints and that of its logs and tables, often one,
-    and the locks on them.
+    """The folder of a run's checkpoints and that of its logs and tables, which may be the same, and
+    the locks on them.
 
-    The locks end with the `with` block. Several processes of one run: the first one alone locks and
-    starts.
+    The locks end with the `with` block. With several processes, only the main one locks and starts.
     """
 
-    def __init__(self, models, logs):
+    def __init__(self, models: Path | str, logs: Path | str) -> None:
         self.models = RunFolder(models)
         self.is_one = os.path.realpath(models) == os.path.realpath(logs)
         self.logs = self.models if self.is_one else RunFolder(logs)
@@ -108,24 +114,23 @@ class RunFolders:
         self.best_file, self.last_file = self.models.path / BEST, self.models.path / LAST
         self._locks = contextlib.ExitStack()
 
-    def __enter__(self):
+    def __enter__(self) -> "RunFolders":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._locks.close()
 
-    def lock_existing(self):
-        """Keep other processes out of those folders that hold a run.
-        Raises InputError where one is at work there."""
+    def lock_existing(self) -> None:
+        """Lock the folders that contain a run. Raises InputError if another process uses one."""
         for folder in self.all:
             if os.path.lexists(folder.path / MANIFEST) or (folder.path / LAST).exists():
                 self._locks.enter_context(lock(folder.path / LOCK))
 
-    def find_resumed(self, resume, overwrite):
-        """The file that a run goes on from, or None where it starts anew
-        (--resume, --overwrite). Changes nothing.
+    def find_resumed(self, resume: str, overwrite: int) -> Path | None:
+        """The file from which the run is resumed, or None for a new run (--resume, --overwrite).
+        Changes nothing.
 
-        Raises InputError where the run would replace what a folder holds, and was not asked to.
+        Raises InputError if the run would overwrite the content of a folder without --overwrite.
         """
         run = self.models.read()["run"]
         # its best model is then a copy of another run's, or none
@@ -134,6 +139,7 @@ class RunFolders:
             (name for name in ((LAST,) if is_begun else (LAST, BEST)) if self.models.holds(name)),
             None,
         )
+        found: Path | None
         if resume == "auto" and held == LAST:
             found = self.last_file
         elif resume == "auto":
@@ -151,31 +157,32 @@ class RunFolders:
             self._check_logs(is_own, run)
         return found
 
-    def is_own(self, path):
-        """Whether a file to go on from is the last.pth of this very run."""
+    def is_own(self, path: Path | None) -> bool:
+        """Whether `path` is the last.pth of the run in these folders."""
         return path is not None and self.models.holds(LAST) and path.samefile(self.last_file)
 
     def _check_models(self, held, run):
         another = "give another " + ("--logger_name" if self.is_one else "--model_name")
         if held:
-            remedies = ["go on with --resume auto"] * (held == LAST)
-            remedies += ["replace it with --overwrite 1"] * (held in self._own(self.models))
+            remedies = ["resume it with --resume auto"] * (held == LAST)
+            remedies += ["overwrite it with --overwrite 1"] * (held in self._own(self.models))
             remedy = ", ".join([*remedies, "or " * bool(remedies) + another])
             raise InputError(
-                f"{self.models.path / held}: the folder holds a "
-                f"run, expected an empty one; {remedy}"
+                f"{self.models.path / held}: the folder already contains a run (found {held}, "
+                f"expected an empty folder). {remedy[0].upper() + remedy[1:]}"
             )
         if run and run["saved"]:
             raise InputError(
-                f"{self.models.path}: found neither {LAST} nor {BEST}, expected the checkpoints "
-                f"that the run in this folder has saved ({MANIFEST} says so); put them back, "
-                f"replace the run with --overwrite 1, or {another}"
+                f"{self.models.path}: the checkpoints are missing (found neither {LAST} nor "
+                f"{BEST}, expected those that the run has saved according to {MANIFEST}). "
+                f"Put them back, overwrite the run with --overwrite 1, or {another}"
             )
         if not run and not self._is_empty(self.models):
             raise InputError(
-                f"{self.models.path}: found files and no run of this program, expected an empty "
-                f"folder or a run's; {another}, or start a run beside these files with "
-                "--overwrite 1, which replaces only what this program wrote"
+                f"{self.models.path}: the folder contains other files (found no run, expected an "
+                f"empty folder or a run folder). {another[0].upper() + another[1:]}, or start a "
+                "run beside these files with --overwrite 1, which overwrites only files that this "
+                "program wrote"
             )
 
     def _check_logs(self, is_own, run):
@@ -185,9 +192,9 @@ class RunFolders:
         if self.is_one:
             if is_own and run and found["log"] not in (None, run["log"]):
                 raise InputError(
-                    f"{self.logs.path}: found logs from before the run went on in another "
-                    f"--logger_name, expected those that {LAST} goes on from; name the folder of "
-                    "these, or replace the logs with --overwrite 1"
+                    f"{self.logs.path}: these logs are outdated, because the run was continued "
+                    f"with another --logger_name (expected the logs that belong to {LAST}). Name "
+                    "the folder of those, or overwrite these logs with --overwrite 1"
                 )
             return
         if found["log"] and run and found["log"] in (run["log"], *run["replaces"]):
@@ -197,16 +204,17 @@ class RunFolders:
             return  # from before there were manifests
         if found["log"] or has_checkpoints:
             raise InputError(
-                f"{self.logs.path}: found another run, expected an empty folder; {OTHER_LOG_REMEDY}"
+                f"{self.logs.path}: the folder contains another run (expected an empty folder). "
+                f"{OTHER_LOG_REMEDY}"
             )
         if not self._is_empty(self.logs):
             raise InputError(
-                f"{self.logs.path}: found files and no run of this program, expected an empty "
-                f"folder; {OTHER_LOG_REMEDY} (files that this program did not write stay)"
+                f"{self.logs.path}: the folder contains other files (found no run, expected an "
+                f"empty folder). {OTHER_LOG_REMEDY} (files that this program did not write stay)"
             )
 
     def _is_empty(self, folder):
-        """Whether a folder holds nothing beside the run's other one, which may lie in it."""
+        """Whether a folder is empty, except for the run's other folder, which may be inside."""
         return folder.is_empty(
             but=next((other.path for other in self.all if other is not folder), None)
         )
@@ -227,34 +235,35 @@ class RunFolders:
             own |= legacy_files.own_files(folder.path, last)
         return {name for name in own if is_plain_file(folder.path / name)}
 
-    def start(self, resumed_file, tables, resume, overwrite):
-        """Go on with the run in these folders or begin one, all other checks passed.
-        Raises InputError.
+    def start(
+        self, resumed_file: Path | None, tables: Collection[str], resume: str, overwrite: int
+    ) -> bool:
+        """Resume the run in these folders or begin one, after all other checks. Raises InputError.
 
-        resumed_file: of `find_resumed`, which is asked again under the locks, with `resume` and
-        `overwrite`; tables: names of what the run will write beside its logs. Returns whether the
-        logs that are there are the run's own.
+        resumed_file: result of `find_resumed`, which is checked again under the locks, with
+        `resume` and `overwrite`; tables: names of the files that the run will write beside its
+        logs. Returns whether the existing logs are those of the run.
         """
         own = self._prepare(tables, resumed_file, resume, overwrite)
         if self.is_own(resumed_file):
             return self._resume(own)
         self._begin(resumed_file, own)
         best = resumed_file and find_best(resumed_file)
-        if best:  # so far, of the run that this one goes on from
+        if best:  # of the run that this one continues
             with self.models.atomic_write(BEST) as file:
                 file.write(best.read_bytes())
         return False
 
     def _begin(self, resumed_file, own):
-        """Begin a run in place of what is there; resumed_file: of another folder, or None;
-        own: names by folder."""
+        """Begin a run, and discard the files of an earlier one. resumed_file: in another folder, or
+        None; own: names of our files by folder."""
         for folder in self.all:
             if resumed_file and any(
                 (folder.path / name).samefile(resumed_file) for name in own[folder]
             ):
                 raise InputError(
-                    f"{resumed_file}: found in a folder whose files this run would replace, "
-                    "expected it elsewhere; give another --logger_name and --model_name"
+                    f"{resumed_file}: the run would overwrite it (found in the folder of the run, "
+                    "expected in another one). Give another --logger_name and --model_name"
                 )
         there = self.logs.read()["log"]
         run = dict(
@@ -315,8 +324,8 @@ class RunFolders:
             self._locks.enter_context(lock(folder.path / LOCK))
         if self.find_resumed(resume, overwrite) != resumed_file:
             raise InputError(
-                f"{self.models.path}: found a run that another process has begun meanwhile, "
-                "expected none; go on with --resume auto, or give another --logger_name"
+                f"{self.models.path}: another process has begun a run here meanwhile (expected "
+                "none). Resume it with --resume auto, or give another --logger_name"
             )
         own = {folder: self._own(folder) for folder in self.all}
         self.models.check_writable((LAST, BEST), own[self.models])
@@ -330,24 +339,24 @@ class RunFolders:
             with folder.update():
                 pass  # that alone deletes
 
-    def saved(self):
-        """Note that last.pth was written."""
+    def saved(self) -> None:
+        """Record that last.pth was written."""
         run = self.models.read()["run"]
         if run and not run["saved"]:
             with self.models.update() as content:
                 content["run"]["saved"] = True
 
 
-def check_resumed(path, options, saved):
-    """A run goes on with the options it began with, but for those of MAY_CHANGE.
-    Raises InputError naming one."""
+def check_resumed(path: Path, options: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with its options, except for MAY_CHANGE. Raises InputError that
+    names one."""
     defaults = dataclasses.asdict(ModelOptions()) | dataclasses.asdict(ObjectiveOptions())
     defaults.pop("longest_distance")  # None: chosen by the data
-    saved = {"init_from": None} | defaults | saved  # a run from before these options
+    saved = {"init_from": None} | defaults | dict(saved)  # a run from before these options
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(
-                f"{path}: the run was started with --{name} {saved[name]}, found --{name} "
-                f"{options[name]}; expected its own options: give those of Parameters.txt, or "
-                "start anew, in another --logger_name or with --overwrite 1"
+                f"{path}: the run was started with other options (found --{name} {options[name]}, "
+                f"expected --{name} {saved[name]}). Give the options in Parameters.txt, or start a "
+                "new run in another --logger_name or with --overwrite 1"
             )

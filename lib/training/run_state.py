@@ -1,7 +1,10 @@
 """The state of a run: everything that is trained or counted, built, saved and restored
 (docs/method.md, section 8)."""
 
+import argparse
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,25 +27,25 @@ from .run_parts import (
     read_embeddings,
     read_vocabulary,
 )
-from .run_start import check_resumed, find_best_rsum
+from .run_start import RunFolders, check_resumed, find_best_rsum
 
 
 class RunState:
-    """Everything that is trained or counted in one run: built, saved, and restored.
+    """Everything that is trained or counted in one run: built, saved and restored.
 
     data: `Data`; vocabulary: of a text encoder that reads words, or None; model, objective,
-    optimizer, loader; log, step_log: what it reports to; epoch, step_in_epoch, step: how far it is;
-    skipped: steps in a row that were not finite, a scalar tensor; best_rsum: of its validations, -1
-    before the first.
+    optimizer, loader; log, step_log: its logs; epoch, step_in_epoch, step: its position; skipped:
+    number of consecutive steps that were not finite, a scalar tensor; best_rsum: of its
+    validations, -1 before the first.
     """
 
-    def __init__(self, options, folders):
-        """options: of the command line; folders: the `RunFolders` of the run. Raises InputError."""
+    def __init__(self, options: argparse.Namespace, folders: RunFolders) -> None:
+        """options: of the command line; folders: of the run. Raises InputError."""
         with distributed.raise_on_all_ranks():
             self._open(options, folders)
 
     def _open(self, options, folders):
-        """Open the data, build what is trained, and start the run or go on with it."""
+        """Open the data, build what is trained, and start or resume the run."""
         self.options, self.folders = options, folders
         self.best_file, self.last_file = folders.best_file, folders.last_file
         if distributed.is_main_process():
@@ -55,55 +58,65 @@ class RunState:
             if options.init_from and not content
             else None
         )
-        distributed.main_process_first(
-            lambda: choose_conventions(options, content["options"] if content else {})
-        )
-        self.vocabulary = distributed.main_process_first(
-            lambda: read_vocabulary(options, resumed_file, content, trained)
-        )
-        self.bert_path = (
-            options.bert_path
-            if self.vocabulary
-            else distributed.main_process_first(lambda: self._find_bert(content, trained))
-        )
-        self.data = distributed.main_process_first(
-            lambda: open_data(options, self.bert_path, self.vocabulary)
-        )
-        options.img_dim = self.data.train.region_dim
+        distributed.main_process_first(lambda: self._open_data(resumed_file, content, trained))
         if content:
             check_resumed(resumed_file, vars(options), content["options"])
         devices.set_determinism(bool(options.deterministic), self.device)
         torch.manual_seed(options.seed)
-        reader = (
-            read_embeddings(options, self.vocabulary)
-            if self.vocabulary
-            else bert.model(self.bert_path, pretrained=not isinstance(self.bert_path, SavedBert))
-        )
-        self.fingerprint = fingerprint.of_run(self.data, None if self.vocabulary else reader)
-        self.reader = self.kept_bert = None
-        if not self.vocabulary:
-            if isinstance(self.bert_path, SavedBert):  # whose initial weights nobody knows
-                saved = ((content or {}).get("position", {}).get("data") or {}).get("bert", {})
-                self.fingerprint["bert"].pop("weights")
-                self.fingerprint["bert"] |= {n: saved[n] for n in ("weights",) if n in saved}
-            settings, tokeniser = (
-                self.fingerprint["bert"]["settings"],
-                self.data.train.tokeniser_digest,
-            )
-            self.reader = dict(settings=settings, tokeniser=tokeniser)
-            self.kept_bert = saved_bert.keep(reader.config, bert.tokeniser(self.bert_path))
-            if trained:
-                fingerprint.check_reader(
-                    options.init_from, trained.reader, self.bert_path, self.reader
-                )
+        reader = self._build_reader(content, trained)
         if content:
             self._check_data(resumed_file, content["position"].get("data"))
+        self._build_parts(reader, trained)
+        self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
+        self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
+        if content:
+            self._restore(resumed_file, content)
+        self._start(resumed_file, content)
+        log_setup(self, resumed_file, trained)
+
+    def _open_data(self, resumed_file, content, trained):
+        """Open vocabulary, BERT and splits. content: of `resumed_file`, or None; trained: the
+        `Checkpoint` that the run starts from, or None."""
+        options = self.options
+        choose_conventions(options, content["options"] if content else {})
+        self.vocabulary = read_vocabulary(options, resumed_file, content, trained)
+        self.bert_path = options.bert_path if self.vocabulary else self._find_bert(content, trained)
+        self.data = open_data(options, self.bert_path, self.vocabulary)
+        options.img_dim = self.data.train.region_dim
+
+    def _build_reader(self, content, trained):
+        """Build the word embeddings or BERT, and take the fingerprints of BERT and the data."""
+        self.reader = self.kept_bert = None
+        if self.vocabulary:
+            self.fingerprint = fingerprint.of_run(self.data)
+            return read_embeddings(self.options, self.vocabulary)
+        is_kept = isinstance(self.bert_path, SavedBert)
+        reader = bert.model(self.bert_path, pretrained=not is_kept)
+        self.fingerprint = fingerprint.of_run(self.data, reader)
+        if is_kept:  # its initial weights are not known
+            saved = ((content or {}).get("position", {}).get("data") or {}).get("bert", {})
+            self.fingerprint["bert"].pop("weights")
+            self.fingerprint["bert"] |= {n: saved[n] for n in ("weights",) if n in saved}
+        self.reader = dict(
+            settings=self.fingerprint["bert"]["settings"],
+            tokeniser=self.data.train.tokeniser_digest,
+        )
+        self.kept_bert = saved_bert.keep(reader.config, bert.tokeniser(self.bert_path))
+        if trained:
+            fingerprint.check_reader(
+                self.options.init_from, trained.reader, self.bert_path, self.reader
+            )
+        return reader
+
+    def _build_parts(self, reader, trained):
+        """Build model, objective, optimiser and loader."""
+        options = self.options
         check_memory(options, reader, self.data.train.regions.shape, self.device)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
         if options.compile:
-            # what training calls; evaluation calls the encoders, as they are
+            # compiles forward(), which training calls; evaluation calls the encoders
             self.model.compile(dynamic=True)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(
@@ -113,19 +126,13 @@ class RunState:
             self.data.train, options.seed, drop_regions=bool(options.size_augment)
         )
         cores = max((os.cpu_count() or 1) // distributed.local_world_size(), 1)
-        workers = min(options.workers, cores)  # more would only queue for them
+        workers = min(options.workers, cores)  # more of them would wait for a core
         clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]
         self.loader = training_loader(pairs, options.batch_size, workers, clusters)
-        self.skipped = torch.zeros((), dtype=torch.int32, device=self.device)
-        self.epoch, self.step_in_epoch, self.step, self.best_rsum = 0, 0, 0, -1.0
-        if content:
-            self._restore(resumed_file, content)
-        self._start(resumed_file, content)
-        log_setup(self, resumed_file, trained)
 
     def _find_bert(self, content, trained):
-        """`find_bert` of a run that goes on from `content`, or starts from `trained`, a
-        `Checkpoint`, or from neither."""
+        """The BERT of a run that is resumed from `content`, or starts from the `Checkpoint`
+        `trained`, or from neither."""
         kept = recorded = None
         if content:
             kept, recorded = content["bert"], content["options"].get("bert_path")
@@ -134,8 +141,8 @@ class RunState:
         return find_bert(self.options, kept, recorded)
 
     def _check_data(self, path, saved):
-        """Compare data and BERT with those that the run began with, `saved`.
-        Raises InputError where they differ."""
+        """Compare data and BERT with those at the start of the run, `saved`. Raises InputError if
+        they differ."""
         options = self.options
         lines = fingerprint.check_resumed(
             path,
@@ -149,7 +156,7 @@ class RunState:
             print_line(line)
 
     def _restore(self, path, content):
-        """Take over what `save` wrote of this run or another. Changes no file."""
+        """Restore what `save` wrote, in this folder or another. Changes no file."""
         checkpoint.check_progress(path, content, len(self.loader), self.options.num_epochs)
         checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
         position = content["position"]
@@ -163,13 +170,13 @@ class RunState:
         ):
             self.best_rsum = -1.0
             print_line(
-                f"warning: the best score so far is of other {split} "
-                "data: the next model becomes the best"
+                f"warning: the best score so far was measured on other {split} data; the next "
+                "validated model becomes the best"
             )
 
     def _start(self, resumed_file, content):
-        """Start the run in its folders, or go on there, and open its log;
-        content: what was restored, or None."""
+        """Start or resume the run in its folders, and open its log. content: what was restored, or
+        None."""
         options, position = self.options, content and content["position"]
         sizes = None
         if distributed.is_main_process():
@@ -185,8 +192,8 @@ class RunState:
             all_connected=not options.connection,
         )  # fmt: skip
 
-    def save(self):
-        """Write all that the run needs to go on, bit for bit, as if it had never stopped."""
+    def save(self) -> None:
+        """Save everything that is needed to resume the run bit for bit."""
         position = dict(
             step_in_epoch=self.step_in_epoch,
             skipped=int(self.skipped),
@@ -196,9 +203,9 @@ class RunState:
         )
         self.write(self.last_file, self.epoch, position=position)
 
-    def write(self, path, epoch, **more):
-        """Write a checkpoint file of the run; more: what else it holds, as
-        `lib.model.checkpoint.save` takes it."""
+    def write(self, path: Path, epoch: int, **more: Any) -> None:
+        """Write a checkpoint file of the run. more: further arguments of
+        `lib.model.checkpoint.save`."""
         with distributed.raise_on_all_ranks():
             if distributed.is_main_process():
                 self.folders.models.claim(path.name)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,19 +31,18 @@ class Validation(NamedTuple):
     is_best: bool
 
 
-def read_validations(folder):
-    """The `Validation`s in eval.txt of a run folder, in order; none where there is no such file.
+def read_validations(folder: Path) -> list[Validation]:
+    """The validations in eval.txt of a run folder, in order; empty if there is no such file.
 
-    A line that holds anything else than finite numbers is none. Raises InputError where the file is
-    no file.
+    Lines with other values than finite numbers are ignored. Raises InputError if eval.txt is not a
+    file.
     """
     validations = []
     for line in log_lines(folder, EVAL):
         if found := VALIDATION.match(line):
-            numbers = [
-                number(text) for text in (*re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5])
-            ]
-            if len(numbers) == 7 and None not in numbers:
+            texts = *re.findall(r"R@\d+ ([^\s;]+)", found[4]), found[5]
+            numbers = [value for text in texts if (value := number(text)) is not None]
+            if len(numbers) == len(texts) == 7:
                 *recalls, rsum = numbers
                 validations.append(
                     Validation(
@@ -57,8 +57,8 @@ def read_validations(folder):
     return validations
 
 
-def number(text):
-    """The finite number that a word of a log says, or None."""
+def number(text: str) -> float | None:
+    """The finite number that `text` represents, or None."""
     try:
         value = float(text)
     except ValueError:
@@ -66,10 +66,10 @@ def number(text):
     return value if abs(value) <= LARGEST_VALUE else None  # NaN is no number either
 
 
-def log_lines(folder, name):
-    """The lines of a text log in a run folder; none where there is no such file.
+def log_lines(folder: Path, name: str) -> list[str]:
+    """The lines of a text log in a run folder; empty if there is no such file.
 
-    Raises InputError where something else than a log stands there.
+    Raises InputError if it is not a text file.
     """
     path = Path(folder) / name
     if not os.path.lexists(path):
@@ -86,9 +86,9 @@ def log_lines(folder, name):
     return [line for line in lines if len(line) <= LONGEST_LINE]
 
 
-def markdown_of_validations(validations):
-    """A row for each `Validation`, the best one marked with a *: aligned,
-    for a terminal shows it too."""
+def markdown_of_validations(validations: Sequence[Validation]) -> str:
+    """A table with one row per validation, the best one marked with a *. It is aligned for
+    terminals."""
     best = max((number for number, one in enumerate(validations) if one.is_best), default=None)
     rows = [
         [

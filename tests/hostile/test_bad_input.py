@@ -406,7 +406,12 @@ def test_a_run_folder_that_is_a_file_is_refused(whole, tmp_path, refusal, option
 
 def test_a_finished_run_is_left_as_it_is(whole, finished, refusal):
     before = contents(finished)
-    expected = [finished / "last.pth", "the folder holds a run", "--resume auto", "--overwrite 1"]
+    expected = [
+        finished / "last.pth",
+        "the folder already contains a run",
+        "--resume auto",
+        "--overwrite 1",
+    ]
     refusal(
         train.main, *OPTIONS, "--data_path", whole, "--logger_name", finished, expected=expected
     )

@@ -447,11 +447,13 @@ def test_a_damaged_best_model_is_met_before_the_run_goes_on(
     before = contents(folder)
     argv = command(whole, folder, "--resume", "auto")
     assert "move it away" not in refusal(
-        train.main, *argv, expected=[folder / BEST, expected, "put a whole copy"]
+        train.main, *argv, expected=[folder / BEST, expected, "Put a complete copy"]
     )
     argv += ["--num_epochs", "2"]
     refusal(
-        train.main, *argv, expected=[folder / BEST, expected, "put a whole copy", "or move it away"]
+        train.main,
+        *argv,
+        expected=[folder / BEST, expected, "Put a complete copy", "or move it away"],
     )
     assert contents(folder) == before
     (folder / BEST).unlink()

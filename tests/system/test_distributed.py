@@ -318,8 +318,8 @@ def test_torchrun_starts_a_run_again_whose_process_was_killed(data, alone, tmp_p
             break
     said += process.stdout
     assert process.wait() == 0, "".join(said)
-    going_on = [line for line in said if line.startswith("going on from")]
-    assert len(going_on) == 1 and re.search(r"step [3-9],", going_on[0])
+    resuming = [line for line in said if line.startswith("resuming from")]
+    assert len(resuming) == 1 and re.search(r"step [3-9],", resuming[0])
     check_same_losses(tmp_path / "run", alone)
 
 

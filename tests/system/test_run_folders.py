@@ -61,7 +61,7 @@ def test_files_beside_the_inner_folder_are_still_in_the_way(
     refusal(
         train.main,
         *command(whole, tmp_path / models, tmp_path / logs),
-        expected=["run: found files and no run"],
+        expected=["run: the folder contains other files"],
     )
     assert {str(name) for name in contents(tmp_path)} == {notes}
 

@@ -244,7 +244,7 @@ def test_drawing_draws_no_random_number(data, run, monkeypatch):
     assert found.relevance.shape == (10, 10) and not found.relevance.requires_grad
 
 
-def test_pictures_and_histograms_are_not_doubled_by_going_on(run, data, tmp_path, monkeypatch):
+def test_pictures_and_histograms_are_not_doubled_by_resuming(run, data, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         stop_at_step(patched, 11)  # saved at step 9: the validation at step 10 comes again

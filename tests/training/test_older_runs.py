@@ -56,7 +56,7 @@ def test_an_older_run_is_replaced_when_asked_and_nothing_else(whole, older, refu
     refusal(
         train.main,
         *command(whole, older),
-        expected=["last.pth: the folder holds a run", "--overwrite 1"],
+        expected=["last.pth: the folder already contains a run", "--overwrite 1"],
     )
     assert contents(older) == before
     fit(whole, older, "--overwrite", "1", "--seed", "1", "--save_results", "0")
@@ -87,7 +87,7 @@ def test_a_published_run_folder_is_evaluated_and_never_changed(whole, tmp_path, 
         error = refusal(
             train.main,
             *command(whole, folder, *more),
-            expected=["model_best.pth: the folder holds a run"],
+            expected=["model_best.pth: the folder already contains a run"],
         )
         assert "--overwrite" not in error  # it would not help
     refusal(

@@ -128,13 +128,14 @@ def test_what_a_folder_holds_is_not_replaced_unasked(data, whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(
-        InputError, match=r"last\.pth: the folder holds a run.*--resume auto.*--overwrite 1"
+        InputError,
+        match=r"last\.pth: the folder already contains a run.*--resume auto.*--overwrite 1",
     ):
         train.main(command(data, folder))
     (folder / run_folder.LAST).unlink()
-    with pytest.raises(InputError, match=r"model_best\.pth: the folder holds a run"):
+    with pytest.raises(InputError, match=r"model_best\.pth: the folder already contains a run"):
         train.main(command(data, folder, "--resume", "auto"))
-    with pytest.raises(InputError, match="the folder holds a run"):
+    with pytest.raises(InputError, match="the folder already contains a run"):
         train.main(command(data, folder, "--resume", str(whole)))
     del before[run_folder.LAST]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

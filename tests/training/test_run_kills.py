@@ -177,9 +177,9 @@ def test_a_new_run_killed_anywhere_goes_on(place, templates, numbers):
     for operation in killed_trials(place, templates / "empty", place.train, numbers):
         has_saved = (place.root / "run" / "last.pth").exists()
         again = place.train(kill_at=0) if has_saved else None
-        assert not again or again.status == 2 and "the folder holds a run" in again.output, (
-            operation
-        )
+        assert (
+            not again or again.status == 2 and "the folder already contains a run" in again.output
+        ), operation
         succeed(place.train("--resume", "auto"))
         check_same(place, expected)
 
@@ -196,7 +196,7 @@ def test_a_new_run_killed_before_it_saved_can_be_repeated(place, templates):
 @pytest.mark.parametrize("kind", ["old", "two"])
 def test_replacing_a_run_is_one_decision(place, templates, numbers, kind):
     """Killed anywhere, there is the old run whole, or the new one's beginning,
-    from which --resume auto goes on."""
+    from which --resume auto resumes."""
     more = ["--model_name", place.root / "models"] if kind == "two" else []
 
     def replace(kill_at=None):

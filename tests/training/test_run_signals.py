@@ -70,7 +70,7 @@ def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
     assert process.returncode == status, printed
     assert (
         "stopped at step" in printed
-        and "--resume auto goes on" in printed
+        and "repeat the command with --resume auto" in printed
         and "Traceback" not in printed
     )
     step = read(tmp_path / "run", run_folder.LAST)["step"]

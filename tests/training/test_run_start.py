@@ -60,7 +60,7 @@ def test_a_folder_with_other_files_is_no_place_to_start_a_run(whole, tmp_path, r
         refusal(
             train.main,
             *command(whole, folder, *more),
-            expected=["found files and no run", "--overwrite 1"],
+            expected=["the folder contains other files", "--overwrite 1"],
         )
         assert set(contents(folder)) == set(map(Path, FOREIGN))
     check_there(folder, FOREIGN)
@@ -178,13 +178,17 @@ def test_logs_of_another_run_are_not_replaced_by_a_run_with_its_models_elsewhere
     refusal(
         train.main,
         *command(whole, tmp_path / "models"),
-        expected=["models/last.pth: the folder holds a run"],
+        expected=["models/last.pth: the folder already contains a run"],
     )
 
 
 def test_files_of_others_where_the_logs_would_go_are_refused(whole, tmp_path, refusal):
     folder, more = place(tmp_path / "logs", FOREIGN), ["--model_name", tmp_path / "models"]
-    refusal(train.main, *command(whole, folder, *more), expected=[folder, "found files and no run"])
+    refusal(
+        train.main,
+        *command(whole, folder, *more),
+        expected=[folder, "the folder contains other files"],
+    )
     assert set(contents(tmp_path)) == {Path("logs") / name for name in FOREIGN}
     fit(whole, folder, *more, "--overwrite", "1")
     check_there(folder, FOREIGN)
