@@ -45,16 +45,6 @@ FILES = (
 )
 
 
-def check(folder: Path | str) -> None:
-    """Refuse a folder that is not empty. Raises InputError."""
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = "a folder that is not empty" if folder.is_dir() else "a file"
-        raise InputError(
-            f"--export {folder}: found {found}, expected an empty or a new folder; name another"
-        )
-
-
 def write(
     folder: Path | str,
     similarity: metrics.Similarity,
@@ -64,7 +54,7 @@ def write(
 ) -> None:
     """Write all embeddings of a split into `folder`, or none.
 
-    folder: of `check`, new or empty. Raises InputError if the disk is full.
+    folder: new or empty. Raises InputError if the disk is full.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ from ..system.options import (
     results_form,
 )
 from ..system.run_folder import check_name
-from . import export
 
 # of --bootstrap; results and queries of a search or a report
 MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
@@ -148,7 +147,17 @@ def check(options: argparse.Namespace) -> None:
     _check_images(options)
     if options.export is not None:
         check_writable("export", Path(options.export).absolute())
-        export.check(options.export)
+        _check_empty(Path(options.export))
+
+
+def _check_empty(folder):
+    """Refuse a folder for --export that is not empty. Raises InputError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "a folder that is not empty" if folder.is_dir() else "a file"
+        raise InputError(
+            f"--export {folder}: cannot write there (found {found}, expected an empty or a new "
+            "folder). Name another folder"
+        )
 
 
 def _check_query(options):

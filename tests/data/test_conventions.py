@@ -243,7 +243,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(made, tmp_path, refusal):
         *again,
         "--test_split",
         "testall",
-        expected=["started with --test_split test"],
+        expected=["expected --test_split test"],
     )
 
 

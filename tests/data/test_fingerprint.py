@@ -147,7 +147,9 @@ def test_a_best_score_on_other_validation_data_does_not_count(
     saved_with(run / "model_best.pth", best_rsum=599.0)
     array(f"{split}_ims.npy", lambda found: found[::-1].copy())(data / "demo_precomp")
     resume(run, data, "--allow_changed_data", 1)
-    assert ("the best score so far is of other dev data" in capsys.readouterr().out) == is_best
+    assert (
+        "the best score so far was measured on other dev data" in capsys.readouterr().out
+    ) == is_best
     assert torch.load(run / "model_best.pth", weights_only=True)["epoch"] == 1 + is_best
 
 

@@ -73,7 +73,7 @@ DAMAGED_FOLDERS = {  # what is done to a good folder -> what the refusal must sa
     ),
     "other features": (
         regions("test", lambda array: array[..., :64]),
-        ["test_ims.npy", "64 features", "expected 128"],
+        ["test_ims.npy", "found 64", "expected 128"],
     ),
     "empty .npy": (edit(TRAIN, lambda content: b""), [TRAIN, "0 bytes", "download it again"]),
     "truncated .npy": (
@@ -283,7 +283,7 @@ LINES = {
     ),
     "other features": (
         ["--img_dim", "2048"],
-        ["train_ims.npy", "128 features", "expected 2048", "--img_dim"],
+        ["train_ims.npy", "found 128", "expected 2048", "--img_dim"],
     ),
     "more pairs than there are": (
         ["--batch_size", "201"],
@@ -324,7 +324,7 @@ LINES = {
     ),
     "words that are too rare": (
         ["--text_encoder", "bigru", "--min_word_count", "9999"],
-        ["train_caps.txt", "no word occurs 9999 times", "smaller --min_word_count"],
+        ["train_caps.txt", "no word that occurs 9999 times", "smaller --min_word_count"],
     ),
     "an unknown precision": (["--precision", "fp8"], ["--precision", "'fp8'", "'bf16'"]),
     "an option without its value": (

@@ -88,6 +88,6 @@ def test_a_new_field_is_an_option_with_a_default_for_older_checkpoints():
 
 def test_a_run_from_before_an_option_was_started_with_its_default():
     options = dict(distance="l2sq", pooling="maxk+relation")
-    with pytest.raises(InputError, match="started with --distance l2, found --distance l2sq"):
+    with pytest.raises(InputError, match="found --distance l2sq, expected --distance l2"):
         check_resumed("runs/a/last.pth", options, {})
     check_resumed("runs/a/last.pth", options | dict(distance="l2"), {})

@@ -94,7 +94,10 @@ def test_a_bigru_trains_without_a_bert_and_is_rebuilt_by_evaluation(run, tmp_pat
         and "dog" in words
         and not set(words) & set(SPECIAL)
     )
-    assert f"vocabulary: {len(words)} words that the training captions hold at least 6 times" in log
+    assert (
+        f"vocabulary: {len(words)} words that occur at least 6 times in the training captions"
+        in log
+    )
     assert read(run)["model"]["text_encoder.words.weight"].shape == (len(words) + 5, 12)
     check_evaluation_repeats(shutil.copytree(run, tmp_path / "copied"))
 

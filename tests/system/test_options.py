@@ -317,7 +317,7 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_made(
         tmp_path / "run",
         *more,
     ]
-    refusal(train.main, *argv, expected=[expected, "GB of memory, found", "give smaller ones"])
+    refusal(train.main, *argv, expected=[expected, "too little memory", "Give smaller values"])
     assert not (tmp_path / "run").exists()
 
 

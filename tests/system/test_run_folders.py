@@ -87,7 +87,7 @@ def test_the_best_model_of_another_run_is_not_taken_for_this_one(
     torch.save(content | {"best_rsum": content["best_rsum"] - 1}, run / "model_best.pth")
     before = contents(run)
     for models in (run, tmp_path / "new"):
-        expected = [run / "model_best.pth", "another run or an earlier one", "move this one away"]
+        expected = [run / "model_best.pth", "another run or of another epoch", "move this one away"]
         refusal(
             train.main,
             *command(whole, models, models, "--resume", run, "--num_epochs", 2),

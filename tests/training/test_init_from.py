@@ -371,7 +371,7 @@ def test_a_run_does_not_replace_what_it_starts_from(data, source, tmp_path, refu
 )
 def test_a_run_from_before_these_options_goes_on_with_their_defaults(name, before, other):
     run_start.check_resumed("last.pth", {name: before}, {})
-    with pytest.raises(InputError, match=f"started with --{name} {before}, found --{name} {other}"):
+    with pytest.raises(InputError, match=f"found --{name} {other}, expected --{name} {before}"):
         run_start.check_resumed("last.pth", {name: other}, {})
 
 
@@ -392,7 +392,5 @@ def test_a_run_that_did_not_start_so_does_not_go_on_so(data, source, tmp_path, r
         "--resume",
         "auto" if resume == "auto" else begun / run_folder.LAST,
     ]
-    with pytest.raises(
-        InputError, match=f"started with --init_from None, found --init_from {source}"
-    ):
+    with pytest.raises(InputError, match=f"found --init_from {source}, expected --init_from None"):
         fit(data, run, *more)

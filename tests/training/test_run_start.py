@@ -149,7 +149,7 @@ def test_a_run_whose_checkpoints_were_moved_away_is_not_replaced(whole, copied, 
         expected = [
             copied,
             "found neither last.pth nor model_best.pth",
-            "put them back",
+            "Put them back",
             "--overwrite 1",
         ]
         refusal(train.main, *command(whole, copied, *more), expected=expected)
@@ -249,7 +249,7 @@ def test_a_run_does_not_go_on_from_a_file_that_it_would_delete(whole, copied, tm
     refusal(
         train.main,
         *command(whole, copied, *more),
-        expected=[copied / "last.pth", "give another --logger_name"],
+        expected=[copied / "last.pth", "Give another --logger_name"],
     )
     assert visible(copied) == before and not visible(tmp_path / "models")
 
@@ -263,7 +263,7 @@ def test_best_of_the_run_before_does_not_count_where_its_model_is_missing(
     elsewhere = shutil.copytree(copied, tmp_path / "source")
     fit(whole, copied, "--resume", "auto", "--num_epochs", "2")
     assert (
-        "model_best.pth: no such file: the next model that is validated becomes the best"
+        "model_best.pth: no such file; the next validated model becomes the best"
         in capsys.readouterr().out
     )
     fit(whole, tmp_path / "new", "--resume", elsewhere, "--num_epochs", "2")
@@ -274,7 +274,7 @@ def test_best_of_the_run_before_does_not_count_where_its_model_is_missing(
 def test_a_finished_run_without_its_best_model_is_refused(whole, copied, refusal):
     (copied / "model_best.pth").unlink()
     before = contents(copied)
-    expected = [copied / "model_best.pth", "put it back", "--num_epochs"]
+    expected = [copied / "model_best.pth", "Put it back", "--num_epochs"]
     refusal(train.main, *command(whole, copied, "--resume", "auto"), expected=expected)
     assert contents(copied) == before
 
@@ -285,7 +285,7 @@ def test_another_val_split_does_not_go_on_with_the_best_score_of_the_first(whole
     refusal(
         train.main,
         *command(whole, copied, *more),
-        expected=["started with --val_split dev", "--val_split test"],
+        expected=["found --val_split test", "expected --val_split dev"],
     )
     assert contents(copied) == before
 
@@ -304,7 +304,7 @@ def test_skipped_steps_in_a_row_are_counted_across_a_restart(whole, tmp_path, mo
     refusal(
         train.main,
         *command(whole, tmp_path / "run", *more),
-        expected=["stopped at step 20", "20 steps in a row"],
+        expected=["diverged at step 20", "20 consecutive steps"],
     )
 
 
