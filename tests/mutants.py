@@ -71,7 +71,7 @@ REPORT = "lib/evaluation/report.py"
 REPORTING = "lib/training/reporting.py"
 RUN_STATE = "lib/training/run_state.py"
 SAMPLING = "lib/data/sampling.py"
-TEST_DATASET = "data/test_dataset.py"
+TEST_BATCHES = "data/test_batches.py"
 TEST_DISTRIBUTED = "system/test_distributed_steps.py"
 TEST_GRAPH = "objective/test_graph.py"
 TERMS = "objective/test_objective_options.py"
@@ -204,10 +204,10 @@ MUTANTS = {
         BATCHES, "generator if self.augment_words else None", "None", DRAWN
     ),
     "fewer regions are kept": Mutant(
-        BATCHES, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_DATASET),
+        BATCHES, "REGION_KEEP_PROBABILITY = 0.8", "REGION_KEEP_PROBABILITY = 0.7", TEST_BATCHES),
     "an image may lose all regions": Mutant(
         BATCHES, "kept if len(kept) else generator.integers(num_regions, size=1)", "kept",
-        TEST_DATASET),
+        TEST_BATCHES),
     "every epoch has the order of epoch 0": Mutant(
         SAMPLING, "order = np.random.default_rng((self.seed, self.epoch))",
         "order = np.random.default_rng((self.seed, 0))", ORDER),

@@ -1,4 +1,4 @@
-"""Batches of image-caption pairs for training: what is drawn for each, and their loader
+"""Batches of image-caption pairs for training, their random augmentation, and their loader
 (docs/method.md, section 2)."""
 
 # B pairs, R regions, D region feature size, L pieces
@@ -8,9 +8,9 @@ import math
 import mmap
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ REGION_KEEP_PROBABILITY = 0.8
 class Batch(NamedTuple):
     """B image-caption pairs, sorted by caption length, longest first.
 
-    regions (B, R, D) float32, zero rows beyond region_lengths (B,); pieces (B, L) ids, 0 beyond
-    piece_lengths (B,); image_ids (B,), equal where two captions are of one image. With N
-    processes, a shard has every N-th pair, padded to the size of the whole batch, and the image ids
-    of the whole batch.
+    regions (B, R, D) float32, zeros beyond region_lengths (B,); pieces (B, L) ids, 0 beyond
+    piece_lengths (B,); image_ids (B,), equal for captions of the same image. If there are N
+    processes, each has every N-th pair, padded like the whole batch, and the image ids of the whole
+    batch.
     """
 
     regions: torch.Tensor
@@ -40,9 +40,11 @@ class Batch(NamedTuple):
     piece_lengths: torch.Tensor
     image_ids: torch.Tensor
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """Move regions and pieces to `device`. Lengths and ids stay on the CPU, because they
-        determine how the work is divided."""
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with regions and pieces on `device`.
+
+        Lengths and image ids stay on the CPU, where they determine the shapes of the computation.
+        """
         return self._replace(
             regions=self.regions.to(device, non_blocking=True),
             pieces=self.pieces.to(device, non_blocking=True),
@@ -51,10 +53,10 @@ class Batch(NamedTuple):
 
 @dataclass
 class Draw:
-    """The random choices for a `Batch`: its fields, except that the regions are replaced by the
-    numbers (B, R) of those that are kept.
+    """The fields of a `Batch`, with the numbers of the kept regions, (B, R), in place of regions.
 
-    Arrays, not tensors: a worker passes small arrays faster than handles of shared memory.
+    The fields are arrays and not tensors, because a worker transfers so few bytes faster than
+    handles of shared memory.
     """
 
     kept: np.ndarray
@@ -65,12 +67,10 @@ class Draw:
 
 
 class TrainingPairs:
-    """The pairs of a split, a pair a caption, by the batch: item
-    (epoch, captions) is the `Batch` of these captions.
+    """The pairs of a split, one per caption. Item (epoch, captions) is a `Batch`.
 
-    What is dropped, masked and replaced depends on (seed, epoch, caption) alone, so that neither
-    the number of workers nor their order changes anything. Of several processes each reads the
-    regions of its own shard.
+    Augmentation depends only on (seed, epoch, caption), so the number of workers and their order
+    change nothing. Each of several processes reads the regions of its own shard.
     """
 
     def __init__(
@@ -82,15 +82,16 @@ class TrainingPairs:
     ) -> None:
         self.split, self.seed = split, seed
         self.drop_regions, self.augment_words = drop_regions, augment_words
-        self.shard = distributed.shard()  # a worker belongs to no group of processes
+        self.shard = distributed.shard()  # here, because workers belong to no process group
 
-    def __getitem__(self, item: Any) -> Any:
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> Batch:
         return self.fill(self.draw(*item))
 
     def draw(self, epoch: int, which: np.ndarray) -> Draw:
-        """Draw for the captions `which`. Raises InputError that names an invalid image.
+        """The `Draw` of the captions `which`. Raises InputError if the features of an image are
+        invalid.
 
-        Every image is read to be checked, so it is in memory when `fill` copies its regions.
+        All images are read for this check, so they are in the page cache when `fill` copies them.
         """
         generators = [np.random.default_rng((self.seed, epoch, int(caption))) for caption in which]
         sequences = [
@@ -110,7 +111,7 @@ class TrainingPairs:
         return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
 
     def fill(self, draw: Draw, pin_memory: bool = False) -> Batch:
-        """The batch of a `Draw`. pin_memory: put what goes to a GPU into pinned memory."""
+        """The `Batch` of a `Draw`. pin_memory: whether regions and pieces are in pinned memory."""
         self.split.check_unchanged()
         regions = _empty((*draw.kept.shape, self.split.region_dim), pin_memory)
         images = draw.image_ids[self.shard]
@@ -118,14 +119,14 @@ class TrainingPairs:
             regions.numpy(), images, draw.kept, draw.region_lengths
         ):
             stored = self.split.unchecked_regions(image)
-            # copies without the GIL
+            # copies without holding the GIL
             np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")
             row[length:] = 0
         others = draw.region_lengths, draw.pieces, draw.piece_lengths, draw.image_ids
         batch = Batch(regions, *map(torch.from_numpy, others))
         return batch._replace(pieces=batch.pieces.pin_memory()) if pin_memory else batch
 
-    def _kept_regions(self, image, generator):
+    def _kept_regions(self, image: int, generator: np.random.Generator) -> np.ndarray:
         num_regions = self.split.num_regions[self.split.stored_images[image]]
         if not self.drop_regions:
             return np.arange(num_regions)
@@ -133,41 +134,41 @@ class TrainingPairs:
         return kept if len(kept) else generator.integers(num_regions, size=1)
 
 
-def _empty(shape, pin_memory):
-    """A float32 tensor, not filled. Unless it is pinned, in huge pages where there are any (Linux):
-    4 KB pages take the system several times as long to provide as the regions of a batch take to be
-    copied into them.
+def _empty(shape: tuple[int, ...], pin_memory: bool) -> torch.Tensor:
+    """An uninitialised float32 tensor.
+
+    Unless it is pinned, it uses huge pages if the system has them (Linux): the allocation of 4 KB
+    pages takes several times as long as copying the regions of a batch into them.
     """
     if pin_memory or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, pin_memory=pin_memory)
     memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel that has none
+    with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
 class _Draws(Dataset):
-    """What workers do: all of a batch but its regions,
-    which are too large to pass from process to process."""
+    """The `Draw`s that workers compute. Regions are too large to transfer between processes."""
 
     def __init__(self, pairs: TrainingPairs) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, item: Any) -> Any:
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> Draw | InputError:
         try:
             return self.pairs.draw(*item)
         except InputError as error:
-            # raised by `batches`: an exception that crosses from a worker arrives as a traceback
+            # raised by `batches`, because an exception in a worker arrives as a traceback
             return error
 
 
 def training_loader(
     pairs: TrainingPairs, batch_size: int, workers: int, batch_clusters: int | None = None
 ) -> DataLoader:
-    """A loader for `batches`. Set the `epoch` and `first` of its sampler before each epoch. Raises
-    InputError.
+    """A loader for `batches`. Set `epoch` and `first` of its sampler, then iterate over `batches`.
 
-    batch_clusters: P of a `NeighbourSampler`, or None to draw batches at random.
+    batch_clusters: P of a `NeighbourSampler`, or None for random batches. Raises InputError if
+    there are fewer than batch_size pairs, or fewer images than clusters.
     """
     sampler = EpochSampler(len(pairs.split.captions), batch_size, pairs.seed)
     if not len(sampler):
@@ -192,17 +193,16 @@ def training_loader(
 
 
 def batches(loader: DataLoader, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of one epoch. A thread fills the next batch while one is in use.
+    """Yield the `Batch`es of one epoch. A thread fills each while the previous one is in use.
 
-    If a worker raises an InputError, it is raised in place of its batch. pin_memory: see
-    `TrainingPairs.fill`.
+    pin_memory: see `TrainingPairs.fill`. An InputError in a worker is raised in place of its batch.
     """
     pairs = loader.dataset.pairs
-    ahead: deque = deque()
+    ahead: deque[Future[Batch]] = deque()
 
-    def fill(draw):
+    def fill(draw: Draw | InputError) -> Batch:
         if isinstance(draw, InputError):
-            # not `draw`: in a cycle with this frame it would keep the workers alive
+            # not `draw` itself: in a reference cycle with this frame, it would keep workers alive
             raise InputError(str(draw))
         return pairs.fill(draw, pin_memory)
 
@@ -214,15 +214,16 @@ def batches(loader: DataLoader, pin_memory: bool = False) -> Iterator[Batch]:
         yield from (last.result() for last in ahead)
 
 
-def _from_workers(loader):
-    """What a loader gives. Raises InputError where the system ended one of its workers."""
+def _from_workers(loader: DataLoader) -> Iterator[Draw | InputError]:
+    """Iterate over a loader. Raises InputError if the system killed one of its workers."""
     try:
         yield from loader
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise InputError(
-            f"{loader.dataset.pairs.split.folder}: a loader process was ended "
-            f"({first_sentence(error)}), expected it to go on: the system does so without memory; "
-            "give fewer --workers, then repeat the command with --resume auto"
+            f"{loader.dataset.pairs.split.folder}: a loader process was killed (found "
+            f"{first_sentence(error)}, expected it to run until the end of training), perhaps "
+            "because the memory is full. Give fewer --workers, and repeat the command with "
+            "--resume auto"
         ) from error

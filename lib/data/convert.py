@@ -11,28 +11,30 @@ files of lib/data/conversion.py.
 # N images, R regions, D region feature size
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..system.console import one_line, write_line
+from ..system.console import write_line
 from ..system.errors import InputError
 from ..system.files import lock, why_unreadable
 from ..system.options import COUNT, COUNT_OR_NONE, SWITCH
-from . import conversion, karpathy, tsv
+from . import conversion, conversion_summary, karpathy, layout, matching, tsv, work_folder
 from .element_type import DTYPES, find_dtype
-from .layout import SPLITS, WORK, describe_missing_dev, refuse_unfinished_switch, unfinished_switch
+from .layout import WORK, refuse_unfinished_switch, unfinished_switch
 
 LOCK = ".conversion.lock"  # in the data folder; locked while it is written to
 IMAGES_PER_WRITE = 64
 
 Shape = tuple[int, int]  # R, D
 Places = list[tuple[str, int]]  # split, index of an image in it
+Splits = dict[str, list[karpathy.Image]]
 
 
 def add_command(commands: Any) -> None:  # argparse._SubParsersAction
@@ -40,7 +42,7 @@ def add_command(commands: Any) -> None:  # argparse._SubParsersAction
     parser = commands.add_parser(
         "convert",
         description=str(__doc__).split("\n\n")[0],
-        help="make a folder of your own features",
+        help="make a data folder of your own features",
     )
     parser.add_argument(
         "--tsv", type=Path, nargs="+", required=True, help="bottom-up-attention features"
@@ -49,20 +51,25 @@ def add_command(commands: Any) -> None:  # argparse._SubParsersAction
         "--json", type=Path, required=True, help="captions and splits, such as dataset_coco.json"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="the folder to make, such as data/mine_precomp"
+        "--out", type=Path, required=True, help="the folder to create, such as data/mine_precomp"
     )
     parser.add_argument(
-        "--regions", type=COUNT, default=36, help="R: the first R boxes of an image, or zero rows"
+        "--regions",
+        type=COUNT,
+        default=36,
+        help="number of regions R per image: the first R boxes, padded with zeros",
     )
     match = "the JSON's field that names the images of the TSV (default: cocoid or filename)"
     parser.add_argument("--match", choices=karpathy.FIELDS, help=match)
     kept = (
-        "keep the first K sentences of an image, 0: all (default: 5 where every image has at "
-        "least 5, else all)"
+        "keep the first K sentences of each image, or all if K is 0 (default: 5 if every image "
+        "has at least 5, otherwise all)"
     )
     parser.add_argument("--captions_per_image", type=COUNT_OR_NONE, help=kept)
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="type of the features (default: as their bytes show)"
+        "--dtype",
+        choices=DTYPES,
+        help="type of the features in the TSV files (default: inferred from their bytes)",
     )
     parser.add_argument(
         "--overwrite", type=SWITCH, nargs="?", const=1, default=0, help="replace the files in --out"
@@ -108,25 +115,36 @@ def convert(
     given = karpathy.read_splits(json_path)
     _refuse_to_overwrite(out, given, overwrite)
     index = tsv.read_index(tsv_paths)
-    matched = karpathy.match(given, index, json_path, match)
+    matched = matching.match(given, index, json_path, match)
     dtype = _find_dtype(matched.lines, index.row_bytes, dtype)
     _refuse_changed(asked, tsv_paths, json_path)
     splits = karpathy.keep_captions(given, captions_per_image)
-    sizes = {split: len(images) for split, images in splits.items()}
     shape = num_regions, index.row_bytes // np.dtype(dtype).itemsize
-    conversion.check_places(out, splits, conversion.array_bytes(sizes, shape))
-    out.mkdir(parents=True, exist_ok=True)
-    with lock(out / LOCK):
-        refuse_unfinished_switch(out)  # another process may have written meanwhile
-        _refuse_to_overwrite(out, splits, overwrite)
-        _begin(out / WORK, asked, sizes, shape, _texts(splits, matched.field))
+    with _locked(out, splits, shape, overwrite):
+        _begin(out / WORK, asked, splits, shape, matched.field)
         _fill(out / WORK, matched.lines, shape, index.row_bytes, dtype)
         _refuse_changed(asked, tsv_paths, json_path)
-        _print_matching(matched, index)
-        _summarise(given, splits, matched, shape, dtype, index)
-        _name_other_splits(out, splits)
+        conversion_summary.print_matching(matched, index)
+        conversion_summary.print_summary(given, splits, matched, shape, dtype, index)
+        conversion_summary.print_other_splits(out, splits)
         conversion.commit(out, asked, splits)
         _finish_switch(out)
+
+
+@contextlib.contextmanager
+def _locked(out: Path, splits: Splits, shape: Shape, overwrite: bool) -> Iterator[None]:
+    """Create and lock the data folder. Raises InputError if the files cannot be written to it."""
+    conversion.check_places(out, splits, conversion.array_bytes(_sizes(splits), shape))
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out / LOCK):
+        refuse_unfinished_switch(out)  # another process may have written in the meantime
+        _refuse_to_overwrite(out, splits, overwrite)
+        yield
+
+
+def _sizes(splits: Splits) -> dict[str, int]:
+    """The number of images of each split."""
+    return {split: len(images) for split, images in splits.items()}
 
 
 def _fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
@@ -151,12 +169,12 @@ def _refuse_changed(asked: dict[str, Any], tsv_paths: Sequence[Path], json_path:
     if changed:
         raise InputError(
             f"{changed[0]}: changed while it was read, expected a file that does not change; run "
-            "the same command again once it is complete"
+            "the same command again when the file is complete"
         )
 
 
 def _finish_earlier(out: Path) -> dict[str, Any] | None:
-    """Finish an earlier conversion whose files only have to be moved into place.
+    """Finish an earlier conversion, if its files only have to be moved into place.
 
     Returns what that conversion depended on, or None if there was none. Raises InputError if
     another process writes to `out`, before the inputs are read.
@@ -173,8 +191,8 @@ def _finish_switch(out: Path) -> dict[str, Any]:
     write_line(f"{out} is complete; check it: python -m {__package__} check {out}")
     if not out.absolute().name.endswith("_precomp"):
         write_line(
-            "training finds it as --dataset NAME only where the folder is called NAME_precomp: "
-            f"rename it, such as to {out}_precomp"
+            "training finds it with --dataset NAME only if the folder is called NAME_precomp: "
+            f"rename it, for instance to {out}_precomp"
         )
     return asked
 
@@ -183,7 +201,7 @@ def _refuse_to_overwrite(out: Path, splits: Iterable[str], overwrite: bool) -> N
     there = conversion.find_files(out, splits)
     if there and not overwrite:
         raise InputError(
-            f"{out}: holds {karpathy.few(there)}, expected none of the files to write; give "
+            f"{out}: found {karpathy.few(there)}, expected none of the files to write; give "
             "another --out, or --overwrite to replace them"
         )
 
@@ -195,7 +213,7 @@ def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str
         why = (
             "their type cannot be inferred from their bytes"
             if dtype is None
-            else f"--dtype {dtype} does not fit"
+            else f"--dtype {dtype} does not fit this size"
         )
         raise InputError(
             f"{lines[0][0].path}: found {row_bytes} bytes of features per box, and {why}; expected "
@@ -203,12 +221,13 @@ def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str
         )
     if found not in (None, dtype):
         write_line(
-            f"features: taken as {dtype}, as --dtype says, although their bytes look like {found}"
+            f"warning: features are read as {dtype}, because of --dtype, although their bytes look "
+            f"like {found}"
         )
     return dtype
 
 
-def _texts(splits: dict[str, list[karpathy.Image]], field: str) -> dict[str, bytes]:
+def _texts(splits: Splits, field: str) -> dict[str, bytes]:
     """Contents of the text files, by name: captions, ids and, if needed, the map.
 
     A split needs a map from captions to images if its images have different numbers of captions.
@@ -216,11 +235,11 @@ def _texts(splits: dict[str, list[karpathy.Image]], field: str) -> dict[str, byt
     texts: dict[str, bytes] = {}
     for split, images in splits.items():
         lines: dict[str, list[Any]] = {
-            conversion.CAPTIONS: [caption for image in images for caption in image.captions],
-            conversion.IDS: [image.id(field) for image in images],
+            layout.CAPTIONS: [caption for image in images for caption in image.captions],
+            layout.IDS: [image.id(field) for image in images],
         }
         if len({len(image.captions) for image in images}) > 1:
-            lines[conversion.MAP] = [
+            lines[layout.MAP] = [
                 number for number, image in enumerate(images) for _ in image.captions
             ]
         texts |= {
@@ -233,18 +252,19 @@ def _texts(splits: dict[str, list[karpathy.Image]], field: str) -> dict[str, byt
 def _begin(
     work: Path,
     asked: dict[str, Any],
-    sizes: dict[str, int],
+    splits: Splits,
     shape: Shape,
-    texts: dict[str, bytes],
+    field: str,
 ) -> None:
     """Resume the conversion in the work folder if it is the same one; otherwise start a new one."""
-    why = conversion.why_not_resumable(work, asked, sizes, shape, texts)
+    sizes, texts = _sizes(splits), _texts(splits, field)
+    why = work_folder.why_not_resumable(work, asked, sizes, shape, texts)
     if why is None:
         write_line(f"resuming the conversion in {work}")
         return
     if why:
         write_line(f"the conversion in {work} is restarted: {why}")
-    conversion.prepare(work, asked, sizes, shape, texts)
+    work_folder.prepare(work, asked, sizes, shape, texts)
 
 
 def _fill(
@@ -255,7 +275,7 @@ def _fill(
     dtype: str,
 ) -> None:
     """Decode and store the features of the remaining images."""
-    done = conversion.read_done(work, {split for _, places in lines for split, _ in places})
+    done = work_folder.read_done(work, {split for _, places in lines for split, _ in places})
     todo = [
         (line, places)
         for line, places in lines
@@ -271,64 +291,4 @@ def _fill(
                 features = tsv.read_features(line, row_bytes, dtype)[: shape[0]]
                 block += [(split, index, features) for split, index in places]
                 progress.update()
-            conversion.store(work, block)
-
-
-def _print_matching(matched: karpathy.Matched, index: tsv.Index) -> None:
-    example = one_line(matched.lines[0][0].name)
-    write_line(
-        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' "
-        f"(images of the JSON that each field finds: {karpathy.describe_counts(matched.counts)})"
-    )
-    names = {line.name for line in index.lines.values()}
-    first = next(
-        (first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None
-    )
-    if first is not None and matched.field != "imgid":
-        write_line(
-            f"warning: the names in the TSV files are the numbers from {first} on; if that is not "
-            f"how the pictures are named ({matched.field}), every image has another's features: "
-            "extract them under their file names"
-        )
-
-
-def _summarise(
-    given: dict[str, list[karpathy.Image]],
-    splits: dict[str, list[karpathy.Image]],
-    matched: karpathy.Matched,
-    shape: Shape,
-    dtype: str,
-    index: tsv.Index,
-) -> None:
-    """Print how the inputs were used. given: the splits with all their captions."""
-    for split, images in splits.items():
-        counts = {len(image.captions) for image in images}
-        several = f", {min(counts)} to {max(counts)} an image" if len(counts) > 1 else ""
-        num_captions = sum(len(image.captions) for image in images)
-        dropped = sum(len(image.captions) for image in given[split]) - num_captions
-        more = f"; {dropped} more were dropped, --captions_per_image 0 keeps all" if dropped else ""
-        write_line(f"{split}: {len(images)} images, {num_captions} captions{several}{more}")
-    if without := describe_missing_dev(splits):
-        write_line(f"{without} (the JSON has no image of val)")
-    boxes = np.array([line.num_boxes for line, _ in matched.lines])
-    num_regions, dim = shape
-    write_line(
-        f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features "
-        f"({dtype}): {(boxes > num_regions).sum()} cut to their first {num_regions} regions, "
-        f"{(boxes < num_regions).sum()} padded with zero rows"
-    )
-    write_line(
-        f"not used: {len(index.lines) - len(boxes)} images not in the JSON, {index.num_repeated} "
-        "lines that repeat an image"
-    )
-
-
-def _name_other_splits(out: Path, splits: Collection[str]) -> None:
-    others = [
-        split for split in SPLITS if split not in splits and conversion.find_files(out, [split])
-    ]
-    if others:
-        write_line(
-            f"left as they are: files of {', '.join(others)} in "
-            f"{out}, which the JSON has no image of"
-        )
+            work_folder.store(work, block)

@@ -20,6 +20,7 @@ from ..system.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+Fingerprints = dict[str, dict[str, str]]  # by split, or "bert", and by name
 SAMPLED_IMAGES = 32  # of a split, evenly spaced
 PROBE = "A man's café: x-ray, 3,000 DOGS 狗 naïve"  # text whose tokens are hashed
 SAMPLED_VALUES = 256  # of each weight of BERT
@@ -143,7 +144,7 @@ def of_model(model: "nn.Module", options: Mapping[str, Any]) -> str:
     return digest(settings, bert and bert_settings(bert), *weights)
 
 
-def of_run(splits: Iterable[Split | None], bert: Any = None) -> dict[str, dict[str, str]]:
+def of_run(splits: Iterable[Split | None], bert: Any = None) -> Fingerprints:
     """Fingerprints that `check_resumed` compares, by split; "bert": those of the initial BERT."""
     found = {data.split: of_split(data) for data in splits if data is not None}
     return found | ({"bert": of_bert(bert)} if bert is not None else {})
@@ -152,7 +153,7 @@ def of_run(splits: Iterable[Split | None], bert: Any = None) -> dict[str, dict[s
 def check_resumed(
     path: Path | str,
     saved: Any,
-    found: dict[str, dict[str, str]],
+    found: Fingerprints,
     folder: Path,
     bert_path: Path | str,
     is_allowed: bool,
@@ -160,47 +161,56 @@ def check_resumed(
     """Compare the saved fingerprints of a run with those of the current data.
 
     path: checkpoint of the run; saved: from `of_run`, as read from the checkpoint, or None if it
-    has no fingerprints; found: from `of_run`; folder: of the data; is_allowed: differences are
-    reported and not refused (--allow_changed_data). Returns lines to print. Raises InputError, with
-    the file that differs.
+    has no fingerprints; found: from `of_run`; folder: of the data; is_allowed: whether differences
+    are reported instead of refused (--allow_changed_data). Returns lines to print. Raises
+    InputError, with the file that differs.
     """
     if saved is None:
         return [
-            (
-                f"{path}: does not record the data of the run: "
-                "whether these are the same is not checked"
-            )
+            f"{path}: does not record the data of the run, so changes of the data are not found"
         ]
     if not isinstance(saved, dict) or not all(isinstance(part, dict) for part in saved.values()):
         raise InputError(
             f"{path}: damaged: found data fingerprints that are not a table of tables, "
             "expected those that train.py writes; restore this file"
         )
-    missing = [
-        f"{part} {name}"
-        for part in found
-        for name in found[part]
-        if name not in saved.get(part, ())
-    ]
-    differences = [
-        (
-            f"{_place(part, name, folder, bert_path)}: other {name.replace('_', ' ')} than when "
-            f"the run began (found {_short(found[part][name])}, expected "
-            f"{_short(saved[part][name])})"
-        )
-        for part in found
-        for name in _differing(saved.get(part, {}), found[part])
-    ]
+    differences = _describe_differences(saved, found, folder, bert_path)
     if differences and not is_allowed:
         raise InputError(
             f"{differences[0]}. Give --data_path and --bert_path of the data that {path} was "
             "trained on, or --allow_changed_data 1 to resume with these"
         )
-    notes = [
-        f"{path}: does not record these properties of the data, so they are not checked: "
-        f"{', '.join(missing)}"
-    ] * bool(missing)
-    return notes + [f"warning: {difference}" for difference in differences]
+    missing = _missing(saved, found)
+    notes = [f"warning: {difference}" for difference in differences]
+    if missing:
+        notes.insert(
+            0,
+            f"{path}: does not record these properties of the data, so they are not checked: "
+            f"{', '.join(missing)}",
+        )
+    return notes
+
+
+def _missing(saved: Fingerprints, found: Fingerprints) -> list[str]:
+    """The fingerprints that were not saved, such as "train images"."""
+    return [
+        f"{part} {name}"
+        for part in found
+        for name in found[part]
+        if name not in saved.get(part, ())
+    ]
+
+
+def _describe_differences(
+    saved: Fingerprints, found: Fingerprints, folder: Path, bert_path: Path | str
+) -> list[str]:
+    """One message for each fingerprint that differs."""
+    return [
+        f"{_place(part, name, folder, bert_path)}: other {name.replace('_', ' ')} than when the "
+        f"run began (found {_short(found[part][name])}, expected {_short(saved[part][name])})"
+        for part in found
+        for name in _differing(saved.get(part, {}), found[part])
+    ]
 
 
 def is_same(saved: Mapping[str, str], found: Mapping[str, str]) -> bool:

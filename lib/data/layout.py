@@ -8,7 +8,7 @@ Each InputError names the file, what was found, what was expected, and the remed
 import os
 import tokenize
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +18,17 @@ from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
 
 SPLITS = ("train", "dev", "test", "testall")
-# entries that conversion.py makes in a data folder: its work folder, and the mark of a switch
+# entries of a conversion in a data folder: its work folder, and its list of files to move
 WORK, SWITCH = ".conversion", ".converted"
+# endings of the files of a split
+REGIONS, COUNTS, CAPTIONS, IDS, MAP = (
+    "ims.npy",
+    "num_regions.npy",
+    "caps.txt",
+    "ids.txt",
+    "caps_images.txt",
+)
+ENDS = (REGIONS, COUNTS, CAPTIONS, IDS, MAP)
 DAMAGED = (  # exceptions that numpy raises for damaged files
     ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile,
@@ -49,13 +58,18 @@ def find_splits(folder: Path) -> list[str]:
     return [*(split for split in SPLITS if split in names), *sorted(names.difference(SPLITS))]
 
 
+def split_file_names(splits: Iterable[str]) -> list[str]:
+    """Sorted names of all files of these splits, including optional files."""
+    return sorted(f"{split}_{end}" for split in splits for end in ENDS)
+
+
 def unfinished_conversion(folder: Path) -> str | None:
     """Describe an unfinished conversion in a data folder and the remedy; None if there is none."""
     work = folder / WORK
     if not os.path.lexists(work):
         return None
     return (
-        f"{work} holds an unfinished conversion; run the same "
+        f"{work} contains an unfinished conversion; run the same "
         "convert command again, or remove this folder"
     )
 
@@ -73,8 +87,8 @@ def refuse_unfinished_switch(folder: Path) -> None:
     if unfinished_switch(folder):
         raise InputError(
             f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), "
-            "expected the files of one conversion; run the same convert command again, it "
-            "finishes the move"
+            "expected the files of one conversion; run the same convert command again to finish "
+            "the move"
         )
 
 
@@ -96,7 +110,7 @@ def read_num_regions(path: Path, num_rows: int, num_regions: int) -> np.ndarray:
     why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
-    expected = f"a whole number of 1 to {num_regions} for each of the {num_rows} rows"
+    expected = f"a whole number from 1 to {num_regions} for each of the {num_rows} rows"
     counts = load_array(path, expected)
     if (
         not isinstance(counts, np.ndarray)
@@ -150,9 +164,14 @@ def read_lines(path: Path, what: str = "a caption") -> list[str]:
         ) from error
     if "\0" in text:
         raise InputError(
-            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL character, "
-            "expected UTF-8 text; copy the file again, or convert it, for instance: iconv -f "
-            f"utf-16 -t utf-8 {path.name}"
+            f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} contains a NUL "
+            "character, expected UTF-8 text; copy the file again, or convert it, for instance: "
+            f"iconv -f utf-16 -t utf-8 {path.name}"
         )
     lines = text.split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+def write_lines(path: Path, lines: Iterable[object]) -> None:
+    """Write a text file in UTF-8, with a line feed after each line."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")

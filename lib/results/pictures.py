@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data import demo
 from ..data.dataset import RetrievalDataset
-from ..data.demo import Scene
+from ..data.demo_scenes import Scene
+from ..data.demo_scenes import scenes as draw_scenes
+from ..data.demo_settings import BACKGROUNDS, KINDS, SIDES
 from ..system.images import data_uri
 from .search import SplitIndex
 
@@ -180,8 +181,8 @@ def file_names(identity: str) -> list[str]:
 
 def demo_scenes(data: RetrievalDataset, captions: Sequence[str]) -> list[Scene] | None:
     """The scenes of a split of the demo data, or None if the captions are not of these scenes."""
-    scenes = demo.scenes(data.split, size=data.num_images)
-    kinds = {word: kind for kind, words in demo.KINDS.items() for word in words}
+    scenes = draw_scenes(data.split, size=data.num_images)
+    kinds = {word: kind for kind, words in KINDS.items() for word in words}
     for number, caption in enumerate(captions):
         words = "".join(letter if letter.isalpha() else " " for letter in caption.lower()).split()
         shown = {thing.kind for thing in scenes[data.caption_images[number]].things}
@@ -190,18 +191,18 @@ def demo_scenes(data: RetrievalDataset, captions: Sequence[str]) -> list[Scene] 
     return scenes
 
 
-def draw(scene: demo.Scene, name: str) -> Picture:
+def draw(scene: Scene, name: str) -> Picture:
     """A scene of the demo data as a drawing."""
     looks = [f"{thing.size} {thing.colour} {thing.material} {thing.kind}" for thing in scene.things]
-    alt_text = f"{name}: {', '.join(looks)}, {demo.BACKGROUNDS[scene.background][0]}"
-    things = sorted(scene.things, key=lambda thing: -demo.SIDES[thing.size])  # small ones in front
+    alt_text = f"{name}: {', '.join(looks)}, {BACKGROUNDS[scene.background][0]}"
+    things = sorted(scene.things, key=lambda thing: -SIDES[thing.size])  # small ones in front
     drawing = Drawing(GROUNDS[scene.background], [_draw_thing(thing) for thing in things])
     return Picture(alt_text, drawing=drawing)
 
 
 def _draw_thing(thing):
     filled, open_ = SHAPES[thing.kind].split("|")
-    x, y, side = 100 * thing.x, 100 * thing.y, 100 * demo.SIDES[thing.size]
+    x, y, side = 100 * thing.x, 100 * thing.y, 100 * SIDES[thing.size]
     return DrawnThing(
         transform=f"translate({x:.1f} {y:.1f}) scale({side:.1f})",
         stroke_width=f"{1.2 / side:.3f}",

@@ -39,7 +39,7 @@ def shuffled(num_images):
 
 def make(name, array, texts):
     """Array, captions, and lines of further files of a case;
-    from the usual array and five captions an image."""
+    from the usual array and five captions per image."""
     n = len(array)
     return {
         "five": lambda: (array, texts, {}),
@@ -161,12 +161,12 @@ def test_a_file_repeated_as_a_whole_is_refused(case, refusal, tmp_path, capfd):
     assert "rows 0 and 20 (from 0) are the same" in capfd.readouterr().out
 
 
-# images, captions, captions an image and how that is known, as `check` says it, of the test split
+# images, captions, captions per image and how that is known, as `check` says it, of the test split
 CASES = {
-    "one": (20, 20, "1 caption an image (a row a caption"),
-    "three repeated": (20, 60, "3 captions an image (rows repeated 3 times"),
-    "seven": (14, 98, "7 captions an image (in order"),
-    "uneven": (20, len(shuffled(20)), "1 to 6 captions an image (test_caps_images.txt"),
+    "one": (20, 20, "1 caption per image (one row per caption"),
+    "three repeated": (20, 60, "3 captions per image (rows repeated 3 times"),
+    "seven": (14, 98, "7 captions per image (in order"),
+    "uneven": (20, len(shuffled(20)), "1 to 6 captions per image (test_caps_images.txt"),
 }
 
 
@@ -271,15 +271,13 @@ def test_ids_inside_the_lines_are_warned_about(case, fit, capsys):
         assert f"cut -f 2- < {folder / split}_caps.txt > " in printed
     assert check(folder) == 1
     printed = capsys.readouterr().out
-    assert "to mend: 3\n" in printed and printed.count("`name#number`, a tab and a text") == 3
+    assert "to fix: 3\n" in printed and printed.count("`name#number`, a tab and a text") == 3
 
 
 def test_an_id_a_caption_with_its_ending_finds_pictures(case, fit, capsys, tmp_path):
     folder, _ = case("ids_jpg")
     assert check(folder) == 0
-    assert (
-        "  ids       20, all different (100 lines, a line a caption)\n" in capsys.readouterr().out
-    )
+    assert "  ids       20, all different (100 lines, one per caption)\n" in capsys.readouterr().out
     run, _ = fit("ids_jpg")
     for image in range(20):
         (tmp_path / f"test_scene_{image}.jpg").write_bytes(PICTURE)
@@ -310,7 +308,7 @@ def test_a_blank_line_at_the_end_is_ignored_and_named(case, fit, capsys):
 
 def test_what_was_decided_on_rows_is_said(case, fit, capsys):
     for name, expected in (
-        ("one", "all different: one caption an image"),
+        ("one", "all different: one caption per image"),
         ("three repeated", "in groups of 3"),
     ):
         capsys.readouterr()

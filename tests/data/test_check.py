@@ -12,7 +12,7 @@ from helpers import make_data
 from test_dataset import resident, sparse
 
 from lib.data import __main__ as data_command
-from lib.data import check
+from lib.data import check, feature_checks
 from lib.system.errors import InputError, command_line
 
 SIZES = {"train": 30, "dev": 8, "test": 8}
@@ -79,10 +79,10 @@ def test_a_good_folder_is_told_of_and_ok(whole, capsys):
     captions = (whole / "train_caps.txt").read_text().splitlines()
     words = [len(caption.split()) for caption in captions]
     assert below == [
-        "  images    30, a row each; none with the features of another",
+        "  images    30, one row each; no duplicates",
         f"  values    0 to {array.max():.4g}, none negative, finite; all rows read",
-        "  regions   36 an image (no train_num_regions.npy: none is padding)",
-        "  pairs     5 captions an image (in order, no train_caps_images.txt)",
+        "  regions   36 per image (no train_num_regions.npy: no padding)",
+        "  pairs     5 captions per image (in order, no train_caps_images.txt)",
         (
             f"  captions  {min(words)} to {max(words)} words, mean {np.mean(words):.1f}; "
             f"{len(set(captions))} different texts; none blank"
@@ -108,7 +108,7 @@ def test_repeated_rows_are_compared(folder):
     assert not report.fixes
     assert "test: 40 rows x 36" in str(
         report
-    ) and "  images    8, each 5 times; none with the" in str(report)
+    ) and "  images    8, each 5 times; no duplicates" in str(report)
     put("test", (slice(17, 18), 3, 4), 7.5)(folder)
     (fix,) = check.check(folder).fixes
     assert "5 times, but rows differ for 1 images (rows 15, from 0)" in fix
@@ -156,21 +156,24 @@ DAMAGES = {  # what is done to a good folder -> what its only fix must say
     ),
     "blank captions": (
         lines("test_caps.txt", lambda found: [b" ", b"", b"\t", *found[3:]]),
-        ["test_caps.txt: 3 blank captions (lines 1, 2, 3, from 1)"],
+        ["test_caps.txt: found 3 blank captions (lines 1, 2, 3, from 1)"],
     ),
     "NaN": (
         put("train", (29, 35, 127), np.nan),
-        ["train_ims.npy: NaN or Inf in 1 rows (rows 29, from 0)"],
+        ["train_ims.npy: found NaN or Inf in 1 rows (rows 29, from 0)"],
     ),
     "infinities": (
         put("train", ([0, 3], 1, 2), [np.inf, -np.inf]),
-        ["train_ims.npy: NaN or Inf in 2 rows (rows 0, 3, from 0)"],
+        ["train_ims.npy: found NaN or Inf in 2 rows (rows 0, 3, from 0)"],
     ),
     "huge values": (
         put("dev", (2, 0, 0), -2e4),
-        ["dev_ims.npy: values beyond 10000 in 1 rows (rows 2, from 0)"],
+        ["dev_ims.npy: found values beyond 10000 in 1 rows (rows 2, from 0)"],
     ),
-    "an image of zeros": (put("dev", 4, 0), ["dev_ims.npy: only zeros in 1 rows (rows 4, from 0)"]),
+    "an image of zeros": (
+        put("dev", 4, 0),
+        ["dev_ims.npy: found only zeros in 1 rows (rows 4, from 0)"],
+    ),
     "padding without counts": (
         put("test", (slice(2, 4), slice(30, 36)), 0),
         [
@@ -180,7 +183,7 @@ DAMAGES = {  # what is done to a good folder -> what its only fix must say
     ),
     "counts that are too small": (
         counts("test", np.array([36] * 7 + [35])),
-        ["test_ims.npy: regions that are not zero beyond the counts", "1 rows (rows 7, from 0)"],
+        ["test_ims.npy: found nonzero regions beyond the counts", "1 rows (rows 7, from 0)"],
     ),
     "counts that are too large": (
         lambda folder: (
@@ -213,18 +216,18 @@ DAMAGES = {  # what is done to a good folder -> what its only fix must say
         regions("test", lambda array: array[..., :64]),
         [
             (
-                "demo_precomp: features of different sizes, 128 in train_ims.npy, 128 in "
-                "dev_ims.npy, 64 in test_ims.npy"
+                "demo_precomp: splits have features of different sizes (found 128 in "
+                "train_ims.npy, 128 in dev_ims.npy, 64 in test_ims.npy"
             )
         ],
     ),
     "an image of another split": (
         lambda folder: put("test", 3, images(folder, "train")[17])(folder),
-        ["train_ims.npy: 1 images (images 17, from 0) are in test_ims.npy too"],
+        ["train_ims.npy: 1 images (images 17, from 0) are also in test_ims.npy"],
     ),
     "ids of another split": (
         lines("dev_ids.txt", lambda found: [b"0", *found[1:]]),
-        ["train_ids.txt: 1 ids (ids 0) are in dev_ids.txt too"],
+        ["train_ids.txt: 1 ids (ids 0) are also in dev_ids.txt"],
     ),
     "an id too few": (
         lines("dev_ids.txt", lambda found: found[:-1]),
@@ -238,13 +241,13 @@ DAMAGES = {  # what is done to a good folder -> what its only fix must say
 
 
 @pytest.mark.parametrize("damage, expected", DAMAGES.values(), ids=DAMAGES)
-def test_every_damage_is_a_mend_and_the_only_one(folder, damage, expected, capsys):
+def test_every_damage_is_to_be_fixed_and_the_only_one(folder, damage, expected, capsys):
     damage(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run("check", folder) == 1
     text = capsys.readouterr().out
-    assert "\nto mend: 1\n1. " in text and "\nOK" not in text
+    assert "\nto fix: 1\n1. " in text and "\nOK" not in text
     fix = text.split("\n1. ")[1]
     for part in expected:
         assert part in fix, fix
@@ -255,9 +258,9 @@ def test_mends_are_numbered(folder, capsys):
     lines("test_caps.txt", lambda found: [b"", *found[1:]])(folder)
     assert run(folder) == 1
     assert re.findall(
-        r"^(?:to mend: )?\d+", capsys.readouterr().out.split("\n\n")[1], re.MULTILINE
+        r"^(?:to fix: )?\d+", capsys.readouterr().out.split("\n\n")[1], re.MULTILINE
     ) == [
-        "to mend: 2",
+        "to fix: 2",
         "1",
         "2",
     ]
@@ -271,7 +274,7 @@ def test_negative_values_and_copies_are_told_of_and_no_fault(folder):
     assert "  values    -3 to" in str(
         report
     ) and "negative in 2 rows (bottom-up-attention has none)" in str(report)
-    assert "  images    8, a row each; 1 with the features of another" in str(report)
+    assert "  images    8, one row each; 1 duplicate" in str(report)
 
 
 def test_an_id_for_each_caption_is_an_id_for_each_image(folder):
@@ -286,20 +289,20 @@ def test_test_is_a_part_of_testall(folder):
     assert not report.fixes and "test and testall have in common: 8 images, 8 ids," in str(report)
 
 
-def test_an_unfinished_conversion_is_a_mend(folder):
+def test_an_unfinished_conversion_is_to_be_fixed(folder):
     (folder / ".conversion").mkdir()
     [fix] = check.check(folder).fixes
     assert fix.startswith(
-        f"{folder / '.conversion'} holds an unfinished conversion; run the same convert command"
+        f"{folder / '.conversion'} contains an unfinished conversion; run the same convert command"
     )
 
 
 def test_a_sample_reads_that_many_images(folder, monkeypatch, capsys):
     regions("test", lambda array: array.repeat(5, axis=0))(folder)
     put("train", (1, 2, 3), np.nan)(folder)
-    found, read_rows = [], check.read_rows
+    found, read_rows = [], feature_checks.read_rows
     monkeypatch.setattr(
-        check,
+        feature_checks,
         "read_rows",
         lambda path, which: found.append(which.tolist()) or read_rows(path, which),
     )
@@ -314,7 +317,7 @@ def test_blocks_change_nothing(folder, monkeypatch):
     put("train", (17, 2, 3), np.nan)(folder)
     whole = str(check.check(folder))
     for rows in (0.1, 7):
-        monkeypatch.setattr(check, "BLOCK_BYTES", rows * 36 * 128 * 4)
+        monkeypatch.setattr(feature_checks, "BLOCK_BYTES", rows * 36 * 128 * 4)
         assert str(check.check(folder)) == whole
 
 
@@ -330,7 +333,7 @@ def test_a_large_file_is_read_in_blocks(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "stack", spy)
-        patch.setattr(check, "BLOCK_BYTES", 8e6)
+        patch.setattr(feature_checks, "BLOCK_BYTES", 8e6)
         report = check.check(tmp_path)
     assert len(report.fixes) == 1 and "only zeros in 500 rows" in report.fixes[0]
     assert len(highest) == 19

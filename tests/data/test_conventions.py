@@ -76,16 +76,16 @@ CHOICES = [  # name, splits -> split that is reported on, longest distance, what
     ("mine", WITHOUT, "test", 1.7, None),
     ("coco", WITH, "testall", 1.9, None),
     ("coco_butd", WITH, "testall", 1.9, None),
-    ("coco", WITHOUT, "test", 1.9, "holds no testall"),
-    ("COCO", WITHOUT, "test", 1.9, "holds no testall"),
+    ("coco", WITHOUT, "test", 1.9, "contains no testall"),
+    ("COCO", WITHOUT, "test", 1.9, "contains no testall"),
     (
         "mscoco",
         WITH,
         "testall",
         1.9,
-        "holds testall, as COCO does, though its name does not begin with coco",
+        "contains testall, like COCO, although its name does not begin with coco",
     ),
-    ("mine", ("train", "dev", "testall"), "testall", 1.9, "holds testall"),
+    ("mine", ("train", "dev", "testall"), "testall", 1.9, "contains testall"),
     ("mine", ("train", "dev"), "none", 1.7, None),
     ("coco", ("train", "dev"), "none", 1.9, None),
 ]
@@ -177,7 +177,8 @@ def test_testall_under_another_name_is_told_of(made, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert (
         printed.count(
-            "mscoco_precomp: holds testall, as COCO does, though its name does not begin with coco"
+            "mscoco_precomp: contains testall, like COCO, although its name does not begin with "
+            "coco"
         )
         == 1
     )
@@ -196,15 +197,15 @@ def test_a_run_is_evaluated_as_it_was_reported(made, tmp_path, capsys):
         "test",
         1.7,
     )
-    assert "holds testall" not in capsys.readouterr().out
+    assert "contains testall" not in capsys.readouterr().out
     assert distance_of([*options, "--longest_distance", "1.5"]) == 1.5
-    assert "holds testall" in capsys.readouterr().out  # for the test split was not given
+    assert "contains testall" in capsys.readouterr().out  # for the test split was not given
     for more in ([], options):
         evaluation.main([str(tmp_path / "run"), *more])
         printed = capsys.readouterr().out
         assert (
             "mscoco, split test: 5 images, 25 captions" in printed
-            and "holds testall" not in printed
+            and "contains testall" not in printed
         )
     other = made("coco", WITH)  # what was recorded is of the run's own data
     evaluation.main([str(tmp_path / "run"), *other])

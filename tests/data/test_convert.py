@@ -26,7 +26,7 @@ from own_features import (
 )
 from test_check import run
 
-from lib.data import conversion, convert, karpathy, tsv, tsv_columns
+from lib.data import conversion, convert, karpathy, tsv, tsv_columns, work_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,12 +46,13 @@ def test_every_image_lands_in_its_place(inputs, capsys):
         in text
     )
     assert (
-        "12 images of 1 to 10 regions x 16 features (float32): 5 cut to their first 4 "
+        "12 images of 1 to 10 regions x 16 features (float32): 5 truncated to their first 4 "
         "regions, 3 padded with"
     ) in text
     assert run("check", inputs / "mine_precomp") == 0
     assert (
-        "  regions   1 to 4, mean 3.4 an image (train_num_regions.npy)\n" in capsys.readouterr().out
+        "  regions   1 to 4, mean 3.4 per image (train_num_regions.npy)\n"
+        in capsys.readouterr().out
     )
 
 
@@ -107,7 +108,8 @@ def test_training_without_dev_is_told_the_option(inputs, capsys):
     assert run(*arguments(inputs)) == 0 and run("check", inputs / "mine_precomp") == 0
     text = capsys.readouterr().out
     assert (
-        "\nno dev split: training needs --val_split test (the JSON has no image of val)\n" in text
+        "\nno dev split: training needs --val_split test (the JSON contains no image of val)\n"
+        in text
     )
     assert (
         "\nno dev split: training needs --val_split test\ntrain "
@@ -119,7 +121,7 @@ def test_a_folder_that_no_dataset_finds_is_told_of(inputs, capsys):
     assert run(*arguments(inputs)[:-1], inputs / "slip") == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith(
-        "training finds it as --dataset NAME only where the folder is called NAME_precomp"
+        "training finds it with --dataset NAME only if the folder is called NAME_precomp"
     )
     assert last.endswith(f"{inputs / 'slip'}_precomp")
 
@@ -168,7 +170,8 @@ def test_a_full_disk_is_told_before_anything_is_written(inputs, monkeypatch, cap
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
     assert run(*arguments(inputs)) == 2
     assert (
-        "0.0 GB free, expected 0.0 GB: make room" in capsys.readouterr().err
+        "found 0.0 GB of free disk space, expected 0.0 GB: free some space"
+        in capsys.readouterr().err
         and not (inputs / "mine_precomp").exists()
     )
 
@@ -180,7 +183,7 @@ def test_what_is_there_is_replaced_only_when_asked(inputs, capsys):
     (out / "other.txt").write_text("kept")
     assert run(*arguments(inputs, "--regions", 4)) == 2
     error = capsys.readouterr().err
-    assert "mine_precomp: holds dev_caps.txt, expected none" in error and "--overwrite" in error
+    assert "mine_precomp: found dev_caps.txt, expected none" in error and "--overwrite" in error
     assert contents(out) == {Path("dev_caps.txt"): b"old", Path("other.txt"): b"kept"}
     assert run(*arguments(inputs, "--regions", 4, "--overwrite")) == 0
     assert (out / "other.txt").read_text() == "kept"
@@ -193,9 +196,9 @@ def test_what_is_there_is_replaced_only_when_asked(inputs, capsys):
 
 def test_a_conversion_with_other_settings_starts_over(inputs, monkeypatch, capsys):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
-    kill_at(inputs, "conversion.store", 3)
+    kill_at(inputs, "work_folder.store", 3)
     assert run(*arguments(inputs, "--regions", 5)) == 0
-    assert ".conversion is restarted: it is of other inputs or options" in capsys.readouterr().out
+    assert ".conversion is restarted: it has other inputs or options" in capsys.readouterr().out
     check_converted(inputs, num_regions=5)
 
 
@@ -228,7 +231,7 @@ def whole_files(folder):
 
 def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
-    assert kill_at(inputs, "conversion.store", 4)
+    assert kill_at(inputs, "work_folder.store", 4)
     decoded, read = [], tsv.read_features
     monkeypatch.setattr(tsv, "read_features", lambda *found: decoded.append(1) or read(*found))
     assert run(*arguments(inputs, "--regions", 4)) == 0
@@ -245,10 +248,10 @@ def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
 )
 def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, status, told):
     slow = (
-        "import time; from lib.data import convert, conversion, __main__ as data_command\n"
+        "import time; from lib.data import convert, work_folder, __main__ as data_command\n"
         "from lib.system import errors\n"
-        "store = conversion.store\n"
-        "conversion.store = lambda *found: (time.sleep(0.2), "
+        "store = work_folder.store\n"
+        "work_folder.store = lambda *found: (time.sleep(0.2), "
         "store(*found))\nconvert.IMAGES_PER_WRITE = 1\n"
         "errors.command_line(data_command.main)\n"
     )
@@ -264,7 +267,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
     assert 1 <= done < 12 and not whole_files(inputs)
     assert run("check", inputs / "mine_precomp") == 2
     assert (
-        f"found no split, expected those of a finished conversion: {work} holds an"
+        f"found no split, expected those of a finished conversion: {work} contains an"
         in capsys.readouterr().err
     )
     assert run(*arguments(inputs, "--regions", 4)) == 0
@@ -294,9 +297,9 @@ def test_a_terminal_is_shown_how_far_it_is(inputs):
 
 def test_a_conversion_holds_some_rows_at_a_time(inputs, monkeypatch):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 3)
-    held, store = [], conversion.store
+    held, store = [], work_folder.store
     monkeypatch.setattr(
-        conversion, "store", lambda work, found: held.append(len(found)) or store(work, found)
+        work_folder, "store", lambda work, found: held.append(len(found)) or store(work, found)
     )
     convert.convert(
         [inputs / "a.tsv", inputs / "b.tsv"], inputs / "split.json", inputs / "mine_precomp", 4

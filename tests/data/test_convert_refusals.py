@@ -178,7 +178,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "an output that is a file": (
         lambda folder: (folder / "mine_precomp").write_text("kept"),
-        ["mine_precomp", "expected a folder to write in"],
+        ["mine_precomp", "expected a writable folder"],
     ),
 }
 

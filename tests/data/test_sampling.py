@@ -301,3 +301,23 @@ def test_what_the_log_says_of_a_sampler():
     assert EpochSampler(100, 20, seed=0).describe() == "of 20 pairs drawn at random"
     expected = "of 3 clusters x 4 images; k-means found 3 clusters of 2 to 9 images"
     assert sampler([9, 2, 4]).describe() == expected
+
+
+def test_neighbour_batches_of_any_map():
+    images = np.random.default_rng(9).permutation(np.repeat(np.arange(40), np.arange(40) % 7 + 1))
+    clusters = np.random.default_rng(0).integers(0, 4, 40)
+    sampler = sampling.NeighbourSampler(images, clusters, 12, 3, seed=0)
+    found = [which for _, which in sampler]
+    assert len(found) == len(sampler) > 3 and {len(which) for which in found} == {12}
+    assert len(set(np.concatenate(found).tolist())) == 12 * len(found)
+
+
+def test_an_epoch_has_every_caption_at_most_once_and_no_incomplete_batch():
+    sampler = EpochSampler(150, 32, seed=0)
+    found = [captions for _, captions in sampler]
+    assert len(sampler) == len(found) == 4 and {len(captions) for captions in found} == {32}
+    assert len(set(np.concatenate(found))) == 128 and set(np.concatenate(found)) <= set(range(150))
+    sampler.epoch = 1
+    assert set(np.concatenate([captions for _, captions in sampler])) != set(np.concatenate(found))
+    whole = np.concatenate([captions for _, captions in EpochSampler(150, 30, seed=0)])
+    assert sorted(whole) == list(range(150))

@@ -1,86 +1,20 @@
 """What public extractors write: other columns, other element types, other names,
 other numbers of sentences."""
 
-import base64
-import json
-
 import numpy as np
 import pytest
-from test_check import run
+from tsv_inputs import (
+    DIM,
+    NAMES,
+    PICTURES,
+    PLACES,
+    check_values,
+    convert_there,
+    write_json,
+    write_tsv,
+)
 
-from lib.data import convert, element_type, tsv, tsv_columns
-
-DIM, NUM_BOXES = 64, 6
-NAMES = list(range(100, 130))  # of pictures
-PICTURES = [98, 99, *NAMES]  # a folder of pictures, two of which are in no split
-SPLITS = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
-PLACES = {"train": NAMES[:20], "dev": NAMES[20:25], "test": NAMES[25:]}
-
-
-def features(picture):
-    """(n, D) float32, with zeros and without negative values, as of a detector."""
-    values = np.random.default_rng(picture).normal(0.3, 0.6, (NUM_BOXES, DIM))
-    return np.maximum(values, 0).astype(np.float32)
-
-
-def encoded(array, dtype=np.float32):
-    return base64.b64encode(np.asarray(array, dtype).tobytes()).decode()
-
-
-def cells(picture, name=str, dtype=np.float32, box_dtype=np.float32):
-    boxes = np.random.default_rng(picture).uniform(1, 400, (NUM_BOXES, 4))
-    return dict(
-        image_id=name(picture), img_id=name(picture), image_w="640", image_h="480", img_w="640",
-        img_h="480", num_boxes=str(NUM_BOXES), boxes=encoded(boxes, box_dtype),
-        features=encoded(features(picture), dtype),
-        objects_id=encoded(np.zeros(NUM_BOXES), np.int64), objects_conf=encoded(np.ones(NUM_BOXES)),
-        attrs_id=encoded(np.zeros(NUM_BOXES), np.int64), attrs_conf=encoded(np.ones(NUM_BOXES)),
-        note="",
-    )  # fmt: skip
-
-
-def write_tsv(
-    folder, columns=tsv_columns.COLUMNS, head=False, pictures=NAMES, change=lambda cell: cell,
-    change_head=lambda name: name, **settings,
-):  # fmt: skip
-    lines = ["\t".join(map(change_head, columns))] if head else []
-    for picture in pictures:
-        found = cells(picture, **settings)
-        lines.append("\t".join(change(found[column]) for column in columns))
-    (folder / "a.tsv").write_text("\n".join(lines) + "\n")
-
-
-def write_json(folder, counts=lambda number: 5, **more):
-    images = [
-        dict(filename=f"{picture}.jpg", imgid=number, split=split)
-        | dict(
-            sentences=[dict(raw=f"caption {c} of picture {picture}") for c in range(counts(number))]
-        )
-        | {field: value(picture) for field, value in more.items()}
-        for number, (picture, split) in enumerate(zip(NAMES, SPLITS))
-    ]
-    (folder / "split.json").write_text(json.dumps(dict(images=images)))
-
-
-def convert_there(folder, *more):
-    command = [
-        "convert",
-        "--tsv",
-        folder / "a.tsv",
-        "--json",
-        folder / "split.json",
-        "--out",
-        folder / "mine_precomp",
-    ]
-    return run(*command, "--regions", NUM_BOXES, *more)
-
-
-def check_values(folder, of=lambda picture: picture, **tolerance):
-    for split, pictures in PLACES.items():
-        found = np.load(folder / "mine_precomp" / f"{split}_ims.npy")
-        np.testing.assert_allclose(
-            found, [features(of(picture)) for picture in pictures], **tolerance
-        )
+from lib.data import convert, tsv, tsv_columns
 
 
 @pytest.fixture
@@ -119,82 +53,6 @@ def test_layouts_of_the_same_values_are_read_alike(folder, layout, capsys):
     ) == 1
     assert (
         "each field finds: filename: 30, imgid: 0)" in text and f"{DIM} features (float32)" in text
-    )
-
-
-@pytest.mark.parametrize("boxes", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("dtype, error", [("float16", 2e-3), ("float64", 0)])
-def test_the_element_type_shows_in_the_bytes(folder, dtype, error, boxes, capsys):
-    write_tsv(folder, dtype=dtype, box_dtype=boxes)
-    assert convert_there(folder) == 0
-    check_values(folder, atol=error, rtol=0)
-    assert f"x {DIM} features ({dtype})" in capsys.readouterr().out
-
-
-KINDS = {
-    "of a detector": lambda generator: np.maximum(generator.normal(0.3, 0.6, (600, 16)), 0),
-    "mostly zeros": lambda generator: np.maximum(generator.normal(-1.5, 0.8, (4000, 16)), 0),
-    "of both signs": lambda generator: generator.standard_normal((600, 16)),
-    "of length one": lambda generator: generator.standard_normal((600, 16)) / 40,
-    "large": lambda generator: generator.uniform(2, 60, (600, 16)),
-    "rounded to float16": lambda generator: generator.standard_normal((600, 16)).astype(np.float16),
-    "rounded to bfloat16": lambda generator: np.exp2(generator.integers(-6, 3, (600, 16))) * 1.5,
-    "zeros and ones": lambda generator: generator.integers(0, 2, (600, 16)),
-}
-
-
-@pytest.mark.parametrize("dtype", element_type.DTYPES)
-@pytest.mark.parametrize("values", KINDS.values(), ids=KINDS)
-def test_the_type_of_all_kinds_of_values_is_found(values, dtype):
-    array = values(np.random.default_rng(1)).astype(dtype)
-    content = np.frombuffer(array.tobytes(), np.uint8)
-    assert element_type.find_dtype(content, array[0].nbytes) == dtype
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
-def test_whole_numbers_are_none_of_the_types(dtype):
-    array = np.random.default_rng(1).integers(0, 120, (600, 16)).astype(dtype)
-    assert (
-        element_type.find_dtype(np.frombuffer(array.tobytes(), np.uint8), array[0].nbytes) is None
-    )
-
-
-def test_too_few_bytes_show_no_type(folder, capsys):
-    assert element_type.find_dtype(np.zeros(0, np.uint8), 64) is None
-    assert element_type.find_dtype(np.zeros(64000, np.uint8), 64) is None
-    (folder / "split.json").write_text(
-        json.dumps(
-            {"images": [dict(filename="100.jpg", split="test", sentences=[dict(raw="one")] * 5)]}
-        )
-    )
-    write_tsv(
-        folder,
-        pictures=[100],
-        change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 8))),
-    )
-    assert convert_there(folder) == 2
-    error = capsys.readouterr().err
-    assert (
-        "32 bytes of features per box, and their type cannot be inferred" in error
-        and "give the right --dtype" in error
-    )
-    assert not (folder / "mine_precomp").exists()
-    assert convert_there(folder, "--dtype", "float32") == 0
-    assert np.array_equal(np.load(folder / "mine_precomp" / "test_ims.npy"), np.ones((1, 6, 8)))
-
-
-def test_a_type_that_is_said_is_taken_and_doubted_aloud(folder, capsys):
-    write_tsv(folder, dtype=np.float16)
-    assert convert_there(folder, "--dtype", "float32") == 0
-    assert (
-        "taken as float32, as --dtype says, although their bytes look like float16"
-        in capsys.readouterr().out
-    )
-    write_tsv(folder, change=lambda cell: cell if len(cell) < 1000 else encoded(np.ones((6, 3))))
-    assert convert_there(folder, "--dtype", "float64", "--overwrite") == 2
-    assert (
-        "found 12 bytes of features per box, and --dtype float64 does not fit"
-        in capsys.readouterr().err
     )
 
 
@@ -300,54 +158,6 @@ def test_what_cannot_be_told_is_refused_before_anything_is_written(folder, write
     assert not (folder / "mine_precomp").exists()
 
 
-def test_names_of_all_letters_are_matched_and_written(folder):
-    tail = " caf\u00e9\u202f\U0001f600"
-    write_json(folder, filename=lambda picture: f"{picture}{tail}.jpg")
-    write_tsv(
-        folder,
-        name=lambda picture: repr(
-            f"{picture}{tail.replace(chr(0xE9), 'e' + chr(0x301))}.jpg".encode()
-        ),
-    )
-    assert convert_there(folder) == 0
-    check_values(folder, rtol=0)
-    written = (folder / "mine_precomp" / "test_ids.txt").read_text(encoding="utf-8")
-    assert written == "".join(f"{picture}{tail}\n" for picture in PLACES["test"])
-
-
-def test_a_running_number_is_used_when_it_is_asked_for(folder, capsys):
-    write_tsv(folder, pictures=PICTURES, name=lambda picture: str(PICTURES.index(picture)))
-    assert convert_there(folder, "--match", "imgid") == 0
-    check_values(folder, of=lambda picture: PICTURES[NAMES.index(picture)])
-    assert "matched by imgid: 30 images" in capsys.readouterr().out
-    assert convert_there(folder, "--match", "cocoid", "--overwrite") == 2
-    assert "(by cocoid)" in (error := capsys.readouterr().err) and "the JSON has no cocoid" in error
-
-
-def test_contradicting_fields_are_decided_by_the_user(folder):
-    write_tsv(folder)
-    write_json(folder, cocoid=lambda picture: 229 - picture)
-    assert convert_there(folder, "--match", "cocoid") == 0
-    found = np.load(folder / "mine_precomp" / "train_ims.npy")
-    np.testing.assert_array_equal(found, [features(229 - picture) for picture in NAMES[:20]])
-
-
-def test_file_names_that_look_like_running_numbers_are_warned_about(folder, capsys):
-    numbers = {picture: number for number, picture in enumerate(NAMES)}
-    write_json(folder, filename=lambda picture: f"{numbers[picture]}.jpg")
-    for name, pictures, warned in (
-        (lambda picture: str(numbers[picture]), NAMES, 1),
-        (lambda picture: str(numbers[picture]), NAMES[::-1], 1),
-        (lambda picture: f"{numbers[picture]}.jpg", NAMES, 0),
-    ):
-        write_tsv(folder, name=name, pictures=pictures)
-        assert convert_there(folder, "--overwrite") == 0
-        found = capsys.readouterr().out.count(
-            "warning: the names in the TSV files are the numbers from 0 on"
-        )
-        assert found == warned
-
-
 def lines(folder, name):
     return (folder / "mine_precomp" / name).read_text().splitlines()
 
@@ -356,7 +166,7 @@ def test_every_sentence_is_kept_with_its_image(folder, capsys):
     write_tsv(folder)
     write_json(folder, counts=lambda number: 1 + number % 6)
     assert convert_there(folder) == 0
-    assert "train: 20 images, 66 captions, 1 to 6 an image\n" in capsys.readouterr().out
+    assert "train: 20 images, 66 captions, 1 to 6 per image\n" in capsys.readouterr().out
     for split, pictures in PLACES.items():
         rows = [int(row) for row in lines(folder, f"{split}_caps_images.txt")]
         counts = [1 + NAMES.index(picture) % 6 for picture in pictures]

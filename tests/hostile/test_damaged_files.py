@@ -332,7 +332,7 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
             shutil.copy(folder / "dev_ims.npy", folder / "test_ims.npy")
             and cut("test_caps.txt", 200)(folder)
         ),
-        ["test_caps.txt", "10 rows", "copy both again"],
+        ["test_caps.txt", "10 rows", "copy both files again"],
     ),
     "captions cut in half": (
         edit(CAPTIONS, lambda text: text[: len(text) // 2]),
@@ -344,15 +344,15 @@ DAMAGED = {  # what is done to a good folder -> what the refusal must say
     ),
     "a NUL in a caption": (
         edit(CAPTIONS, lambda text: text.replace(b"\n", b"\n\0", 3)),
-        [f"{CAPTIONS}: line 2 holds a NUL", "UTF-8", "copy the file again"],
+        [f"{CAPTIONS}: line 2 contains a NUL", "UTF-8", "copy the file again"],
     ),
     "zeros for captions": (
         edit(CAPTIONS, lambda text: bytes(len(text))),
-        [f"{CAPTIONS}: line 1 holds a NUL"],
+        [f"{CAPTIONS}: line 1 contains a NUL"],
     ),
     "UTF-16 without its mark": (
         edit(CAPTIONS, lambda text: text.decode().encode("utf-16-le")),
-        [f"{CAPTIONS}: line 1 holds a NUL", "UTF-8", "iconv -f utf-16"],
+        [f"{CAPTIONS}: line 1 contains a NUL", "UTF-8", "iconv -f utf-16"],
     ),
     "UTF-32": (
         edit(CAPTIONS, lambda text: text.decode().encode("utf-32")),

@@ -270,7 +270,7 @@ def test_every_array_is_read_without_pickle_and_every_checkpoint_with_weights_on
     ]
     report = "lib/evaluation/report.py"  # its `load_similarities`
     assert [file for file, allowed in arrays if allowed != "False"] == [report]
-    assert {"lib/data/layout.py", "lib/system/cache.py", "lib/data/conversion.py"} <= {
+    assert {"lib/data/layout.py", "lib/system/cache.py", "lib/data/work_folder.py"} <= {
         file for file, _ in arrays
     }
     # what its caller says, and it is False unless it is said

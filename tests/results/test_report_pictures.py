@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pages import Page, write
 
-from lib.data import demo
+from lib.data import demo_scenes, demo_settings
 from lib.data.layout import read_lines
 from lib.evaluation import metrics
 from lib.results import html_report, pictures, search
@@ -203,14 +203,16 @@ def test_an_id_leads_to_no_other_folder(photographs, tmp_path):
 
 
 def test_every_kind_colour_and_background_can_be_drawn():
-    assert set(pictures.SHAPES) == set(demo.KINDS) and set(pictures.COLOURS) == set(demo.COLOURS)
-    assert set(pictures.GROUNDS) == set(demo.BACKGROUNDS) and set(pictures.EDGES) == set(
-        demo.MATERIALS
+    assert set(pictures.SHAPES) == set(demo_settings.KINDS) and set(pictures.COLOURS) == set(
+        demo_settings.COLOURS
+    )
+    assert set(pictures.GROUNDS) == set(demo_settings.BACKGROUNDS) and set(pictures.EDGES) == set(
+        demo_settings.MATERIALS
     )
 
 
 def test_a_scene_is_drawn_where_its_things_stand():
-    scene = demo.scenes("test", size=8)[7]
+    scene = demo_scenes.scenes("test", size=8)[7]
     show = html_report.templates().get_template("picture.html").module.show
     found = Page(show(pictures.draw(scene, "image 7")))
     label = found.all("svg")[0][1]["aria-label"]
@@ -220,7 +222,7 @@ def test_a_scene_is_drawn_where_its_things_stand():
         assert f"{thing.size} {thing.colour} {thing.material} {thing.kind}" in label
         assert (
             f"translate({100 * thing.x:.1f} {100 * thing.y:.1f}) "
-            f"scale({100 * demo.SIDES[thing.size]:.1f})"
+            f"scale({100 * demo_settings.SIDES[thing.size]:.1f})"
         ) in places
 
 

@@ -16,7 +16,7 @@ from damage import OPTIONS, contents
 
 import eval as evaluation
 import train
-from lib.data import check
+from lib.data import check, feature_checks
 from lib.data.batches import TrainingPairs, batches, training_loader
 from lib.data.dataset import RetrievalDataset
 from lib.evaluation import encoding
@@ -216,7 +216,7 @@ def test_features_that_are_cut_before_an_evaluation_reads_them_end_it(
 
 def test_features_that_are_cut_during_a_check_are_told(data, monkeypatch):
     path = data / "demo_precomp" / "train_ims.npy"
-    digest, seen = check.hashlib.sha256, []
+    digest, seen = feature_checks.hashlib.sha256, []
 
     def cut_once(row):
         if not seen:
@@ -224,8 +224,8 @@ def test_features_that_are_cut_during_a_check_are_told(data, monkeypatch):
         seen.append(None)
         return digest(row)
 
-    monkeypatch.setattr(check, "BLOCK_BYTES", 4 * 36 * 128 * 10)
-    monkeypatch.setattr(check.hashlib, "sha256", cut_once)
+    monkeypatch.setattr(feature_checks, "BLOCK_BYTES", 4 * 36 * 128 * 10)
+    monkeypatch.setattr(feature_checks.hashlib, "sha256", cut_once)
     with pytest.raises(InputError, match="train_ims.npy: changed while it was in use"):
         check.check(data / "demo_precomp")
 
@@ -237,7 +237,7 @@ def test_a_loader_process_that_the_system_ends_is_told_in_a_line(whole, monkeypa
     )
     monkeypatch.setattr(TrainingPairs, "draw", lambda *arguments: os.kill(os.getpid(), 9))
     loader = training_loader(pairs, 20, workers=1)
-    with pytest.raises(InputError, match="a loader process was ended .*fewer --workers"):
+    with pytest.raises(InputError, match="a loader process was killed .*fewer --workers"):
         list(batches(loader))
 
 

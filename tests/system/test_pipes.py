@@ -68,7 +68,7 @@ def test_a_run_trains_to_its_end(whole, finished, tmp_path):
     assert log.count("loss") == (finished / "train.txt").read_text().count("loss") > 0
 
 
-@pytest.mark.parametrize("ids, status", [("", 0), ("1\n", 1)], ids=["OK", "to mend"])
+@pytest.mark.parametrize("ids, status", [("", 0), ("1\n", 1)], ids=["OK", "to fix"])
 def test_a_check_keeps_its_exit_status(data, ids, status):
     if ids:
         (data / "demo_precomp" / "test_ids.txt").write_text(ids)

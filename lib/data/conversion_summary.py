@@ -1,0 +1,77 @@
+"""Print how a conversion used its inputs."""
+
+# R regions, D region feature size
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from ..system.console import one_line, write_line
+from . import conversion, karpathy, matching, tsv
+from .layout import SPLITS, describe_missing_dev
+
+
+def print_matching(matched: matching.Matched, index: tsv.Index) -> None:
+    """Print how the images were matched, and warn if their names look like running numbers."""
+    example = one_line(matched.lines[0][0].name)
+    write_line(
+        f"matched by {matched.field}: {len(matched.lines)} images, such as line '{example}' "
+        f"(images of the JSON that each field finds: {matching.describe_counts(matched.counts)})"
+    )
+    names = {line.name for line in index.lines.values()}
+    first = next(
+        (first for first in (0, 1) if names == {str(first + n) for n in range(len(names))}), None
+    )
+    if first is not None and matched.field != "imgid":
+        write_line(
+            f"warning: the names in the TSV files are the numbers from {first} on; if that is not "
+            f"how the images are named ({matched.field}), every image gets the features of another "
+            "one: extract them under their file names"
+        )
+
+
+def print_summary(
+    given: dict[str, list[karpathy.Image]],
+    splits: dict[str, list[karpathy.Image]],
+    matched: matching.Matched,
+    shape: tuple[int, int],
+    dtype: str,
+    index: tsv.Index,
+) -> None:
+    """Print how the inputs were used.
+
+    given: the splits with all their captions; shape: (R, D) of the region features.
+    """
+    for split, images in splits.items():
+        counts = {len(image.captions) for image in images}
+        several = f", {min(counts)} to {max(counts)} per image" if len(counts) > 1 else ""
+        num_captions = sum(len(image.captions) for image in images)
+        dropped = sum(len(image.captions) for image in given[split]) - num_captions
+        more = f"; {dropped} more were dropped, --captions_per_image 0 keeps all" if dropped else ""
+        write_line(f"{split}: {len(images)} images, {num_captions} captions{several}{more}")
+    if without := describe_missing_dev(splits):
+        write_line(f"{without} (the JSON contains no image of val)")
+    boxes = np.array([line.num_boxes for line, _ in matched.lines])
+    num_regions, dim = shape
+    write_line(
+        f"{len(boxes)} images of {boxes.min()} to {boxes.max()} regions x {dim} features "
+        f"({dtype}): {(boxes > num_regions).sum()} truncated to their first {num_regions} regions, "
+        f"{(boxes < num_regions).sum()} padded with zero rows"
+    )
+    write_line(
+        f"not used: {len(index.lines) - len(boxes)} images not in the JSON, {index.num_repeated} "
+        "lines that repeat an image"
+    )
+
+
+def print_other_splits(out: Path, splits: Collection[str]) -> None:
+    """Print which splits in `out` are not written by the conversion."""
+    others = [
+        split for split in SPLITS if split not in splits and conversion.find_files(out, [split])
+    ]
+    if others:
+        write_line(
+            f"not changed: files of {', '.join(others)} in {out}, of which the JSON contains no "
+            "image"
+        )
