@@ -122,7 +122,7 @@ def _flaw(entry: Any) -> str | None:
             )
         if _is_unwritable(sentence["raw"]):
             return (
-                f'"raw" of sentences[{number}] holds NUL or half a '
+                f'"raw" of sentences[{number}] contains NUL or half a '
                 "character (a lone surrogate), expected text"
             )
     return _flaw_of_names(entry)

@@ -102,7 +102,7 @@ def _refuse_missing(
     used = {key(image.names[field]) for image in images if field in image.names}
     others = [line.name for name, line in index.lines.items() if name not in used]
     if field not in counts:
-        remedy = f"the JSON has no {field}, name another field with --match"
+        remedy = f"the JSON has no {field}: select another field with --match"
     elif counts.get("imgid") == len(images) and field != "imgid":
         remedy = (
             "imgid, a running number, matches all of them: give --match imgid only if the TSV "

@@ -1,4 +1,4 @@
-"""Options that say where the data are. Parsing imports this module, so it must not import torch."""
+"""Options that specify the data. Parsing imports this module, so it must not import torch."""
 
 from ..system.options import Group
 

@@ -99,7 +99,7 @@ def _describe(
 
 
 def unexpected_repeats(regions: RegionFile) -> int:
-    """How often images are repeated where every row should be a different image.
+    """How often images are repeated, although every row should be a different image.
 
     Only two rows are read if the first image is not repeated. If all rows are equal, the result is
     1: lib/data/check.py reports that.

@@ -24,7 +24,7 @@ from ..system.errors import InputError
 from ..system.files import why_unreadable
 from .captions import PADDING_ID, split_words
 
-# ids 0, 1, ...; no word of a caption holds a bracket
+# ids 0, 1, ...; no word of a caption contains a bracket
 SPECIAL = ("<pad>", "<unk>", "<start>", "<end>", "<mask>")
 LARGEST_AT_FIRST = 0.1  # largest initial value of word embeddings
 EXAMPLES = 5

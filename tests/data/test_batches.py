@@ -22,7 +22,7 @@ SIZES = {"train": 30, "dev": 8, "test": 8}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A demo data folder; tests leave it as it is."""
+    """A demo data folder, which tests do not change."""
     return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
 
 
@@ -38,10 +38,10 @@ def train(folder, tokeniser):
 
 @pytest.fixture
 def written(folder, tokeniser, tmp_path):
-    """Write a split from an array and captions, each the demo's unless given, and open it."""
+    """Write a split from an array and captions, by default those of the demo data, and open it."""
 
     def write(split="test", array=None, captions=None):
-        # a new one: the file of an open split must not change
+        # a new folder, because the file of an open split must not change
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         place.mkdir()
         np.save(place / f"{split}_ims.npy", images(folder, split) if array is None else array)
@@ -115,7 +115,7 @@ def test_a_batch_is_sorted_by_length_and_padded_with_zeros(train):
             assert (pieces[:length] > 0).all() and (pieces[length:] == 0).all()
         for regions, length in zip(batch.regions, batch.region_lengths):
             assert (regions[length:] == 0).all() and regions[:length].any(dim=1).all()
-    assert batch.region_lengths.unique().numel() > 1  # so there was padding
+    assert batch.region_lengths.unique().numel() > 1  # i.e. there was padding
 
 
 def test_regions_are_kept_in_order_four_of_five(folder, train):
@@ -216,7 +216,7 @@ def test_an_epoch_left_early_leaves_no_thread_and_no_worker(train):
     assert not multiprocessing.active_children()
     for thread in threading.enumerate():
         if thread not in before:
-            thread.join(PROCESS_TIMEOUT)  # a queue's thread ends a moment after its worker
+            thread.join(PROCESS_TIMEOUT)  # the thread of a queue ends shortly after its worker
     assert threading.enumerate() == before
 
 

@@ -1,5 +1,4 @@
-"""Caption files whose lines hold more than captions: what is said of them,
-and that the commands strip them."""
+"""Detection of caption files whose lines hold more than captions, and their commands."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Captions cut into words and pieces as BERT cuts them, and the statistics of altered words."""
+"""Captions are tokenised like BERT does; statistics of word augmentation."""
 
 import math
 import os
@@ -32,7 +32,7 @@ def tokeniser():
 
 
 def altered(word_lengths, seed):
-    """What becomes of words whose pieces are 1000, 1001, ..."""
+    """Augment words whose pieces are 1000, 1001, ..."""
     word_lengths = np.array(word_lengths, dtype=np.int64)
     return augment(
         1000 + np.arange(word_lengths.sum()), word_lengths, SPECIAL, np.random.default_rng(seed)

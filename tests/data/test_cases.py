@@ -31,7 +31,7 @@ def demo_folder(tmp_path_factory):
 
 
 def shuffled(num_images):
-    """An image for each of 3 N captions, 1 to 6 of each, in no order."""
+    """The image of each of 3 N captions in random order, 1 to 6 captions per image."""
     draw = np.random.default_rng(num_images)
     counts = 1 + draw.multinomial(2 * num_images, [1 / num_images] * num_images).clip(max=5)
     return draw.permutation(np.repeat(np.arange(num_images), counts))
@@ -93,7 +93,7 @@ def case(demo_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fit(case, tmp_path_factory):
-    """Train on a case, once. Gives the run folder and the scores of the test split."""
+    """Train on a case, once. Returns the run folder and the scores of the test split."""
     done = {}
 
     def run(name, *more):
@@ -161,7 +161,7 @@ def test_a_file_repeated_as_a_whole_is_refused(case, refusal, tmp_path, capfd):
     assert "rows 0 and 20 (from 0) are the same" in capfd.readouterr().out
 
 
-# images, captions, captions per image and how that is known, as `check` says it, of the test split
+# images, captions, and the pairing that `check` reports, of the test split
 CASES = {
     "one": (20, 20, "1 caption per image (one row per caption"),
     "three repeated": (20, 60, "3 captions per image (rows repeated 3 times"),

@@ -1,5 +1,4 @@
-"""How a BERT's tokeniser treats capitals and accents: as its files say,
-or as its vocabulary shows, and said aloud."""
+"""Capitals and accents in the tokeniser of a BERT: from its files or vocabulary."""
 
 import json
 import shutil
@@ -31,7 +30,7 @@ FIELDS = dict(
 
 
 def folder_of(folder, words, settings=None, config=None):
-    """A BERT folder without weights: these words after the special ones."""
+    """A BERT folder without weights. Its vocabulary: the special tokens, then these words."""
     folder.mkdir()
     (folder / "vocab.txt").write_text(
         "".join(f"{word}\n" for word in [*SPECIAL, *words]), encoding="utf-8"
@@ -44,7 +43,7 @@ def folder_of(folder, words, settings=None, config=None):
 
 
 def as_tokenizer_json(folder, change):
-    """Keep a folder's tokeniser as tokenizer.json alone, changed."""
+    """Replace the tokeniser files of a folder by a changed tokenizer.json."""
     content = json.loads(bert.tokeniser(folder).backend_tokenizer.to_str())
     change(content)
     (folder / "tokenizer.json").write_text(json.dumps(content))

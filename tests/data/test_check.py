@@ -1,5 +1,4 @@
-"""The report on a data folder: what it tells of a good one,
-and a fix for everything that can be wrong."""
+"""The report on a data folder: its description, and one fix for each kind of damage."""
 
 import os
 import re
@@ -20,7 +19,7 @@ SIZES = {"train": 30, "dev": 8, "test": 8}
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A demo data folder that nothing is wrong with; tests leave it as it is."""
+    """A valid demo data folder, which tests do not change."""
     return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
 
 
@@ -62,7 +61,7 @@ def counts(split, values):
 
 
 def run(*argv):
-    """Exit status of the command, run as `python -m lib.data` runs it."""
+    """Exit status of the command, as of `python -m lib.data`."""
     try:
         command_line(lambda: data_command.main([str(argument) for argument in argv]))
     except SystemExit as ended:
@@ -129,7 +128,7 @@ def test_float16_and_other_layouts_are_read(folder):
     assert not report.fixes and "dev: 8 rows x 36 regions x 128 features (float16" in str(report)
 
 
-DAMAGES = {  # what is done to a good folder -> what its only fix must say
+DAMAGES = {  # damage to a valid folder -> parts of the only fix
     "without captions": (
         lambda folder: (folder / "dev_caps.txt").unlink(),
         ["dev_caps.txt: no such file"],

@@ -1,5 +1,4 @@
-"""What of a data set is reported, and how far its negatives are drawn: by its name,
-its files and the options."""
+"""Conventions of a data set: the split that is reported on, and the distance of negatives."""
 
 import json
 import re
@@ -58,20 +57,20 @@ def made(demo_folder, tmp_path):
 
 
 def fit(options, folder, *more):
-    """Train. Gives the scores on the test split and the options in the checkpoint."""
+    """Train. Returns the scores on the test split and the options in the checkpoint."""
     (found,) = train.main([*options, *OPTIONS.split(), "--logger_name", str(folder), *more])
     return found.scores, torch.load(folder / "model_best.pth", weights_only=True)["options"]
 
 
 def distance_of(argv):
-    """Where the objective of these options stops drawing negatives."""
+    """The maximum distance of sampled negatives with these options."""
     parser = arguments.training_parser()
     options = arguments.parse_training(parser, argv)
     run_parts.choose_conventions(options, {})
     return run_parts.build_objective(options).options.longest_distance
 
 
-CHOICES = [  # name, splits -> split that is reported on, longest distance, what is said of it
+CHOICES = [  # name, splits -> split that is reported on, maximum distance, part of the note
     ("f30k", WITHOUT, "test", 1.7, None),
     ("mine", WITHOUT, "test", 1.7, None),
     ("coco", WITH, "testall", 1.9, None),
@@ -99,7 +98,7 @@ def test_name_and_files_decide(tmp_path, name, splits, split, distance, note):
     assert found[:2] == (split, distance)
     assert note in found.note if note else found.note is None
     (tmp_path / "testall_ims.npy").unlink(missing_ok=True)
-    # a split of which a file is missing is there, and refused when opened
+    # a split with a missing file counts as present, and is refused when it is opened
     (tmp_path / "testall_caps.txt").touch()
     assert conventions(tmp_path, name).test_split == "testall"
 
@@ -199,7 +198,7 @@ def test_a_run_is_evaluated_as_it_was_reported(made, tmp_path, capsys):
     )
     assert "contains testall" not in capsys.readouterr().out
     assert distance_of([*options, "--longest_distance", "1.5"]) == 1.5
-    assert "contains testall" in capsys.readouterr().out  # for the test split was not given
+    assert "contains testall" in capsys.readouterr().out  # because the test split was not given
     for more in ([], options):
         evaluation.main([str(tmp_path / "run"), *more])
         printed = capsys.readouterr().out

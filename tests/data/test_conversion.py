@@ -27,7 +27,7 @@ SETUP = "from lib.data import convert, __main__ as data_command\nconvert.IMAGES_
 
 
 def new_inputs(folder, first=1000, splits=SPLITS, sentences=5):
-    """a.tsv and split.json of five images of 6 boxes each, named from `first` on."""
+    """Write a.tsv and split.json of five images with 6 boxes each; names start at `first`."""
     folder.mkdir(exist_ok=True)
     (folder / "a.tsv").write_bytes(
         b"".join(tsv_line(first + n, 6, features(first + n, 6)) for n in (3, 1, 4, 0, 2))
@@ -83,13 +83,13 @@ def out(tmp_path):
 
 
 def converted(inputs, folder, *more):
-    """The files of a conversion that nothing disturbed."""
+    """The files of an undisturbed conversion."""
     assert run(*arguments(inputs, folder, *more)) == 0
     return content(folder)
 
 
 def is_refused(out):
-    """Whether every reader refuses the folder: of each split that it has, and of all of them."""
+    """Whether all readers refuse the folder: those of each split, and those of all splits."""
     found = []
     for split in ("train", "test", "dev"):
         try:
@@ -166,7 +166,7 @@ def test_an_overwriting_conversion_killed_before_any_operation_leaves_the_old_fi
             seen.add("old" if found != expected else "new")
         again = programs.run(command)
         assert again.status == 0 and content(out) == expected, (killed, again)
-    # when the last operation has been carried out the conversion has ended
+    # after the last operation, the conversion is complete
     assert seen == {"old", "refused"}
 
 

@@ -1,4 +1,4 @@
-"""Own features to a data folder: what lands where, and conversions that are killed."""
+"""Conversion of own features to a data folder, and conversions that are killed."""
 
 import functools
 import os
@@ -68,7 +68,7 @@ def test_heads_blank_lines_line_ends_and_unused_images(inputs, capsys):
     with open(inputs / "a.tsv", "ab") as file:
         file.write(b"\n\n" + tsv_line(7, 3) + tsv_line(8, 5) + tsv_line(1002, 5, features(0, 5)))
     assert run(*arguments(inputs, "--regions", 4)) == 0
-    check_converted(inputs)  # of 1002 the first
+    check_converted(inputs)  # the first line of image 1002 is used
     assert (
         "not used: 2 images not in the JSON, 1 lines that repeat an image"
         in capsys.readouterr().out
@@ -275,7 +275,7 @@ def test_a_process_that_is_stopped_from_outside_goes_on(inputs, capsys, number, 
 
 
 def test_a_terminal_is_shown_how_far_it_is(inputs):
-    ours, theirs = os.openpty()  # a terminal that tells no size, as under docker exec -t
+    ours, theirs = os.openpty()  # a terminal that does not report its size, as with docker exec -t
     command = [sys.executable, "-m", "lib.data", *map(str, arguments(inputs))]
     subprocess.run(
         command,

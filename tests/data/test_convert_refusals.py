@@ -50,7 +50,7 @@ def cut(size):
 
 
 LINE = base64.b64encode(features(1, 3)[:, :15].copy()) + b"\n"
-REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; nothing is written
+REFUSED_BEFORE = {  # damage to valid inputs -> parts of the error message; nothing is written
     "no TSV": (lambda folder: (folder / "b.tsv").unlink(), ["b.tsv: no such file", "--tsv"]),
     "a folder of TSV": (
         lambda folder: [
@@ -115,7 +115,7 @@ REFUSED_BEFORE = {  # what is done to good inputs -> what the refusal must say; 
     ),
     "half a character": (
         change_json(lambda images: images[1]["sentences"][2].update(raw="a \ud800 b")),
-        ['image 1: "raw" of sentences[2] holds NUL or half a character'],
+        ['image 1: "raw" of sentences[2] contains NUL or half a character'],
     ),
     "a name of two lines": (
         change_json(lambda images: images[1].update(filename="10\n01")),
@@ -226,7 +226,9 @@ def test_bad_features_are_named_and_leave_nothing_that_looks_finished(
         convert.LOCK,
     }
     (inputs / "b.tsv").write_bytes(good)
-    assert run(*arguments(inputs, "--regions", 4)) == 0  # another file now: from the start
+    assert (
+        run(*arguments(inputs, "--regions", 4)) == 0
+    )  # the file is different now, so the conversion restarts
     assert "going on" not in capsys.readouterr().out
     check_converted(inputs)
 

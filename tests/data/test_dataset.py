@@ -1,4 +1,4 @@
-"""Regions, captions, batches and loaders of a split."""
+"""Regions and captions of a split."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ SIZES = {"train": 30, "dev": 8, "test": 8}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A demo data folder; tests leave it as it is."""
+    """A demo data folder, which tests do not change."""
     return make_data(tmp_path_factory, **SIZES) / "demo_precomp"
 
 
@@ -53,10 +53,10 @@ def model(tokeniser):
 
 @pytest.fixture
 def written(folder, tokeniser, tmp_path):
-    """Write a split from an array and captions, each the demo's unless given, and open it."""
+    """Write a split from an array and captions, by default those of the demo data, and open it."""
 
     def write(split="test", array=None, captions=None):
-        # a new one: the file of an open split must not change
+        # a new folder, because the file of an open split must not change
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         place.mkdir()
         np.save(place / f"{split}_ims.npy", images(folder, split) if array is None else array)
@@ -249,7 +249,7 @@ def test_captions_are_tokenised_once(folder, tokeniser, monkeypatch):
     )
     pairs = TrainingPairs(RetrievalDataset(folder, "train", tokeniser), seed=0)
     assert calls == [1]
-    monkeypatch.setattr("lib.data.captions.split_words", None)  # nothing cuts words from here on
+    monkeypatch.setattr("lib.data.captions.split_words", None)  # no text is tokenised from here on
     assert len(epoch_of(pairs, 0) + epoch_of(pairs, 1)) == 8 and calls == [1]
 
 
@@ -263,7 +263,7 @@ def test_a_split_travels_to_a_process_without_its_regions(train):
 
 
 def sparse(path, shape):
-    """A .npy file of zeros that takes no room; skips where the file system writes them out."""
+    """Write a sparse .npy file of zeros; skip the test if the file system does not support it."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(
             file, dict(descr="<f4", fortran_order=False, shape=shape)
@@ -275,7 +275,7 @@ def sparse(path, shape):
 
 
 def resident():
-    """Bytes of this process in memory; None where /proc does not tell."""
+    """Resident memory of this process in bytes; None if /proc does not exist."""
     if not os.path.exists("/proc/self/statm"):
         return None
     with open("/proc/self/statm") as file:

@@ -1,5 +1,4 @@
-"""The demo data set: repeatable bytes, true captions, held-out pairs,
-and a BERT that transformers loads."""
+"""The demo data: reproducible files, region features, and a BERT that transformers loads."""
 
 import hashlib
 import json
@@ -21,7 +20,7 @@ from transformers import AutoTokenizer, BertModel
 from lib.data import demo, demo_bert, demo_regions, demo_scenes, demo_settings
 
 SIZES = {"train": 60, "dev": 20, "test": 30}
-LOCK = ".demo_precomp.lock"  # stays beside what was built
+LOCK = ".demo_precomp.lock"  # remains next to the data set
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,9 @@ def hashes(folder):
     }
 
 
-# Files
-
-
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
     code = f"from lib.data import demo; demo.build({str(tmp_path / 'again')!r}, sizes={SIZES})"
-    # another set order
+    # another order of sets
     repository, environment = Path(__file__).parents[2], {**os.environ, "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=repository, env=environment, check=True)
     demo.build(tmp_path / "other", seed=1, sizes=SIZES)
@@ -128,15 +124,6 @@ def test_a_build_killed_anywhere_is_not_in_the_way_of_the_next(tmp_path):
             }
 
 
-# Scenes
-
-
-# Captions
-
-
-# Regions
-
-
 def test_features_are_finite_sparse_and_never_negative(folder):
     for split in SIZES:
         features = np.load(folder / f"{split}_ims.npy")
@@ -190,9 +177,6 @@ def test_features_show_the_scene_of_their_image(folder):
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     ranks = (-(pooled @ expected.T)).argsort(axis=1).argsort(axis=1).diagonal()
     assert (ranks < 3).mean() > 0.5
-
-
-# BERT
 
 
 def test_bert_loads_as_bert_is_initialised(folder):

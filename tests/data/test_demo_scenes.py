@@ -22,7 +22,7 @@ WORDS = {
 PLACE_KEYS = {words: key for key, row in demo_settings.BACKGROUNDS.items() for words in row}
 
 
-RELATION_KEYS = {  # our own reading of the words, as of the sentences below
+RELATION_KEYS = {  # defined independently of the module, like the sentences below
     "left of": "left", "on the left side of": "left", "right of": "right",
     "on the right side of": "right", "above": "above", "over": "above", "higher than": "above",
     "below": "below", "under": "below", "underneath": "below", "next to": "near",
@@ -85,7 +85,7 @@ def fits(thing, phrase):
 
 
 def holds(relation, first, second):
-    """Our own reading of the relations, not that of the module."""
+    """The relations, defined independently of the module."""
     distance = ((first.x - second.x) ** 2 + (first.y - second.y) ** 2) ** 0.5
     return {
         "left": first.x < second.x,

@@ -25,7 +25,7 @@ def command(data, folder, *more):
 
 @pytest.fixture(scope="module")
 def bigru(whole, tmp_path_factory):
-    """A run folder of a BiGRU; tests leave it as it is."""
+    """A run folder of a BiGRU, which tests do not change."""
     folder = tmp_path_factory.mktemp("bigru") / "run"
     train.main(
         command(whole, folder, "--text_encoder", "bigru", "--word_dim", 8, "--min_word_count", 1)

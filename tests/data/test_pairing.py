@@ -1,4 +1,4 @@
-"""Which image a caption belongs to: in numbers against loops, and as the files of a split say."""
+"""The image of each caption, from the files of a split."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,6 @@ from lib.model import bert
 from lib.results.search import build_index
 from lib.system.errors import InputError
 
-# files
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -23,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def opened(folder, tmp_path):
-    """Write a split of the demo's images and captions, changed, and open it."""
+    """Write a split with changed images and captions of the demo data, and open it."""
 
     def write(split="test", rows=slice(None), captions=slice(None), images=None, **files):
         lines = np.array((folder / f"{split}_caps.txt").read_text().splitlines())[captions]
@@ -84,7 +82,7 @@ def test_repeated_rows_of_several_captions_each_are_refused(opened):
         match="every image 6 times in consecutive rows, and 24 captions, 2 per row; .*once$",
     ):
         opened(rows=np.arange(2).repeat(6), captions=slice(24))
-    assert opened(rows=[0, 0, *range(2, 12)]).num_images == 12  # an image that is there twice
+    assert opened(rows=[0, 0, *range(2, 12)]).num_images == 12  # an image that is stored twice
 
 
 def test_fewer_captions_than_rows_are_refused(opened):
@@ -164,7 +162,7 @@ def test_blank_lines_that_could_be_captions_or_not_are_refused(opened, tmp_path)
         InputError, match="found 72 .* the last of every 2 blank; expected 36 captions"
     ):
         opened(caps=doubled)
-    # a blank line an image
+    # one blank line per image
     apart = [line for start in range(0, 36, 3) for line in (*texts[start : start + 3], "")]
     with pytest.raises(
         InputError, match="found 48 .* the last of every 4 blank; expected 36 captions"

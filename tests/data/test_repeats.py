@@ -9,7 +9,7 @@ from lib.system.errors import InputError
 
 
 class InMemory:
-    """Stands for a `RegionFile`."""
+    """Replaces a `RegionFile`."""
 
     def __init__(self, rows):
         self.rows, self.shape = rows, rows.shape
@@ -84,7 +84,7 @@ def test_other_repetitions_are_refused_with_two_rows(rows, expected):
 
 def test_images_that_a_data_set_holds_twice_are_told_of():
     rows = np.arange(200)
-    rows[101] = rows[100]  # between two places that are looked at
+    rows[101] = rows[100]  # between two places that are compared
     assert (
         find_repeats("x_ims.npy", InMemory(rows.astype(np.float32)[:, None, None]), Named)[0] == 1
     )
@@ -102,14 +102,14 @@ def test_images_that_a_data_set_holds_twice_are_told_of():
         and "rows 0 and 1 (from 0) are the same image" in note
         and "x_caps_images.txt" in note
     )
-    repeated = rows.repeat(5)  # and so are images that follow each other in a file of repeated rows
+    repeated = rows.repeat(5)  # also consecutive copies in a file of repeated rows
     assert find_repeats(
         "x_ims.npy", InMemory(repeated.astype(np.float32)[:, None, None]), Named
     ) == (5, [])
 
 
 def test_opening_compares_few_rows(monkeypatch):
-    """How many rows are compared grows with the root of the number of images."""
+    """The number of compared rows grows with the square root of the number of images."""
     read, content = [], repeats._Rows._content
     monkeypatch.setattr(
         repeats._Rows, "_content", lambda rows, row: read.append(row) or content(rows, row)

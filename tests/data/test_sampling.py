@@ -22,7 +22,7 @@ from lib.system.errors import InputError
 
 
 def sampler(sizes, batch_size=12, num_groups=3, captions=5, seed=0):
-    """A sampler of clusters with these numbers of images, which come in mixed order."""
+    """A sampler for clusters of these sizes; images are in mixed order."""
     clusters = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
     images = np.repeat(np.arange(len(clusters)), captions)
     return NeighbourSampler(images, clusters, batch_size, num_groups, seed)
@@ -235,7 +235,7 @@ def split(tmp_path_factory):
     return RetrievalDataset(folder, "train", bert.tokeniser(folder / "bert"))
 
 
-@pytest.mark.parametrize("block", [1, 7, 40, 128])  # the last: the data are smaller than a block
+@pytest.mark.parametrize("block", [1, 7, 40, 128])  # with 128, the data are smaller than a block
 def test_mean_regions_are_those_of_the_file(split, monkeypatch, block):
     monkeypatch.setattr(sampling, "BLOCK_IMAGES", block)
     expected = np.load(split.regions_path).astype(np.float64).mean(axis=1)
@@ -259,7 +259,7 @@ def test_more_clusters_than_images_are_refused_before_a_region_is_read(split, mo
 
 
 class Blobs:
-    """What clustering needs of a split: 60 images of one region, in ten places far apart."""
+    """The part of a split that clustering needs: 60 images of one region, in ten distant groups."""
 
     num_images, region_dim = 60, 6
     places = 100 * torch.randn(10, 6, generator=torch.Generator().manual_seed(0)).repeat(6, 1)

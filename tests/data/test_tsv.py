@@ -1,5 +1,4 @@
-"""What public extractors write: other columns, other element types, other names,
-other numbers of sentences."""
+"""TSV files of different extractors: columns, names, numbers of sentences, changing files."""
 
 import numpy as np
 import pytest
