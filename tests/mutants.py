@@ -286,7 +286,7 @@ MUTANTS = {
         "nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))", TEST_RELATION),
     "the regulariser reaches the embeddings": Mutant(
         RELATION, "image_embeddings.detach(), caption_embeddings.detach()",
-        "image_embeddings, caption_embeddings", TEST_RELATION),
+        "image_embeddings, caption_embeddings", "objective/test_regulariser.py"),
     "relevance is not weighed": Mutant(
         "graph_lib.py", "bias = mask_weight * relation.relevance", "bias = relation.relevance",
         TEST_GRAPH),
