@@ -10,7 +10,7 @@ import torch
 
 from ..system import distributed
 from ..system.errors import InputError
-from .metrics import Similarity
+from .similarity import Similarity
 
 # Fixed because the last bit of an embedding depends on the batch size. Every evaluation of a model
 # gives the same bytes.
@@ -84,8 +84,8 @@ def similarities(model: torch.nn.Module, dataset: Split, device: torch.device) -
     captions = encode_captions(model, dataset, device)
     if not (images.isfinite().all() and captions.isfinite().all()):
         raise InputError(
-            f"{dataset.folder}: found NaN or Inf in the embeddings of the {dataset.split} split, "
-            "expected finite embeddings: the model has diverged; train with a smaller "
+            f"{dataset.folder}: the model has diverged (found NaN or Inf in the embeddings of the "
+            f"{dataset.split} split, expected finite embeddings). Train with a smaller "
             "--learning_rate, or use another checkpoint"
         )
     return Similarity(images, captions, dataset.caption_images)
