@@ -18,7 +18,7 @@ from lib.system.options import Parser, program_name
 from lib.system.run_folder import seed_folder
 from lib.training import option_checks
 from lib.training.options import add_training_options
-from lib.training.presets import DEMO, METHODS, demo_bert
+from lib.training.presets import DEMO, demo_bert, method_defaults
 
 TRAINING_EXAMPLES = """examples:
   python train.py --dataset demo
@@ -57,9 +57,9 @@ def parse_training(parser: Parser, argv: Sequence[str] | None = None) -> argpars
     first.add_argument("--method")
     first.add_argument("--data_path", default=parser.get_default("data_path"))
     chosen = first.parse_known_args(argv)[0]
+    parser.set_defaults(**method_defaults(chosen.method, chosen.dataset))
     if chosen.dataset == "demo":
         parser.set_defaults(**DEMO, bert_path=demo_bert(chosen.data_path))
-    parser.set_defaults(**METHODS.get(chosen.method, {}))
     options = parser.parse_args(argv)
     options.model_name = getattr(options, "model_name", options.logger_name)
     if options.multi_gpu and world_size() == 1:

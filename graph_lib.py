@@ -217,13 +217,17 @@ class Objective(nn.Module):
         use_graph: bool,
         hardest: bool = False,
         generator: torch.Generator | None = None,
+        scores: torch.Tensor | None = None,
     ) -> Loss:
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
-        use_graph: whether the warm-up is over; hardest: whether `vse` uses the hardest negatives.
+        use_graph: whether the warm-up is over; hardest: whether `vse` uses the hardest negatives;
+        scores: (B, B) similarities that are not the dot products of embeddings.
         """
         options = self.options
-        positives = find_positives(image_ids, bool(options.mask_repeat), images.embedding.device)
+        u, w = images.embedding, captions.embedding
+        device = images.fragments.device if u is None else u.device
+        positives = find_positives(image_ids, bool(options.mask_repeat), device)
 
         def losses(name, similarities):  # (T, B, B) to (T,)
             if name == "vse":
@@ -233,8 +237,8 @@ class Objective(nn.Module):
             longest = options.longest_distance or LONGEST_DISTANCE
             return triplet_loss(similarities, positives, options.margin, longest, generator)
 
-        u, w = images.embedding, captions.embedding
-        (base,), connected = losses(options.base_loss, similarity_matrices([(u, w)])), None
+        base_similarities = similarity_matrices([(u, w)]) if scores is None else scores[None]
+        (base,), connected = losses(options.base_loss, base_similarities), None
         terms = {"base": base}
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)

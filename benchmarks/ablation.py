@@ -52,6 +52,10 @@ ROWS = {
     "masked-padding": "--mask_padding 1",
     "vsepp": "--method vsepp",
     "gpo": "--method gpo",
+    "scan": "--method scan",
+    "scan-i2t": "--method scan --cross_attention i2t --aggregation lse",
+    "naaf": "--method naaf",
+    "chan": "--method chan",
     "bf16": "--precision bf16",
 }
 HERE = Path(__file__).parent

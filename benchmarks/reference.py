@@ -35,6 +35,43 @@ def relations_by_caption(words, lengths, regions, mlp_t2i, mlp_i2t, topk):
     return t2i_relevance, t2i_mean, i2t_relevance.T, i2t_mean.T
 
 
+def scan_by_caption(regions, words, lengths, direction="t2i", temperature=9.0):
+    """SCAN's scores (clipped_l2norm, mean), (B, C), with a loop over captions: each is copied to
+    every image, and every query gets its attended vector."""
+    columns = []
+    for caption, length in enumerate(lengths.tolist()):
+        own = words[caption, :length].repeat(len(regions), 1, 1)  # (B, n, E)
+        query, context = (own, regions) if direction == "t2i" else (regions, own)
+        match = F.leaky_relu(torch.bmm(context, query.transpose(1, 2)), 0.1)  # (B, k, q)
+        match = match / (match.pow(2).sum(2, keepdim=True).sqrt() + 1e-8)
+        weights = torch.softmax(temperature * match.transpose(1, 2).contiguous(), dim=2)
+        columns.append(_cosine(query, torch.bmm(weights, context)).mean(1))
+    return torch.stack(columns, 1)
+
+
+def naaf_by_caption(regions, words, lengths, threshold=0.0):
+    """NAAF's training scores at a fixed threshold, (B, C), with a loop over captions."""
+    columns = []
+    for caption, length in enumerate(lengths.tolist()):
+        own = words[caption, :length].repeat(len(regions), 1, 1)  # (B, n, E)
+        raw = torch.bmm(own, regions.transpose(1, 2))  # (B, n, R)
+        is_above = (raw > threshold).to(raw.dtype)
+        positive = is_above * torch.exp(20 * (raw - threshold) * is_above)
+        positive = positive / (positive.sum(2, keepdim=True) + 1e-8)
+        attended = torch.bmm(positive, regions)
+        matched = (own * attended).sum(2) / attended.norm(dim=2).clamp(min=1e-8)
+        clipped = F.leaky_relu(raw, 0.1)
+        clipped = clipped / (clipped.pow(2).sum(1, keepdim=True).sqrt() + 1e-8)
+        relevance = (torch.softmax(20 * clipped, dim=2) * raw).sum(2)
+        negative = (raw.amax(2) - threshold).clamp(max=0)
+        columns.append((matched + relevance + negative).mean(1))
+    return torch.stack(columns, 1)
+
+
+def _cosine(left, right):
+    return (left * right).sum(2) / (left.norm(dim=2) * right.norm(dim=2)).clamp(min=1e-8)
+
+
 def ranks_by_sorting(similarities):
     """Ranks by sorting the candidates of every query. similarities: (N, 5N) array. Returns
     (N,) and (5N,)."""

@@ -122,3 +122,14 @@ def test_the_recipes_apply_to_the_code():
         text = (ROOT / file).read_text()
         assert text.count("\n".join(before)) == 1, f"{file}: expected once:\n" + "\n".join(before)
         assert before != after
+
+
+def test_the_reading_order_has_the_lengths_of_the_files():
+    text = (ROOT / "docs/code.md").read_text()
+    rows = re.findall(r"\| \[`([^`]+)`\]\([^)]*\) \| (\d+) \|", text)
+    lengths = {name: len((ROOT / name).read_text().splitlines()) for name, _ in rows}
+    assert len(rows) > 5
+    for name, told in rows:
+        assert abs(int(told) - lengths[name]) <= 20, f"{name} has {lengths[name]} lines"
+    whole = int(re.search(r"about ([\d,]+) lines", text)[1].replace(",", ""))
+    assert abs(whole - sum(lengths.values())) <= 100

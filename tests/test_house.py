@@ -28,12 +28,13 @@ ORDER = (
     "lib.data.tsv_columns", "lib.data.tsv", "lib.data.karpathy", "lib.data.conversion",
     "lib.data.convert", "lib.data.__main__", "lib.data.sampling", "lib.data.conventions",
     "lib.data.dataset", "lib.data.batches",
-    "lib.model.options", "lib.model.pooling", "lib.model.packing", "lib.model.casting",
+    "lib.model.options", "lib.model.pooling", "lib.model.packing", "lib.model.matches",
+    "lib.model.pair_scores", "lib.model.cross_attention", "lib.model.naaf", "lib.model.casting",
     "lib.model.saved_bert", "lib.model.casing", "lib.model.bert", "lib.model.splits",
     "lib.model.fragment", "lib.model.state", "lib.model.state_dicts", "lib.model.sizes",
     "lib.model.published", "lib.model.checkpoint", "lib.model.pretrained",
-    "lib.model.encoders", "lib.model.network", "lib.objective.options", "lib.objective.losses",
-    "lib.objective.relation",
+    "lib.model.encoders", "lib.model.similarity", "lib.model.network", "lib.objective.options",
+    "lib.objective.losses", "lib.objective.relation",
     "graph_lib",
     "lib.training.presets", "lib.training.options", "lib.training.option_checks",
     "lib.training.run_parts", "lib.training.optim", "lib.training.logs", "lib.training.validations",
@@ -165,6 +166,7 @@ def test_every_option_is_read(option):
     readers = (
         "graph_lib",
         "lib.model.network",
+        "lib.model.similarity",
         *(module for module in ORDER if module.startswith("lib.training.run_")),
     )
     readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train")
@@ -284,7 +286,11 @@ def public_functions(module):
     """The functions and methods of a module whose names do not begin with an underscore, and
     __init__."""
     tree = ast.parse(path_of(module).read_text())
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
     found = [*tree.body, *(node for each in classes for node in each.body)]
     for node in found:
         is_public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_")

@@ -38,18 +38,32 @@ class Similarity:
         return (self.images[rows] @ self.captions[columns].T).numpy()
 
 
-Similarities = Similarity | np.ndarray  # (N, C)
+class ScoreMatrix:
+    """Similarities (N, C) without embeddings, used like `Similarity`.
+
+    matrix: float32; caption_images: the image of each caption.
+    """
+
+    def __init__(self, matrix: np.ndarray, caption_images: np.ndarray | None = None) -> None:
+        self.matrix, self.shape, self.caption_images = matrix, matrix.shape, caption_images
+
+    def __getitem__(self, index: tuple) -> np.ndarray:
+        return self.matrix[index]
+
+
+Scored = Similarity | ScoreMatrix  # of a model and a split
+Similarities = Scored | np.ndarray  # (N, C)
 
 
 def resolve_caption_images(
     similarities: Similarities, caption_images: np.ndarray | None = None
 ) -> np.ndarray:
-    """The image of each caption, (C,): the map given, that of a `Similarity`, or the default order.
+    """The image of each caption, (C,): the given map, that of the similarities, or the default.
 
     Raises ValueError if the map does not fit similarities (N, C).
     """
     num_images, num_captions = similarities.shape
-    if caption_images is None and isinstance(similarities, Similarity):
+    if caption_images is None and not isinstance(similarities, np.ndarray):
         caption_images = similarities.caption_images
     if caption_images is None:
         return captions_in_order(num_images, num_captions)
@@ -85,8 +99,9 @@ def fold_blocks(
         yield similarities[start : start + size, columns], images
 
 
-def ensemble(models: Sequence[Similarity]) -> Similarity:
-    """Mean of several models' similarities, as the similarity of concatenated embeddings.
+def ensemble(models: Sequence[Scored]) -> Scored:
+    """Mean of several models' similarities. If all models have embeddings, it is the similarity of
+    the concatenated embeddings.
 
     Embedding sizes may differ. Raises ValueError if the models differ in their images or captions,
     or in which belong together.
@@ -103,10 +118,13 @@ def ensemble(models: Sequence[Similarity]) -> Similarity:
             "an ensemble needs models of the same pairs of images and captions, found different "
             "pairs"
         )
-    images = torch.cat([model.images for model in models], dim=1) / len(models)
-    return Similarity(
-        images, torch.cat([model.captions for model in models], dim=1), caption_images
-    )
+    embedded = [model for model in models if isinstance(model, Similarity)]
+    if len(embedded) < len(models):
+        total = np.sum([model[:, :] for model in models], axis=0, dtype=np.float32)
+        return ScoreMatrix(total / np.float32(len(models)), caption_images)
+    images = torch.cat([model.images for model in embedded], dim=1) / len(models)
+    captions = torch.cat([model.captions for model in embedded], dim=1)
+    return Similarity(images, captions, caption_images)
 
 
 def top_indices(scores: np.ndarray, count: int) -> np.ndarray:

@@ -21,18 +21,19 @@ class Encoded(NamedTuple):
 
     embedding (N, E), which retrieval uses; unnormalised (N, E), the same before L2 normalisation;
     fragments (N, n, E) before the transformer, padded positions included, without gradient; lengths
-    (N,) on the CPU.
+    (N,) on the CPU. Without pooling there is no embedding, and the fragments are L2-normalised and
+    have a gradient.
     """
 
-    embedding: torch.Tensor
-    unnormalised: torch.Tensor
+    embedding: torch.Tensor | None
+    unnormalised: torch.Tensor | None
     fragments: torch.Tensor
     lengths: torch.Tensor
 
 
 class ImageEncoder(nn.Module):
     """Region features to image embeddings: a linear map plus an MLP for each region, then fragment
-    relations."""
+    relations. pooling: None for fragments only; mlp: False for the linear map only."""
 
     def __init__(
         self,
@@ -41,23 +42,22 @@ class ImageEncoder(nn.Module):
         heads: int,
         dropout: float = 0.1,
         residual_weight: float = 0.8,
-        pooling: str = "maxk+relation",
+        pooling: str | None = "maxk+relation",
         normalise: bool = True,
         mask_padding: bool = False,
+        mlp: bool = True,
     ) -> None:
         super().__init__()
         self.normalise, self.mask_padding = normalise, mask_padding
         self.projection = nn.Linear(region_dim, dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(region_dim, dim // 2),
-            BatchNorm(dim // 2),
-            nn.ReLU(),
-            nn.Linear(dim // 2, dim),
-        )
-        for linear in (self.projection, self.mlp[0], self.mlp[3]):
+        first, last = nn.Linear(region_dim, dim // 2), nn.Linear(dim // 2, dim)
+        self.mlp = nn.Sequential(first, BatchNorm(dim // 2), nn.ReLU(), last) if mlp else None
+        for linear in (self.projection, first, last):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
+        self.fragment_relation = (
+            FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
+        )
 
     def forward(self, regions: torch.Tensor, lengths: torch.Tensor) -> Encoded:
         """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU.
@@ -72,11 +72,11 @@ class ImageEncoder(nn.Module):
         else:
             # (N, R, E)
             fragments = self.project(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
-        return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
+        return _encoded(self, fragments, lengths)
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
         """Fragments of the rows that batch norm includes. rows: (M, D). Returns (M, E)."""
-        return self.projection(rows) + self.mlp(rows)
+        return self.projection(rows) + self.mlp(rows) if self.mlp else self.projection(rows)
 
 
 class TextEncoder(nn.Module):
@@ -93,14 +93,16 @@ class TextEncoder(nn.Module):
         heads: int,
         dropout: float = 0.1,
         residual_weight: float = 0.8,
-        pooling: str = "maxk+relation",
+        pooling: str | None = "maxk+relation",
         normalise: bool = True,
     ) -> None:
         super().__init__()
         self.normalise = normalise
         self.bert = bert
         self.projection = nn.Linear(bert.config.hidden_size, dim)
-        self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
+        self.fragment_relation = (
+            FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
+        )
 
     def forward(
         self, pieces: torch.Tensor, lengths: torch.Tensor, least_pieces: int | None = None
@@ -115,7 +117,7 @@ class TextEncoder(nn.Module):
         packing = Packing(lengths.clamp(min=least), longest, pieces.device)
         # (N, L, E)
         fragments = packing.unpack(self.projection(encode_packed(self.bert, pieces, packing)))
-        return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
+        return _encoded(self, fragments, lengths)
 
 
 class RecurrentTextEncoder(nn.Module):
@@ -132,14 +134,16 @@ class RecurrentTextEncoder(nn.Module):
         heads: int,
         dropout: float = 0.1,
         residual_weight: float = 0.8,
-        pooling: str = "maxk+relation",
+        pooling: str | None = "maxk+relation",
         normalise: bool = True,
     ) -> None:
         super().__init__()
         self.normalise = normalise
         self.words = words
         self.gru = nn.GRU(words.embedding_dim, dim, batch_first=True, bidirectional=True)
-        self.fragment_relation = FragmentRelation(dim, heads, dropout, residual_weight, pooling)
+        self.fragment_relation = (
+            FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
+        )
 
     def forward(
         self, pieces: torch.Tensor, lengths: torch.Tensor, least_pieces: int | None = None
@@ -153,11 +157,16 @@ class RecurrentTextEncoder(nn.Module):
         # (N, L, 2E)
         states = pad_packed_sequence(states, batch_first=True, total_length=pieces.size(1))[0]
         fragments = states.unflatten(2, (2, -1)).mean(2)  # (N, L, E)
-        return _encoded(self, self.fragment_relation(fragments, lengths), fragments, lengths)
+        return _encoded(self, fragments, lengths)
 
 
-def _encoded(encoder, pooled, fragments, lengths):
-    pooled = pooled.float()  # the encoder may have run in bf16
+def _encoded(encoder, fragments, lengths):
+    if encoder.fragment_relation is None:
+        fragments = fragments.float()
+        return Encoded(
+            None, None, l2_normalise(fragments) if encoder.normalise else fragments, lengths
+        )
+    pooled = encoder.fragment_relation(fragments, lengths).float()  # it may have run in bf16
     return Encoded(
         l2_normalise(pooled) if encoder.normalise else pooled, pooled, fragments.detach(), lengths
     )

@@ -19,12 +19,14 @@ from ..system.options import from_saved
 from . import bert, checkpoint
 from .encoders import Encoded, ImageEncoder, RecurrentTextEncoder, TextEncoder
 from .options import ALWAYS_SAVED, ModelOptions
+from .similarity import CrossAttention
 
 PUBLISHED_BERT = "bert-base-uncased"
 
 
 class HREM(nn.Module):
-    """The image and the text encoder. Evaluation uses nothing else: similarity is the dot product.
+    """The image and the text encoder. Evaluation uses nothing else: similarity is the dot product
+    of embeddings, or `similarity` of the fragments, if it is not None.
 
     reader: a transformers BertModel without its pooler, or the nn.Embedding of a vocabulary, which
     a bidirectional GRU then reads; region_dim: D.
@@ -42,16 +44,18 @@ class HREM(nn.Module):
             heads=options.nhead,
             dropout=options.dropout,
             residual_weight=options.residual_weight,
-            pooling=options.pooling,
+            pooling=options.pooling if options.similarity == "embedding" else None,
         )
         self.image_encoder = ImageEncoder(
             region_dim,
             normalise=not options.no_imgnorm,
             mask_padding=bool(options.mask_padding),
+            mlp=bool(options.region_mlp),
             **shared,
         )
         read = RecurrentTextEncoder if isinstance(reader, nn.Embedding) else TextEncoder
         self.text_encoder = read(reader, normalise=not options.no_txtnorm, **shared)
+        self.similarity = CrossAttention(options) if options.similarity != "embedding" else None
 
     def forward(self, batch: Batch, least_pieces: int | None = None) -> tuple[Encoded, Encoded]:
         """Encode a batch. least_pieces: see `TextEncoder`. Returns images and captions."""

@@ -4,6 +4,7 @@ import dataclasses
 
 from ..system.options import (
     FRACTION,
+    POSITIVE,
     PROBABILITY_BELOW_ONE,
     SIZE,
     SWITCH,
@@ -15,6 +16,10 @@ POOLINGS = tuple(
     name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo")
 )
 TEXT_ENCODERS = ("bert", "bigru")
+SIMILARITIES = ("embedding", "scan", "naaf", "chan")
+MATCH_NORMS = (
+    "clipped_l2norm", "l2norm", "clipped_l1norm", "l1norm", "clipped", "softmax", "no_norm",
+)  # fmt: skip
 PRECISIONS = ("fp32", "tf32", "bf16")  # of the encoders in training; evaluation always uses fp32
 LARGEST_WORD = 2**13
 
@@ -52,6 +57,34 @@ class ModelOptions:
     text_encoder: str = option("bert", TEXT_ENCODERS, "text encoder")
     word_dim: int = option(300, Number(int, 1, LARGEST_WORD), "size of a word embedding")
     strip_accents: int = option(1, SWITCH, "1: remove accents from words; 0: keep them")
+    region_mlp: int = option(
+        1, SWITCH, "0: project regions by a linear layer only, without the MLP beside it"
+    )
+    similarity: str = option(
+        "embedding",
+        SIMILARITIES,
+        "embedding: dot product of two vectors; scan, naaf, chan: cross-attention between all "
+        "regions and words, without pooling and without the graph",
+    )
+    cross_attention: str = option(
+        "t2i", ("t2i", "i2t"), "scan: words attend to regions (t2i), or regions to words (i2t)"
+    )
+    aggregation: str = option(
+        "mean",
+        ("mean", "lse", "max", "sum"),
+        "scan, chan: how the scores of the words (i2t: of the regions) become one; lse: LogSumExp",
+    )
+    attention_temperature: float | None = option(
+        None, POSITIVE, "scan: factor in the softmax of the attention (default: 9; i2t: 4)"
+    )
+    lse_temperature: float | None = option(
+        None, POSITIVE, "factor in --aggregation lse (default: 6; scan i2t: 5; chan: 10)"
+    )
+    match_norm: str = option(
+        "clipped_l2norm",
+        MATCH_NORMS,
+        "scan: normalisation of the matches along the queries, before the softmax",
+    )
 
 
 ALWAYS_SAVED = ("embed_size", "nhead", "dropout", "residual_weight", "no_imgnorm", "no_txtnorm")

@@ -19,8 +19,11 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 
 # with other values of these, the weights do not fit
-MUST_AGREE = ("text_encoder", "embed_size", "nhead", "pooling")
-MAY_DIFFER = ("residual_weight", "no_imgnorm", "no_txtnorm", "mask_padding")
+MUST_AGREE = ("text_encoder", "embed_size", "nhead", "pooling", "region_mlp", "similarity")
+MAY_DIFFER = (
+    "residual_weight", "no_imgnorm", "no_txtnorm", "mask_padding", "cross_attention",
+    "aggregation", "attention_temperature", "lse_temperature", "match_norm",
+)  # fmt: skip
 
 
 def read(path: Path | str, options: Mapping[str, Any]) -> Checkpoint:

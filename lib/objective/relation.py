@@ -16,8 +16,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..model.encoders import Encoded
+from ..model.matches import BLOCKS, caption_groups, image_blocks
 from ..model.packing import Packing
-from ..model.pooling import length_groups, real_mask
+from ..model.pooling import real_mask
 from ..system import distributed
 
 SIGMA = 1.0
@@ -57,27 +58,6 @@ def whole_graph(
 ) -> torch.Tensor:
     """Four blocks (B, B) as the matrix of all 2B instances, (2B, 2B): [[i2i, i2t], [t2i, t2t]]."""
     return torch.cat([torch.cat([i2i, i2t], dim=1), torch.cat([t2i, t2t], dim=1)])
-
-
-class BlockLimits(NamedTuple):
-    """How pairs are cut: captions at a time, their most padding,
-    and most matches of pieces with regions.
-
-    A match takes 4 bytes; it is held once for a block, and twice more for captions of like length.
-    At least one image is taken at a time.
-    """
-
-    captions: int
-    padding: int
-    matches: int
-
-
-BLOCKS = {
-    # 32 MB; captions of one length need neither copies nor masks
-    "cpu": BlockLimits(1024, 0, 2**23),
-    # 64 MB: 128 pairs in one block, for launching kernels takes the time
-    "cuda": BlockLimits(1024, 4096, 2**24),
-}
 
 
 class Matches(NamedTuple):
@@ -214,57 +194,24 @@ def _matches_with_all_images(words, lengths, regions, is_padding, topk, limits):
     regions: (R, B, E), unit vectors; is_padding: (R, B) bool, the regions that take no part, or
     None.
     """
-    num_regions, num_images = regions.shape[:2]
+    num_images = regions.size(1)
     # (n,) pieces that are read of each caption
     selected = lengths.clamp(min=min(topk, words.size(1)))
     # (M, E)
     packed = Packing(selected, words.size(1), words.device).pack(F.normalize(words.float(), dim=-1))
-    groups = _caption_groups(lengths, selected, words.device, limits.padding)
+    groups = caption_groups(lengths, selected, words.device, limits.padding)
     pairs = len(words), num_images
     directions = [
         Matches(packed.new_empty(pairs), packed.new_empty(*pairs, topk)) for _ in range(2)
     ]
-    at_once = max(limits.matches // (len(packed) * num_regions), 1)
-    for first in range(0, num_images, at_once):
-        images = slice(first, min(first + at_once, num_images))
+    for images, product in image_blocks(packed, regions, limits.matches):
         unseen = None if is_padding is None else is_padding[:, images]
-        cosine = packed @ regions[:, images].flatten(0, 1).T
-        match = F.leaky_relu_(cosine, NEGATIVE_SLOPE).unflatten(1, (num_regions, -1))  # (M, R, b)
+        match = F.leaky_relu_(product, NEGATIVE_SLOPE)  # (M, R, b)
         for group in groups:
             matched = _group_matches(match[group.rows], group, topk, unseen)
             for found, values in zip(directions, matched):
                 found.mean[group.captions, images], found.largest[group.captions, images] = values
     return directions
-
-
-class CaptionGroup(NamedTuple):
-    """A run of n captions of like length: where they lie in the batch and in its packed pieces,
-    and their masks."""
-
-    captions: slice
-    rows: slice
-    packing: Packing | None  # where some have fewer than L selected pieces
-    lengths: torch.Tensor  # (n, 1)
-    is_real: torch.Tensor  # (n, L, 1)
-    is_selected: torch.Tensor  # (n, L, 1)
-    has_padding: bool
-
-
-def _caption_groups(lengths, selected, device, most_padding):
-    ends = selected.cumsum(0).tolist()
-    groups = []
-    for run, longest in length_groups(selected, most_padding):
-        is_real, is_selected = (
-            real_mask(counts[run], longest, device).unsqueeze(2) for counts in (lengths, selected)
-        )
-        rows = slice(ends[run.start] - int(selected[run.start]), ends[run.stop - 1])
-        packing = (
-            Packing(selected[run], longest, device) if int(selected[run].min()) < longest else None
-        )
-        counted = lengths[run].to(device, non_blocking=True).unsqueeze(1)
-        has_padding = int(lengths[run].min()) < longest
-        groups.append(CaptionGroup(run, rows, packing, counted, is_real, is_selected, has_padding))
-    return groups
 
 
 def _group_matches(match, group, topk, is_padding=None):

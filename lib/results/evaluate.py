@@ -12,7 +12,7 @@ from ..evaluation.facts import find_facts
 from ..evaluation.report import save_results
 from ..evaluation.result_folder import METRICS, find_name, run_folder
 from ..evaluation.result_names import SEEDS, ResultName, ensemble_id
-from ..evaluation.similarity import Similarities, ensemble
+from ..evaluation.similarity import Similarities, Similarity, ensemble
 from ..evaluation.table import (
     Table,
     folds_by_label,
@@ -64,6 +64,7 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
     result = name_of(runs, ensemble_id([run.path for run in runs], folder) if len(runs) > 1 else "")
     extras = [name for name in ("bootstrap", "extended") if is_given(options, name)]
     result = result._replace(extras="-".join(extras))
+    _check_export(first, options)
     facts = find_facts(first.dataset, first.data, pairs, folder)
     distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.build_index(first.data)) if options.extended else None
@@ -86,6 +87,16 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
         table = table._replace(text=f"{table.text}\n\n{extended.markdown(facts['extended'])}")
     print_line(table.text)
     _save(runs, table, similarities, result, options)
+
+
+def _check_export(run: Run, options: argparse.Namespace) -> None:
+    """Raise InputError if --export is given for a model without embeddings."""
+    if options.export is not None and run.model.similarity is not None:
+        raise InputError(
+            f"--export: {run.path} has no embeddings (found --similarity "
+            f"{run.trained.options['similarity']}, expected embedding). Use --save_results 1 to "
+            "save the similarities"
+        )
 
 
 def _save(runs, table, similarities, result, options):
@@ -147,28 +158,35 @@ def print_search(run: Run, options: argparse.Namespace, device: torch.device) ->
     """Print the results of --query and --query_image."""
     data, index = run.data, search.build_index(run.data)
     image = None if options.query_image is None else index.find(options.query_image)
-    folder, model_options = (
-        run_folder(run.path.parent),
-        checkpoint.model_options(run.trained.options),
-    )
-    similarity = search.cached_similarity(
-        folder, name_of([run]).embeddings(), run.model, model_options, data, device
-    )
     where = one_line(f"{run.dataset}, split {data.split}")
+    embedded = _cached_similarity(run, device) if run.model.similarity is None else None
     if options.query is not None:
         tokeniser = load_tokeniser(run.trained, run.bert_path)
-        words = Trained(run.model, tokeniser, device).encode_captions([options.query])
-        found = search.best_images(similarity.images.numpy() @ words[0], options.topk)
+        asked = Trained(run.model, tokeniser, device)
+        if embedded is None:
+            scores = asked.scores_of_text(options.query, data)
+        else:
+            scores = embedded.images.numpy() @ asked.encode_captions([options.query])[0]
+        found = search.best_images(scores, options.topk)
         print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
         if unknown := search.unknown_words(options.query, tokeniser):
             print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
         print_line("\n" + search.images_as_text(found, data, index))
     if image is not None:
+        similarity = embedded or encoding.similarities(run.model, data, device)
         found = search.best_captions(similarity, image, options.topk)
         print_line(
             f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n"
         )
         print_line(search.captions_as_text(found, index))
+
+
+def _cached_similarity(run: Run, device: torch.device) -> Similarity:
+    """`search.cached_similarity` of a run whose model has embeddings."""
+    folder = run_folder(run.path.parent)
+    model_options = checkpoint.model_options(run.trained.options)
+    name = name_of([run]).embeddings()
+    return search.cached_similarity(folder, name, run.model, model_options, run.data, device)
 
 
 def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:

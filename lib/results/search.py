@@ -20,7 +20,7 @@ from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
 from ..data.pairing import ids_of_images
 from ..evaluation import encoding
-from ..evaluation.similarity import Similarity, resolve_caption_images, top_indices
+from ..evaluation.similarity import Scored, Similarity, resolve_caption_images, top_indices
 from ..model.network import HREM
 from ..system import cache
 from ..system.console import markdown_cell
@@ -96,7 +96,7 @@ def _numbers(count):
     return list(map(str, range(count)))
 
 
-def best_captions(similarity: Similarity, image: int, count: int) -> list[SearchResult]:
+def best_captions(similarity: Scored, image: int, count: int) -> list[SearchResult]:
     """The captions most similar to an image of the split."""
     scores, caption_images = similarity[image : image + 1, :][0], resolve_caption_images(similarity)
     return [
@@ -165,8 +165,8 @@ def cached_similarity(
     data: RetrievalDataset,
     device: torch.device,
 ) -> Similarity:
-    """The similarities of a split, from the embeddings cached in a run folder if these belong to
-    this model and these data.
+    """The similarities of a split for a model with embeddings, from the embeddings cached in a run
+    folder if these belong to this model and these data.
 
     name: of the cache file; model_options: options that the model was built with. If the folder
     cannot be written, or the file is not ours, nothing is cached.
@@ -177,6 +177,7 @@ def cached_similarity(
     cached = _read(folder.path / name, key, data)
     if cached is None:
         cached = encoding.similarities(model, data, device)
+        assert isinstance(cached, Similarity)
         with contextlib.suppress(OSError, InputError), folder.atomic_write(name) as file:
             cache.write(file, key, images=cached.images.numpy(), captions=cached.captions.numpy())
     return cached

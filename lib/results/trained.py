@@ -10,20 +10,23 @@ model.encode_images(regions, num_regions)                   # (n, R, D), (n,) ->
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from ..data import fingerprint
 from ..data.captions import Captions, Tokeniser, tokenise
-from ..data.dataset import LARGEST_FEATURE, pad_pieces
+from ..data.dataset import LARGEST_FEATURE, RetrievalDataset, pad_pieces
 from ..evaluation import encoding
 from ..model import checkpoint
 from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
 from ..model.pooling import real_mask
 from ..system import devices
 from ..system.errors import InputError
+
+RegionArray: TypeAlias = np.ndarray | torch.Tensor  # (n, R, D)
+RegionCounts: TypeAlias = np.ndarray | torch.Tensor | Sequence[int]  # (n,)
 
 
 def load(path: Path | str, device: str = "auto", bert_path: str | None = None) -> "Trained":
@@ -56,7 +59,13 @@ class Trained:
         self.model, self.tokeniser, self.device = model, tokeniser, device
 
     def encode_captions(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings (n, E) of n captions of any length. Raises InputError."""
+        """Embeddings (n, E) of n captions of any length. Raises InputError, also for a model
+        without embeddings: see `similarities`."""
+        self._expect_embeddings()
+        return encoding.encode_captions(self.model, self._captions(texts), self.device).numpy()
+
+    def _captions(self, texts):
+        """The checked and tokenised captions. Raises InputError."""
         given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
         if not given or not all(isinstance(text, str) for text in given):
             raise InputError(
@@ -73,19 +82,22 @@ class Trained:
             )
         reader = getattr(self.model.text_encoder, "bert", None)
         longest = reader and reader.config.max_position_embeddings
-        captions = _Captions(tokenise(given, self.tokeniser, longest))
-        return encoding.encode_captions(self.model, captions, self.device).numpy()
+        return _Captions(tokenise(given, self.tokeniser, longest))
 
     def encode_images(
-        self,
-        regions: np.ndarray | torch.Tensor,
-        num_regions: np.ndarray | torch.Tensor | Sequence[int] | None = None,
+        self, regions: RegionArray, num_regions: RegionCounts | None = None
     ) -> np.ndarray:
         """Embeddings (n, E) of n images. Raises InputError.
 
         regions: array or tensor (n, R, D) of finite features; num_regions: (n,) number of true
         regions of each image, the rest is padding (default: all are true).
         """
+        self._expect_embeddings()
+        images = self._images(regions, num_regions)
+        return encoding.encode_images(self.model, images, self.device).numpy()
+
+    def _images(self, regions, num_regions):
+        """The checked images. Raises InputError."""
         wanted = self.model.image_encoder.projection.in_features
         shape = tuple(getattr(regions, "shape", ()))
         if len(shape) != 3 or shape[2] != wanted or 0 in shape:
@@ -114,7 +126,32 @@ class Trained:
                 f"regions: wrong type (found values of type {regions.dtype}, expected real "
                 "numbers). Convert them to float32"
             )
-        return encoding.encode_images(self.model, _Images(regions, counts), self.device).numpy()
+        return _Images(regions, counts)
+
+    def similarities(
+        self, regions: RegionArray, texts: Sequence[str], num_regions: RegionCounts | None = None
+    ) -> np.ndarray:
+        """Similarities (n, c) of n images with c captions, for every kind of model. Raises
+        InputError. Arguments: as for `encode_images` and `encode_captions`."""
+        images, captions = self._images(regions, num_regions), self._captions(texts)
+        if self.model.similarity is None:
+            rows = encoding.encode_images(self.model, images, self.device)
+            columns = encoding.encode_captions(self.model, captions, self.device)
+            return (rows @ columns.T).numpy()
+        return encoding.fragment_scores(self.model, images, captions, self.device)
+
+    def scores_of_text(self, text: str, data: RetrievalDataset) -> np.ndarray:
+        """Similarities (N,) of a text with the images of a split, by cross-attention."""
+        return encoding.fragment_scores(self.model, data, self._captions([text]), self.device)[:, 0]
+
+    def _expect_embeddings(self):
+        """Raise InputError if the model scores pairs by cross-attention."""
+        if self.model.similarity is not None:
+            raise InputError(
+                "this model has no embedding of an image or a caption (found --similarity "
+                f"{self.model.similarity.kind}, expected embedding). Use similarities(regions, "
+                "texts) instead"
+            )
 
 
 class _Captions(NamedTuple):

@@ -249,6 +249,23 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return rows if world_size() == 1 else _Gather.apply(rows)
 
 
+class _GatherForShard(_Gather):
+    """`_Gather` of rows from which each process computes only a shard of what is gathered later:
+    the gradients of the processes, which are parts of the whole, are added."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total[shard()]
+
+
+def gather_for_shard(rows: torch.Tensor) -> torch.Tensor:
+    """`gather` of rows of which each process uses all to compute its shard of a result, which is
+    then gathered."""
+    return rows if world_size() == 1 else _GatherForShard.apply(rows)
+
+
 class _Sum(Function):
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:

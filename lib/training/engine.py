@@ -78,6 +78,10 @@ def batch_loss(
         images, captions = encode(batch, least_pieces=objective.pieces_read if use_graph else 0)
     if is_shared:
         torch.manual_seed(seed)  # random choices over the whole batch are the same in all processes
+    scores = None
+    if model.similarity is not None:
+        scores = model.similarity.of_whole_batch(images, captions)
+    elif is_shared:
         images, captions = (
             side._replace(
                 embedding=distributed.gather(side.embedding),
@@ -85,7 +89,9 @@ def batch_loss(
             )
             for side in (images, captions)
         )
-    return objective(images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest)
+    return objective(
+        images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest, scores=scores
+    )
 
 
 def training_step(

@@ -10,7 +10,6 @@ from graph_lib import Objective
 from ..model.network import HREM
 
 BERT_LR_FACTOR = 0.1  # of the learning rate
-WEIGHT_DECAY = 1e-4
 
 
 def parameter_groups(
@@ -41,14 +40,18 @@ def parameter_groups(
 
 
 def build(
-    model: HREM, objective: Objective, learning_rate: float, graph_lr_factor: float = 1.0
+    model: HREM,
+    objective: Objective,
+    learning_rate: float,
+    graph_lr_factor: float = 1.0,
+    weight_decay: float = 1e-4,
 ) -> torch.optim.AdamW:
     """AdamW over the model and the objective. The fused form can skip a step without
     synchronising."""
     groups = parameter_groups(model, objective, learning_rate, graph_lr_factor)
     for group in groups:
         group["initial_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
 def set_learning_rates(

@@ -41,11 +41,28 @@ def _check_model(options):
             f"--embed_size {options.embed_size}: the MLP is half as wide (found an odd number, "
             f"expected an even number). Try --embed_size {options.embed_size + 1}"
         )
+    if options.similarity != "embedding":
+        _check_cross_attention(options)
     if options.glove and options.text_encoder != "bigru":
         raise InputError(
             f"--glove {options.glove}: BERT does not read word vectors (found --text_encoder "
             f"{options.text_encoder}, expected bigru). Add --text_encoder bigru, or leave out "
             "--glove"
+        )
+
+
+def _check_cross_attention(options):
+    given = f"--similarity {options.similarity}"
+    preset = f"or use --method {options.similarity}"
+    if options.interaction != "none":
+        raise InputError(
+            f"{given}: the instance graph needs one embedding per image and caption (found "
+            f"--interaction {options.interaction}, expected none). Add --interaction none, {preset}"
+        )
+    if options.base_loss == "trip":
+        raise InputError(
+            f"{given}: the loss trip needs distances between embeddings (found --base_loss trip, "
+            f"expected vse or infonce). Add --base_loss vse, {preset}"
         )
 
 

@@ -12,6 +12,7 @@ from ..system.options import (
     COUNT,
     COUNT_OR_NONE,
     FRACTION,
+    NOT_NEGATIVE,
     POSITIVE,
     RESULTS_FORMS,
     SEED,
@@ -39,6 +40,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     _add_fragments(parser)
     add_loss_options(parser)
     add_graph_options(parser)
+    _add_cross_attention(parser)
     _add_hardware(parser)
     _add_resuming(parser)
     _add_logging(parser)
@@ -64,6 +66,12 @@ def _add_data(parser):
         type=SWITCH,
         default=1,
         help="1: drop a fifth of the regions of each image during training",
+    )
+    group.add_argument(
+        "--word_augment",
+        type=SWITCH,
+        default=1,
+        help="1: mask, replace or drop some words of each caption during training",
     )
 
 
@@ -125,6 +133,9 @@ def _add_schedule(parser):
         "--decay_rate", type=FRACTION, default=0.1, help="factor of each learning-rate decay"
     )
     group.add_argument(
+        "--weight_decay", type=NOT_NEGATIVE, default=1e-4, help="weight decay of AdamW"
+    )
+    group.add_argument(
         "--grad_clip", type=POSITIVE, default=2.0, help="maximum norm of the gradient"
     )
 
@@ -152,15 +163,15 @@ def _add_model(parser):
         "--method",
         choices=METHODS,
         default="hrem",
-        help="preset of model and losses: hrem (the paper), hrem-standalone (its "
-        "other interaction), vsepp (VSE++), gpo (VSE-infinity); options that "
+        help="preset of model, losses and schedule: hrem (the paper), hrem-standalone (its "
+        "other interaction), vsepp (VSE++), gpo (VSE-infinity), scan, naaf, chan; options that "
         "you give override it",
     )
     add_fields(group, ModelOptions, "text_encoder")
     group.add_argument(
         "--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name"
     )
-    add_fields(group, ModelOptions, "embed_size")
+    add_fields(group, ModelOptions, "embed_size", "region_mlp")
 
 
 def _add_fragments(parser):
@@ -168,6 +179,14 @@ def _add_fragments(parser):
     add_fields(
         group, ModelOptions, "pooling", "mask_padding", "residual_weight", "nhead", "dropout"
     )
+
+
+def _add_cross_attention(parser):
+    group = parser.add_argument_group("cross-attention (docs/baselines.md)")
+    add_fields(
+        group, ModelOptions, "similarity", "cross_attention", "aggregation",
+        "attention_temperature", "lse_temperature", "match_norm",
+    )  # fmt: skip
 
 
 def _add_hardware(parser):

@@ -14,7 +14,7 @@ from ..evaluation.facts import find_facts
 from ..evaluation.report import save_results
 from ..evaluation.result_folder import METRICS
 from ..evaluation.result_names import ResultName
-from ..evaluation.similarity import Similarity
+from ..evaluation.similarity import Scored
 from ..evaluation.table import summarise
 from ..model import bert, checkpoint, pretrained
 from ..model.checkpoint import Checkpoint
@@ -125,7 +125,7 @@ def write_validation(state: State, scores: metrics.Scores, is_best: bool) -> Non
     state.log.scalars(values, state.step)
 
 
-def log_pictures(state: State, similarities: Similarity) -> None:
+def log_pictures(state: State, similarities: Scored) -> None:
     """Log TensorBoard pictures: the similarities of pairs and, after the warm-up, the graph of one
     batch."""
     options = state.options

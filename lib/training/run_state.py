@@ -120,11 +120,13 @@ class RunState:
             self.model.compile(dynamic=True)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(
-            self.model, self.objective, options.learning_rate, options.graph_lr_factor
-        )
+            self.model, self.objective, options.learning_rate, options.graph_lr_factor,
+            options.weight_decay,
+        )  # fmt: skip
         pairs = TrainingPairs(
-            self.data.train, options.seed, drop_regions=bool(options.size_augment)
-        )
+            self.data.train, options.seed, drop_regions=bool(options.size_augment),
+            augment_words=bool(options.word_augment),
+        )  # fmt: skip
         cores = max((os.cpu_count() or 1) // distributed.local_world_size(), 1)
         workers = min(options.workers, cores)  # more of them would wait for a core
         clusters = {"random": None, "neighbour": options.batch_clusters}[options.batch_sampling]

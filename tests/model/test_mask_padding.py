@@ -17,6 +17,7 @@ from test_relation import BATCHES, BLOCKS, FLOAT32, fragments, naive_pair
 
 from lib.data.batches import Batch
 from lib.model.encoders import Encoded
+from lib.model.matches import BlockLimits
 from lib.model.pooling import real_mask
 from lib.objective import relation
 from lib.objective.relation import InstanceRelations, fragment_matches
@@ -125,7 +126,7 @@ def naive_matches(words, lengths, regions, topk, counted):
 @pytest.mark.parametrize("limits", BLOCKS)
 @pytest.mark.parametrize("case", BATCHES)
 def test_matches_are_the_loop_over_true_regions_however_blocks_are_cut(monkeypatch, case, limits):
-    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(*limits))
+    monkeypatch.setitem(relation.BLOCKS, "cpu", BlockLimits(*limits))
     inputs = *fragments(case, seed=len(case)), region_lengths(case)
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
         close(found.mean, expected[0], FLOAT32)

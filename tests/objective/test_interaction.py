@@ -15,9 +15,9 @@ from torch import nn
 
 import graph_lib
 from graph_lib import Fusion, Standalone
+from lib.model.matches import BLOCKS as LIMITS
 from lib.model.options import POOLINGS
 from lib.objective.losses import find_positives, hinge_loss
-from lib.objective.relation import BLOCKS as LIMITS
 from lib.objective.relation import (
     InstanceRelations,
     distance_relevance,

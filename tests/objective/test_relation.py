@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lib.model.encoders import Encoded
+from lib.model.matches import BlockLimits
 from lib.objective import relation
 from lib.objective.relation import (
     CrossModalRelation,
@@ -115,7 +116,7 @@ def naive_relevance(left, right):
 def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(
     monkeypatch, case, limits
 ):
-    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(*limits))
+    monkeypatch.setitem(relation.BLOCKS, "cpu", BlockLimits(*limits))
     inputs = fragments(case, seed=len(case))
     for found, expected in zip(fragment_matches(*inputs), naive_matches(*inputs)):
         close(found.mean, expected[0], absolute=FLOAT32)
@@ -128,7 +129,7 @@ def test_fragment_matches_are_the_loop_over_all_pairs_however_blocks_are_cut(
 def test_a_block_holds_no_more_matches_than_it_may(monkeypatch, matches, images_at_once):
     # 24 pieces are read, with 5 regions each
     words, lengths, regions, topk = fragments("some shorter than K")
-    monkeypatch.setitem(relation.BLOCKS, "cpu", relation.BlockLimits(4, 64, matches))
+    monkeypatch.setitem(relation.BLOCKS, "cpu", BlockLimits(4, 64, matches))
     met, compute = [], relation._group_matches
 
     def recorded(match, *more):

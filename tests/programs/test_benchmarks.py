@@ -8,6 +8,7 @@ import pytest
 import torch
 from published import small_bert
 
+import benchmarks.cross_attention
 import benchmarks.encoding
 import benchmarks.loader
 import benchmarks.ranking
@@ -44,6 +45,14 @@ def test_the_loop_over_captions_finds_the_same_relations():
         torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["scan t2i", "scan i2t", "naaf"])
+def test_the_loop_over_captions_finds_the_same_cross_attention_scores(name):
+    inputs = benchmarks.cross_attention.fragments(6, 6, "cpu")
+    ours, loop = benchmarks.cross_attention.scores("cpu")[name]
+    inputs[1].requires_grad_()  # for NAAF, training
+    torch.testing.assert_close(ours(*inputs), loop(*inputs), atol=1e-6, rtol=1e-5)
+
+
 def test_sorting_finds_the_same_ranks():
     similarities = np.random.default_rng(0).random((300, 1500), dtype=np.float32)
     for ours, theirs in zip(metrics.ranks(similarities), reference.ranks_by_sorting(similarities)):
@@ -53,6 +62,8 @@ def test_sorting_finds_the_same_ranks():
 @pytest.mark.parametrize("script, options, cells", [
     (benchmarks.step, "--batch_size 4 --precision fp32 bf16", ["| 4 | fp32 |", "| 4 | bf16 |"]),
     (benchmarks.relations, "--batch_size 3 4", ["| 3 |", "| 4 |"]),
+    (benchmarks.cross_attention, "--batch_size 4 --images 5 --sample 3",
+     ["| scan t2i | 4 |", "| chan | 4 |", "| naaf | 5 x 25 |"]),
     (benchmarks.ranking, "--images 20 300", ["| 20 x 100 | matrix |", "| 300 x 1500 | matrix |"]),
     (benchmarks.ranking, "--images 30 --embeddings 1", ["| 30 x 150 | embeddings |"]),
     (benchmarks.encoding, "--images 3", ["| 3, 15 |"]),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from properties import SEEDS, property_of
 
 from lib.evaluation import metrics, tiles
+from lib.model.matches import BlockLimits
 from lib.model.pooling import l2_normalise, length_groups, masked_mean, max_k_mean, real_mask
 from lib.objective import relation
 from lib.objective.relation import connection, distance_relevance, fragment_matches
@@ -131,9 +132,7 @@ def test_fragment_matches_are_the_loop_over_pairs(lengths, more, num_regions, to
     )
     counts = torch.tensor(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            relation.BLOCKS, "cpu", relation.BlockLimits(matches % 5 + 1, matches % 20, matches)
-        )
+        patch.setitem(relation.BLOCKS, "cpu", BlockLimits(matches % 5 + 1, matches % 20, matches))
         t2i, i2t = fragment_matches(words, counts, regions, topk)
         junk = words.masked_fill(~real_mask(counts.clamp(min=topk), longest).unsqueeze(2), 1e6)
         for found, expected in zip(fragment_matches(junk, counts, regions, topk), (t2i, i2t)):

@@ -12,6 +12,7 @@ import arguments
 import eval as evaluation
 import train
 from lib.system.errors import InputError
+from lib.training import presets
 
 OPTIONS = (
     "--dataset demo --num_epochs 1 --batch_size 30 --embed_size "
@@ -182,10 +183,10 @@ def test_neighbours_train(data, tmp_path):
     )
 
 
-@pytest.mark.parametrize("method", arguments.METHODS)
+@pytest.mark.parametrize("method", presets.METHODS)
 def test_a_method_sets_options_that_exist_to_values_that_are_allowed(method):
     actions = {action.dest: action for action in parse()[0]._actions}
-    for name, value in arguments.METHODS[method].items():
+    for name, value in presets.METHODS[method].items():
         assert name in actions, f"{method} sets {name}, which is no option"
         action = actions[name]
         assert action.choices is None or value in action.choices
@@ -193,18 +194,21 @@ def test_a_method_sets_options_that_exist_to_values_that_are_allowed(method):
         assert action.type is None or action.type(str(value)) == value
 
 
-@pytest.mark.parametrize("method", arguments.METHODS)
+@pytest.mark.parametrize("method", presets.METHODS)
 @pytest.mark.parametrize("dataset", ["f30k", "demo"])
 def test_a_method_sets_its_options_and_no_other(method, dataset):
     plain, chosen = (
         vars(parse("--dataset", dataset, *more)[1]) for more in ([], ["--method", method])
     )
-    assert chosen == plain | arguments.METHODS[method] | {"method": method}
+    expected = presets.method_defaults(method, dataset)
+    if dataset == "demo":  # which has its own schedule
+        expected = {name: value for name, value in expected.items() if name not in presets.DEMO}
+    assert chosen == plain | expected | {"method": method}
 
 
 def test_the_methods_are_those_of_their_papers():
-    assert arguments.METHODS["hrem"] == {} and parse()[1].method == "hrem"
-    assert arguments.METHODS["hrem-standalone"] == {"interaction": "standalone"}
+    assert presets.METHODS["hrem"] == {} and parse()[1].method == "hrem"
+    assert presets.METHODS["hrem-standalone"] == {"interaction": "standalone"}
     for method, pooling in (("vsepp", "mean"), ("gpo", "gpo")):
         options = parse("--method", method)[1]
         assert (options.interaction, options.pooling, options.base_loss) == ("none", pooling, "vse")
@@ -221,7 +225,7 @@ def test_an_option_given_by_hand_wins_over_the_method():
 
 
 def test_no_option_is_both_the_demos_and_a_methods():
-    assert not {name for settings in arguments.METHODS.values() for name in settings} & set(
+    assert not {name for settings in presets.METHODS.values() for name in settings} & set(
         arguments.DEMO
     )
 

@@ -70,7 +70,7 @@ def test_low_precision_is_of_the_encoders_alone(precision):
 
 @pytest.mark.parametrize("side", ["image_encoder", "text_encoder"])
 def test_embeddings_that_are_not_finite_are_not_evaluated(split, side):
-    model = SimpleNamespace(eval=lambda: None)
+    model = SimpleNamespace(eval=lambda: None, similarity=None)
     for name in ("image_encoder", "text_encoder"):
         value = float("nan") if name == side else 1.0
         encode = lambda rows, lengths, value=value, **_: SimpleNamespace(
