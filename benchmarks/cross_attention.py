@@ -13,7 +13,7 @@ import arguments
 import graph_lib
 from benchmarks import common
 from benchmarks.reference import naaf_by_caption, scan_by_caption
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE
+from lib.evaluation.caption_order import CAPTIONS_PER_IMAGE
 from lib.model.cross_attention import chan_scores, scan_scores
 from lib.model.naaf import NAAF
 from lib.model.network import build_model

@@ -8,8 +8,8 @@ from benchmarks import common
 from benchmarks.reference import bert_on_padding
 from lib.data.captions import Captions, SpecialIds
 from lib.data.dataset import pad_pieces
+from lib.evaluation.caption_order import CAPTIONS_PER_IMAGE
 from lib.evaluation.encoding import encode_captions, encode_images
-from lib.evaluation.metrics import CAPTIONS_PER_IMAGE
 
 HEADER = common.header("images, captions", "encoding", "BertModel", "encoding / BertModel")
 BATCH = 128

@@ -7,6 +7,7 @@ import torch
 from benchmarks import common
 from benchmarks.reference import ranks_by_sorting
 from lib.evaluation import metrics
+from lib.evaluation.similarity import Similarity
 
 HEADER = common.header(
     "images x captions", "from", "ranks", "by sorting", "sorting / ranks", "peak extra memory"
@@ -46,7 +47,7 @@ def measure_embeddings(num_images, options):
         )
         for count in (num_images, 5 * num_images)
     )
-    similarities = metrics.Similarity(images, captions)
+    similarities = Similarity(images, captions)
     found = common.interleaved({"ranks": lambda: metrics.ranks(similarities)}, options.rounds)
     memory = common.peak_memory(lambda: metrics.ranks(similarities))[0]
     size, seconds = f"{num_images} x {5 * num_images}", f"{found['ranks']:.2f} s"

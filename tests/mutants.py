@@ -67,11 +67,15 @@ METRICS = "lib/evaluation/metrics.py"
 OPTIM = "lib/training/optim.py"
 RELATION = "lib/objective/relation.py"
 EVALUATE = "lib/results/evaluate.py"
-REPORT = "lib/evaluation/report.py"
+FACTS = "lib/evaluation/facts.py"
+RESULT_FOLDER = "lib/evaluation/result_folder.py"
+TABLE = "lib/evaluation/table.py"
 REPORTING = "lib/training/reporting.py"
 RUN_STATE = "lib/training/run_state.py"
 SAMPLING = "lib/data/sampling.py"
 TEST_BATCHES = "data/test_batches.py"
+SIMILARITY = "lib/evaluation/similarity.py"
+TEST_DATASET = "data/test_dataset.py"
 TEST_DISTRIBUTED = "system/test_distributed_steps.py"
 TEST_GRAPH = "objective/test_graph.py"
 TERMS = "objective/test_objective_options.py"
@@ -241,19 +245,19 @@ MUTANTS = {
         TEST_DISTRIBUTED),
     "the gradient of gathered rows is not scaled": Mutant(
         DISTRIBUTED, "gradient[shard()] * world_size()", "gradient[shard()]", TEST_DISTRIBUTED),
-    # Tables: lib/results/evaluate.py, lib/evaluation/report.py, lib/evaluation/metrics.py
+    # Tables: lib/results/evaluate.py, lib/evaluation/
     "the table says another split selected the epoch": Mutant(
-        REPORT, 'one.options["val_split"] for one in found', '"dev" for one in found',
+        FACTS, 'one.options["val_split"] for one in found', '"dev" for one in found',
         TEST_PROGRAMS),
     "results on other data replace those of the usual": Mutant(
-        REPORT, "isinstance(data, dict) and data.get(", "False and data.get(",
+        RESULT_FOLDER, "isinstance(data, dict) and data.get(", "False and data.get(",
         TEST_RESULTS),
     "an ensemble is the first model": Mutant(
-        EVALUATE, "    similarities = metrics.ensemble(models)\n    table =",
+        EVALUATE, "    similarities = ensemble(models)\n    table =",
         "    similarities = models[0]\n    table =",
         TEST_PROGRAMS),
     "testall has no folds": Mutant(
-        REPORT, 'if split == "testall" and', 'if split == "none" and',
+        TABLE, 'if split == "testall" and', 'if split == "none" and',
         f"{WIRING}::test_the_table_is_that_of_the_reported_model"),
     "the median starts from 0": Mutant(
         METRICS, "float(np.floor(np.median(ranks_from_0)) + 1)",
@@ -261,8 +265,8 @@ MUTANTS = {
         TEST_METRICS),
     "R@10 is R@9": Mutant(METRICS, "for k in (1, 5, 10)", "for k in (1, 5, 9)", TEST_METRICS),
     "an ensemble is a sum": Mutant(
-        METRICS, "dim=1) / len(models)", "dim=1)",
-        "evaluation/test_metrics.py programs/test_programs.py"),
+        SIMILARITY, "dim=1) / len(models)", "dim=1)",
+        "evaluation/test_similarity.py programs/test_programs.py"),
     # Losses and relations
     "the maximum is over all negatives": Mutant(
         LOSSES, "largest = log_weights.masked_fill(is_excluded, -torch.inf)",
@@ -286,7 +290,7 @@ MUTANTS = {
         "nn.Sequential(nn.Linear(topk, topk), nn.ReLU(), nn.Linear(topk, 1))", TEST_RELATION),
     "the regulariser reaches the embeddings": Mutant(
         RELATION, "image_embeddings.detach(), caption_embeddings.detach()",
-        "image_embeddings, caption_embeddings", TEST_RELATION),
+        "image_embeddings, caption_embeddings", "objective/test_regulariser.py"),
     "relevance is not weighed": Mutant(
         "graph_lib.py", "bias = mask_weight * relation.relevance", "bias = relation.relevance",
         TEST_GRAPH),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import metrics
+from .similarity import Similarities, fold_blocks, resolve_caption_images
 
 COLUMNS = {
     "i2t_r1": "I2T R@1",
@@ -36,7 +37,7 @@ class Interval(NamedTuple):
 
 
 def hits(
-    similarities: metrics.Similarities, folds: int = 1, caption_images: np.ndarray | None = None
+    similarities: Similarities, folds: int = 1, caption_images: np.ndarray | None = None
 ) -> np.ndarray:
     """Contribution of each image to a table, (N, 6) in percent.
 
@@ -45,12 +46,12 @@ def hits(
     captions. Otherwise it is the mean weighted by `image_weights`.
     """
     blocks = (
-        metrics.fold_blocks(similarities, folds, caption_images)
+        fold_blocks(similarities, folds, caption_images)
         if folds > 1
         else [(similarities, caption_images)]
     )
     return np.concatenate(
-        [_hits(metrics.ranks(*block), metrics.resolve_caption_images(*block)) for block in blocks]
+        [_hits(metrics.ranks(*block), resolve_caption_images(*block)) for block in blocks]
     )
 
 
@@ -64,13 +65,13 @@ def _hits(ranks: metrics.Ranks, caption_images: np.ndarray) -> np.ndarray:
 
 
 def image_weights(
-    similarities: metrics.Similarities, folds: int = 1, caption_images: np.ndarray | None = None
+    similarities: Similarities, folds: int = 1, caption_images: np.ndarray | None = None
 ) -> np.ndarray | None:
     """Weight of each image in text-to-image retrieval, (N,), or None if all weights are 1.
 
     The weight is the image's number of captions, divided by the mean number in its fold.
     """
-    caption_images = metrics.resolve_caption_images(similarities, caption_images)
+    caption_images = resolve_caption_images(similarities, caption_images)
     counts = np.bincount(caption_images).reshape(folds, -1)
     weights = (counts / counts.mean(1, keepdims=True)).reshape(-1)
     return None if (weights == 1).all() else weights
@@ -111,8 +112,8 @@ def _means(draws: np.ndarray, per_image: np.ndarray, weights: np.ndarray | None)
 
 
 def compare(
-    models: Sequence[metrics.Similarities],
-    mean: metrics.Similarities,
+    models: Sequence[Similarities],
+    mean: Similarities,
     folds_by_label: dict[str, int],
     samples: int,
 ) -> dict[str, dict[str, Interval]]:

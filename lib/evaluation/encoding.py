@@ -10,7 +10,7 @@ import torch
 
 from ..system import distributed
 from ..system.errors import InputError
-from .metrics import Scored, ScoreMatrix, Similarity
+from .similarity import Scored, ScoreMatrix, Similarity
 
 # Fixed because the last bit of an embedding depends on the batch size. Every evaluation of a model
 # gives the same bytes.

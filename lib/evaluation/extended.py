@@ -16,7 +16,8 @@ import numpy as np
 
 from ..system.errors import InputError
 from .caption_order import CAPTIONS_PER_IMAGE, captions_in_order
-from .metrics import Scores, Similarities, top_indices
+from .metrics import Scores
+from .similarity import Similarities, top_indices
 
 # Results per query. The package computes COCO 1K from these results: among 50, some folds would
 # have fewer than ten.
@@ -53,8 +54,8 @@ def annotations(index: Index) -> Any:  # eccv_caption is optional, and has no ty
             from eccv_caption import Metrics
     except ImportError as error:
         raise InputError(
-            "--extended: cannot import the package eccv_caption "
-            f"({error}), expected it to be installed. Run pip install eccv_caption"
+            f"--extended: the package eccv_caption cannot be imported (found {error}, expected it "
+            "to be installed). Run: pip install eccv_caption"
         ) from error
     package = Metrics()
     captions = package.coco_ids[::CAPTIONS_PER_IMAGE].tolist()
@@ -66,17 +67,17 @@ def annotations(index: Index) -> Any:  # eccv_caption is optional, and has no ty
         )
         where = f"; image {at} is {index.ids[at]}, expected {images[at]}" if at is not None else ""
         raise InputError(
-            f"--extended: found {len(index.ids)} image ids, expected the {len(images)} of COCO's "
-            f"test split in its usual order{where}; evaluate --split testall of coco, with "
-            "testall_ids.txt beside its features"
+            f"--extended: these are not COCO's test images (found {len(index.ids)} image ids, "
+            f"expected the {len(images)} of COCO's test split in its usual order{where}). Evaluate "
+            "--split testall of coco, with testall_ids.txt beside its features"
         )
     if not np.array_equal(
         index.caption_images, captions_in_order(len(images), len(package.coco_ids))
     ):
         raise InputError(
-            f"--extended: found {len(index.captions)} captions, expected the "
-            f"{len(package.coco_ids)} of COCO's test split, {CAPTIONS_PER_IMAGE} of each image in "
-            "its usual order; evaluate --split testall of coco"
+            f"--extended: these are not COCO's test captions (found {len(index.captions)} "
+            f"captions, expected the {len(package.coco_ids)} of COCO's test split, "
+            f"{CAPTIONS_PER_IMAGE} per image in the usual order). Evaluate --split testall of coco"
         )
     return package
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from ..system.errors import InputError
 
-WIDTH, HEIGHT = 440, 260  # in points, which are the units of the SVG
-MOST_MARKERS = 50  # a line of more points has no markers
-# colours of the drawing: each is replaced by a variable of the style sheet
+WIDTH, HEIGHT = 440, 260  # in points, the units of the SVG
+MOST_MARKERS = 50  # a line with more points has no markers
+# colours that matplotlib draws; each is replaced by a variable of the style sheet
 INK, RULE, ACCENT = "#010101", "#020202", "#030303"
 VARIABLES = {INK: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
 SETTINGS = {
@@ -27,11 +27,11 @@ SETTINGS = {
     "axes.spines.left": False, "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-4, 6), "xtick.bottom": False, "ytick.left": False,
 }  # fmt: skip
-TOOLTIP = "tooltip "  # a group whose id begins with this gets the rest as its title
+TOOLTIP = "tooltip "  # the rest of the id of such a group becomes its title
 
 
 class Chart(NamedTuple):
-    """A chart of the page: its caption, its description for screen readers, and an SVG element."""
+    """A chart: its caption, its description for screen readers, and its SVG element."""
 
     title: str
     alt_text: str
@@ -39,18 +39,18 @@ class Chart(NamedTuple):
 
 
 def check_installed() -> None:
-    """Raises InputError where matplotlib is not installed."""
+    """Raise InputError if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(
-            "--report: found no matplotlib, which draws the charts, expected it beside torch. "
-            "Run: pip install matplotlib"
+            "--report: the charts cannot be drawn (found no matplotlib, expected it to be "
+            "installed). Run: pip install matplotlib"
         )
 
 
 def line_chart(
     name: str, title: str, points: list[tuple[float, float]], x_label: str, y_label: str
 ) -> Chart:
-    """A line through (x, y) points in their order; name: unique on the page."""
+    """Draw a line through (x, y) points in their order. name: unique on the page."""
 
     def draw(axes):
         xs, ys = zip(*points)
@@ -68,7 +68,7 @@ def line_chart(
 
 
 def bar_chart(name: str, title: str, counts: dict[str, int], x_label: str, y_label: str) -> Chart:
-    """A bar for each entry of {label: count}, with its share of all above it; name: unique on
+    """Draw a bar for each entry of {label: count}, with its percentage above it. name: unique on
     the page."""
     total = sum(counts.values())
 
@@ -89,7 +89,7 @@ def bar_chart(name: str, title: str, counts: dict[str, int], x_label: str, y_lab
 
 
 def heat_map(values: np.ndarray) -> np.ndarray:
-    """(rows, columns) numbers as colours, dark for the lowest and bright for the highest: uint8
+    """Convert (rows, columns) numbers to colours, from dark (lowest) to bright (highest): uint8
     (rows, columns, 3)."""
     import matplotlib
 
@@ -98,14 +98,14 @@ def heat_map(values: np.ndarray) -> np.ndarray:
 
 
 def _svg(name, alt_text, draw, x_label, y_label):
-    """The SVG element of a chart; draw: what draws it on given axes."""
+    """The SVG element of a chart. draw: function that draws it on the given axes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     file = io.BytesIO()
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's settings do not change the page
+        matplotlib.rcdefaults()  # the user's settings must not change the page
         matplotlib.rcParams.update(SETTINGS)
         figure = Figure((WIDTH / 72, HEIGHT / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -123,8 +123,8 @@ def _svg(name, alt_text, draw, x_label, y_label):
 
 
 def _inline(content, name, alt_text):
-    """An SVG file of matplotlib as an element of an HTML page: without namespaces and metadata,
-    with ids that no other chart has."""
+    """Convert an SVG file of matplotlib to an element of an HTML page: without namespaces and
+    metadata, with ids that are unique on the page."""
     svg = ElementTree.fromstring(content)
     for element in list(svg.iter()):
         element.tail = None

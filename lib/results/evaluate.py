@@ -1,4 +1,4 @@
-"""Evaluate trained models on a split: print and save the table, or print what a search finds."""
+"""Evaluate trained models on a split: print and save a table, or print search results."""
 
 import argparse
 from functools import partial
@@ -7,10 +7,21 @@ from typing import Any
 
 import torch
 
-from ..evaluation import bootstrap, encoding, extended, metrics, report
-from ..evaluation.metrics import Similarities
-from ..evaluation.report import Table, find_facts, save_results, summarise
+from ..evaluation import bootstrap, encoding, extended
+from ..evaluation.facts import find_facts
+from ..evaluation.report import save_results
+from ..evaluation.result_folder import METRICS, find_name, run_folder
 from ..evaluation.result_names import SEEDS, ResultName, ensemble_id
+from ..evaluation.similarity import Similarities, Similarity, ensemble
+from ..evaluation.table import (
+    Table,
+    folds_by_label,
+    label_seeds,
+    markdown,
+    markdown_of_seeds,
+    scores_by_label,
+    summarise,
+)
 from ..model import checkpoint
 from ..model.network import load_tokeniser
 from ..system import devices, distributed
@@ -25,9 +36,9 @@ from .trained import Trained
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Run eval.py's options: print and save the table, or the results of a search.
+    """Do what the options of eval.py request: print and save a table, or print search results.
 
-    Several processes share the encoding; the first one does the rest.
+    Several processes share the encoding; the main process does the rest.
     """
     device = devices.choose_device(options.device, distributed.local_gpu(options.gpu_id))
     named = options.model_path
@@ -47,18 +58,13 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.device) -> None:
-    """Print and save the table of a run, or of an ensemble."""
+    """Print and save the table of one run or of an ensemble. Raises InputError."""
     first, folder = runs[0], runs[0].path.parent
     pairs = [(run.path, run.trained) for run in runs]
     result = name_of(runs, ensemble_id([run.path for run in runs], folder) if len(runs) > 1 else "")
     extras = [name for name in ("bootstrap", "extended") if is_given(options, name)]
     result = result._replace(extras="-".join(extras))
-    if options.export is not None and first.model.similarity is not None:
-        raise InputError(
-            f"--export: {first.path} has no embeddings (found --similarity "
-            f"{first.trained.options['similarity']}, expected embedding). Use --save_results 1 to "
-            "save the similarities"
-        )
+    _check_export(first, options)
     facts = find_facts(first.dataset, first.data, pairs, folder)
     distributed.broadcast_from_main(lambda: check_files(options, folder, result, facts))
     package = extended.annotations(search.build_index(first.data)) if options.extended else None
@@ -67,10 +73,10 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_main_process():
         return
-    similarities = metrics.ensemble(models)
+    similarities = ensemble(models)
     table = summarise(similarities, facts)
     if options.bootstrap:
-        labels = report.folds_by_label(first.data.num_images, first.data.split)
+        labels = folds_by_label(first.data.num_images, first.data.split)
         facts["bootstrap_samples"] = options.bootstrap
         facts["bootstrap"] = bootstrap.compare(models, similarities, labels, options.bootstrap)
         text = bootstrap.markdown(facts["bootstrap"], options.bootstrap)
@@ -83,8 +89,19 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
     _save(runs, table, similarities, result, options)
 
 
+def _check_export(run: Run, options: argparse.Namespace) -> None:
+    """Raise InputError if --export is given for a model without embeddings."""
+    if options.export is not None and run.model.similarity is not None:
+        raise InputError(
+            f"--export: {run.path} has no embeddings (found --similarity "
+            f"{run.trained.options['similarity']}, expected embedding). Use --save_results 1 to "
+            "save the similarities"
+        )
+
+
 def _save(runs, table, similarities, result, options):
-    """Save the table of `evaluate_runs`, its similarities and its report, and export them."""
+    """Save the table of `evaluate_runs`, its similarities and its report page, and export the
+    embeddings."""
     first = runs[0]
     page = partial(
         write_report,
@@ -106,19 +123,20 @@ def _save(runs, table, similarities, result, options):
                 similarities,
                 index,
                 table.facts["title"],
-                report.markdown(table.scores),
+                markdown(table.scores),
             )
 
 
 def evaluate_seeds(
     folder: Path, seeds: dict[int, Path], options: argparse.Namespace, device: torch.device
 ) -> None:
-    """Print the table of a folder's runs {seed: checkpoint file}, and save it there."""
+    """Print the table of the runs {seed: checkpoint file} of a folder, and save it there. Raises
+    InputError."""
     for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
         if is_given(options, option):
             raise InputError(
-                f"--{option}: {folder} holds one run per seed, expected one run: name "
-                f"{folder}/seedN"
+                f"--{option}: this needs a single run (found {folder}, which contains one run per "
+                f"seed). Name one of them, such as {folder}/seed{min(seeds)}"
             )
     runs = distributed.main_process_first(lambda: open_runs(seeds.values(), options, device))
     first, pairs, result = runs[0], [(run.path, run.trained) for run in runs], name_of(runs, SEEDS)
@@ -127,17 +145,17 @@ def evaluate_seeds(
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_main_process():
         return
-    similarities = metrics.ensemble(models)
-    ensemble = report.tables(similarities, first.data.split)
-    by_seed = {seed: report.tables(found, first.data.split) for seed, found in zip(seeds, models)}
-    text = f"{facts['title']}\n\n{report.markdown_of_seeds(by_seed, ensemble)}"
+    similarities = ensemble(models)
+    mean_table = scores_by_label(similarities, first.data.split)
+    by_seed = {seed: scores_by_label(found, first.data.split) for seed, found in zip(seeds, models)}
+    text = f"{facts['title']}\n\n{markdown_of_seeds(by_seed, mean_table)}"
     print_line(text)
-    table = Table(text, report.label_seeds(by_seed, ensemble), facts)
+    table = Table(text, label_seeds(by_seed, mean_table), facts)
     save_results(folder, result, table, similarities, options.save_results, runs=runs)
 
 
 def print_search(run: Run, options: argparse.Namespace, device: torch.device) -> None:
-    """Print what --query and --query_image ask for."""
+    """Print the results of --query and --query_image."""
     data, index = run.data, search.build_index(run.data)
     image = None if options.query_image is None else index.find(options.query_image)
     where = one_line(f"{run.dataset}, split {data.split}")
@@ -163,9 +181,9 @@ def print_search(run: Run, options: argparse.Namespace, device: torch.device) ->
         print_line(search.captions_as_text(found, index))
 
 
-def _cached_similarity(run, device):
+def _cached_similarity(run: Run, device: torch.device) -> Similarity:
     """`search.cached_similarity` of a run whose model has embeddings."""
-    folder = report.run_folder(run.path.parent)
+    folder = run_folder(run.path.parent)
     model_options = checkpoint.model_options(run.trained.options)
     name = name_of([run]).embeddings()
     return search.cached_similarity(folder, name, run.model, model_options, run.data, device)
@@ -173,7 +191,7 @@ def _cached_similarity(run, device):
 
 def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:
     """Names of the files that an evaluation writes into the run folder."""
-    names = [f"{result.table()}.md", report.METRICS]
+    names = [f"{result.table()}.md", METRICS]
     names += [result.results()] * bool(options.save_results)
     return names + [result.report()] * bool(options.report)
 
@@ -181,9 +199,9 @@ def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:
 def check_files(
     options: argparse.Namespace, folder: Path, result: ResultName, facts: dict[str, Any]
 ) -> None:
-    """Refuse what could not be saved at the end, before anything is computed. Raises InputError."""
-    run_folder = report.run_folder(folder)
-    run_folder.check(*find_files(options, report.find_name(run_folder, result, facts)))
+    """Raise InputError if the results could not be saved at the end. Call it before computing."""
+    saved = run_folder(folder)
+    saved.check(*find_files(options, find_name(saved, result, facts)))
 
 
 def write_report(
@@ -193,8 +211,8 @@ def write_report(
     similarities: Similarities,
     options: argparse.Namespace,
 ) -> None:
-    """Write the report of a split to `path`, with the pictures of --images,
-    or the demo's scenes."""
+    """Write the report page of a split to `path`, with the pictures in --images or drawings of the
+    demo's scenes."""
     index = search.build_index(run.data)
     scenes = (
         demo_scenes(run.data, index.captions)

@@ -1,4 +1,4 @@
-"""Embeddings as plain files, for a nearest-neighbour index or any other program."""
+"""Export embeddings as plain files, for a nearest-neighbour index or any other program."""
 
 # N images, C captions, E embedding
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation import metrics
+from ..evaluation.similarity import Similarity
 from ..system.errors import InputError
 from ..system.files import atomic_write
 from .search import SplitIndex
@@ -17,19 +17,19 @@ README = """# Embeddings
 
 | file | content |
 |---|---|
-| `image_embeddings.npy` | float32 ({num_images}, {dim}), a row an image |
-| `caption_embeddings.npy` | float32 ({num_captions}, {dim}), a row a caption |
-| `image_ids.txt` | the id of each image row{no_ids} |
-| `caption_images.txt` | the image row of each caption row, from 0 |
-| `captions.txt` | the caption of each caption row |
+| `image_embeddings.npy` | float32 ({num_images}, {dim}), one row per image |
+| `caption_embeddings.npy` | float32 ({num_captions}, {dim}), one row per caption |
+| `image_ids.txt` | the id of each image{no_ids} |
+| `caption_images.txt` | for each caption, the row of its image (from 0) |
+| `captions.txt` | the captions |
 
-{lengths} The dot product of an image row and a caption row is their similarity:
+{lengths} The dot product of the rows of an image and a caption is their similarity:
 
     import numpy as np
     images, captions = np.load("image_embeddings.npy"), np.load("caption_embeddings.npy")
     best = (images @ captions[0]).argsort()[::-1][:5]    # image rows, best first
 
-What these embeddings retrieve (R@K in percent):
+Retrieval with these embeddings (R@K in percent):
 
 {table}
 """
@@ -47,7 +47,7 @@ FILES = (
 
 def write(
     folder: Path | str,
-    similarity: metrics.Similarity,
+    similarity: Similarity,
     index: SplitIndex,
     title: str,
     table: str,
@@ -60,7 +60,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _write(folder, similarity, index, title, table)
-    except InputError:  # the same command again finds the folder empty
+    except InputError:  # so that the same command finds an empty folder again
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
         raise
@@ -88,10 +88,10 @@ def _write(folder, similarity, index, title, table):
         num_images=len(images),
         num_captions=len(captions),
         dim=images.shape[1],
-        no_ids="" if index.has_ids else "; the data have no ids, these are the rows",
+        no_ids="" if index.has_ids else " (the data have no ids, so these are row numbers)",
         lengths="Rows have unit length."
         if is_unit
-        else "Rows are not of unit length: the model does not normalise.",
+        else "Rows do not have unit length, because the model does not normalise them.",
     )
     with atomic_write(folder / "README.md") as file:
         file.write(text.encode())

@@ -5,13 +5,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..evaluation import metrics
+from ..evaluation.similarity import Similarities, top_indices
 from . import search
-from .pictures import Picture
+from .pictures import Picture, Pictures
+from .search import SplitIndex
+
+
+class Evaluation(NamedTuple):
+    """What a report page shows: scores and facts of a table, the similarities behind them, captions
+    and pictures of the split."""
+
+    scores: dict[str, metrics.Scores]
+    facts: dict[str, Any]
+    similarity: Similarities
+    index: SplitIndex  # type: ignore[assignment]  # hides tuple.index
+    pictures: Pictures
 
 
 class Result(NamedTuple):
-    """A result of a query in the gallery; kind: "hit", "miss" or "truth", which is a true match
-    below the results shown."""
+    """A result of a query. kind: "hit", "miss", or "truth" for a true match that ranks below the
+    results shown."""
 
     kind: str
     score: float
@@ -20,7 +33,7 @@ class Result(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A query of the gallery and the rank of its best true match; picture: of an image."""
+    """A query and the rank of its best true match, from 1. picture: of an image query."""
 
     text: str
     rank: int
@@ -29,12 +42,11 @@ class Query(NamedTuple):
 
 
 def choose_queries(
-    evaluation: Any, ranks: metrics.Ranks, topk: int, queries: int, seed: int
+    evaluation: Evaluation, ranks: metrics.Ranks, topk: int, queries: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The parts of the gallery, each with its title and a list of `Query`.
+    """The parts of the gallery: dicts of a title and a list of `Query`.
 
-    evaluation: `lib.results.html_report.Evaluation`; ranks: of its similarities; topk: results per
-    query; queries: number in each part.
+    ranks: of the similarities; topk: results per query; queries: number in each part.
     """
     draw = np.random.default_rng(seed)
     num_images, num_captions = evaluation.similarity.shape
@@ -46,8 +58,8 @@ def choose_queries(
         for title, query, chosen in (
             ("Random images", _image_query, draw.permutation(num_images)),
             ("Random captions", _caption_query, draw.permutation(num_captions)),
-            ("Worst images", _image_query, metrics.top_indices(ranks.image_to_text, queries)),
-            ("Worst captions", _caption_query, metrics.top_indices(ranks.text_to_image, queries)),
+            ("Worst images", _image_query, top_indices(ranks.image_to_text, queries)),
+            ("Worst captions", _caption_query, top_indices(ranks.text_to_image, queries)),
         )
     ]
 
@@ -73,8 +85,8 @@ def _caption_query(evaluation, ranks, caption, topk):
 
 
 def _shown(found, topk):
-    """The first `topk` of all results and, if there is no hit among them, the best one: pairs of
-    a kind, as `Result` has it, and a `SearchResult`."""
+    """The first `topk` results and, if these contain no hit, the best hit: pairs of the kind, as in
+    `Result`, and the `SearchResult`."""
     shown = [("hit" if one.is_hit else "miss", one) for one in found[:topk]]
     if not any(one.is_hit for one in found[:topk]):
         shown.append(("truth", next(one for one in found if one.is_hit)))

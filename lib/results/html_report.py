@@ -1,7 +1,8 @@
-"""The report of an evaluation: one HTML file with table, curves, ranks, similarities, gallery.
+"""The report page of an evaluation: one HTML file with the table, training curves, ranks,
+similarities and a gallery.
 
-The page is made from report.html and report.css, opens from disk, contains no script and loads
-nothing. Its security policy forbids both.
+The page is made from report.html and report.css. It opens from disk, contains no script and loads
+nothing; its security policy forbids both.
 """
 
 # N images, C captions
@@ -13,53 +14,44 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from ..evaluation import bootstrap, metrics, report
-from ..evaluation.metrics import Similarities, resolve_caption_images
+from ..evaluation import bootstrap, metrics
+from ..evaluation.facts import versions
+from ..evaluation.result_folder import run_folder
+from ..evaluation.similarity import resolve_caption_images
 from ..system import images
 from ..system.console import printable
 from ..training.logs import TRAIN
 from ..training.validations import log_lines, read_validations
 from ..training.validations import number as finite_number
 from . import charts, gallery
-from .pictures import MOST_BYTES, MOST_PHOTOGRAPHS, Pictures
-from .search import SplitIndex
+from .gallery import Evaluation
+from .pictures import MOST_BYTES, MOST_PHOTOGRAPHS
 
-# docs/method.md, section 10, by the beginning of a data set's name: I2T R@1, R@5, T2I R@1, R@5
+# I2T R@1, R@5, T2I R@1, R@5 by the prefix of a data set's name (docs/method.md, section 10)
 PUBLISHED = {
     "f30k": {"Flickr30K": (84.4, 96.7, 62.4, 86.6)},
     "coco": {"COCO 1K": (81.9, 96.9, 65.9, 91.4), "COCO 5K": (62.5, 87.4, 44.0, 73.9)},
 }
-# the published epochs
+# the splits that selected the published epochs
 SELECTED_ON = {"Flickr30K": "test", "COCO 1K": "testall", "COCO 5K": "testall"}
-SAMPLE = 60  # images of the similarity matrix, each with its first caption
-BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # ranks at which a bar of the histogram begins
+SAMPLE = 60  # number of images in the similarity matrix, each with its first caption
+BINS = (1, 2, 3, 6, 11, 21, 51, 101, 501)  # the first rank of each bar of the histogram
 TRAIN_LINE = re.compile(r"epoch \d+ step (\d{1,15}): loss (\S+) .*, rate ([^\s;]+)")
 FOLDER = Path(__file__).parent  # of the templates
 COLUMNS = ("images", "selected on", *("R@1", "R@5", "R@10", "median", "mean") * 2, "rsum")
 
 
-class Evaluation(NamedTuple):
-    """What a report is about: the table and its facts, the similarities behind it,
-    names and pictures of the split."""
-
-    scores: dict
-    facts: dict
-    similarity: Similarities
-    index: SplitIndex  # type: ignore[assignment]  # hides tuple.index
-    pictures: Pictures
-
-
 class Row(NamedTuple):
-    """A row of the table of results; kind: "ours" or "published"."""
+    """A row of the results table. kind: "ours" or "published"."""
 
     label: str
     selected_on: str
-    values: list
+    values: list[float | None]
     kind: str
 
 
 def check(folder: Path) -> None:
-    """Raises InputError where matplotlib is missing, or the logs in a run folder are no files."""
+    """Raise InputError if matplotlib is missing, or a log in the run folder cannot be read."""
     charts.check_installed()
     read_curves(folder)
 
@@ -93,7 +85,7 @@ def write(
             setup=_setup(facts),
         )
     )
-    with report.run_folder(path.parent).atomic_write(path.name) as file:
+    with run_folder(path.parent).atomic_write(path.name) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
 
 
@@ -106,19 +98,19 @@ def templates() -> jinja2.Environment:
 
 
 def _printable(value):
-    """Plain text without control characters; `Markup` and numbers as they are."""
+    """Escape the control characters of a plain string. `Markup` and numbers stay as they are."""
     return printable(value) if type(value) is str else value
 
 
 def _describe_run(folder, options):
-    """The run folder and the options that tell one run from another, in a line."""
+    """One line with the run folder and the options that distinguish runs."""
     forms = {"text_encoder": "{}", "embed_size": "E {}", "seed": "seed {}"}
     shown = [form.format(options[name]) for name, form in forms.items() if name in options]
     return ", ".join([str(folder), *shown])
 
 
 def table_rows(evaluation: Evaluation) -> list[Row]:
-    """The rows of the table of results, with those published for the data set."""
+    """The rows of the results table, with the published results for the data set."""
     dataset = evaluation.facts["dataset"]
     selected_on = " and ".join(evaluation.facts["selected_on"]) or "–"
     rows = [
@@ -133,16 +125,16 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
 
 
 class Curves(NamedTuple):
-    """What the text logs of a run say: (step, value) points, finite ones alone."""
+    """The curves in the text logs of a run: (step, value) points with finite values."""
 
-    loss: list
-    rate: list
-    rsum: list
+    loss: list[tuple[int, float]]
+    rate: list[tuple[int, float]]
+    rsum: list[tuple[int, float]]
     split: str
 
 
 def read_curves(folder: Path) -> Curves:
-    """The curves in train.txt and eval.txt of a run folder; empty without logs.
+    """Read the curves from train.txt and eval.txt of a run folder. They are empty without logs.
 
     Lines without finite numbers are ignored. Raises InputError if a log is not a file.
     """
@@ -181,7 +173,7 @@ def _draw_curves(curves):
 
 def histogram(ranks_from_0: np.ndarray) -> dict[str, int]:
     """The number of ranks, counted from 1, in each of the BINS: {"1": n, "2": n, "3–5": n, ...},
-    without empty ones at the end."""
+    without empty bins at the end."""
     ranks, counts = np.asarray(ranks_from_0) + 1, {}
     for start, after in zip(BINS, (*BINS[1:], np.inf)):
         if start > ranks.max():
@@ -210,7 +202,7 @@ def _draw_histograms(ranks):
 
 
 def _matrix(similarity, seed):
-    """Similarities of a sample of images and the first caption of each, as an image."""
+    """Similarities of a sample of images and the first caption of each, drawn as an image."""
     num_images = similarity.shape[0]
     first_captions = np.unique(resolve_caption_images(similarity), return_index=True)[1]
     chosen = np.sort(np.random.default_rng(seed).permutation(num_images)[:SAMPLE])
@@ -229,9 +221,9 @@ def _matrix(similarity, seed):
 
 
 def _setup(facts):
-    """Versions and options, to repeat the evaluation."""
+    """The versions and options that are needed to repeat the evaluation."""
     options = facts["options"]
     if len(options) == 1:
-        return {"Versions": report.versions(), "Options": options[0]}
+        return {"Versions": versions(), "Options": options[0]}
     named = {f"Options of model {number}": one for number, one in enumerate(options, 1)}
-    return {"Versions": report.versions()} | named
+    return {"Versions": versions()} | named

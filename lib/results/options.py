@@ -21,7 +21,7 @@ from ..system.options import (
 )
 from ..system.run_folder import check_name
 
-# of --bootstrap; results and queries of a search or a report
+# limits of --bootstrap, and of --topk and --gallery
 MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
 
 
@@ -37,8 +37,8 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_name(text: str) -> str:
-    """An argparse type: the number of an image, from 0, or "id:ID"; a string,
-    for image 0 is no missing value."""
+    """An argparse type: the number of an image, from 0, or "id:ID". The result is a string, so that
+    image 0 counts as given."""
     return text if text.startswith("id:") else str(COUNT_OR_NONE(text))
 
 
@@ -132,7 +132,7 @@ def _add_report(parser):
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that do not go together. Raises InputError."""
+    """Raise InputError for options that cannot be combined, or values that cannot be used."""
     for option in ("dataset", "split"):
         if getattr(options, option) is not None:
             check_name(f"--{option}", getattr(options, option))
@@ -151,7 +151,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def _check_empty(folder):
-    """Refuse a folder for --export that is not empty. Raises InputError."""
+    """Raise InputError if the folder of --export is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "a folder that is not empty" if folder.is_dir() else "a file"
         raise InputError(

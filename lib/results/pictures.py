@@ -1,7 +1,7 @@
-"""Pictures of a split's images for the report: photographs from a folder, or drawings of the
-demo's scenes. The template picture.html turns them into HTML.
+"""Pictures of the images of a split for the report page: photographs from a folder, or drawings of
+the demo's scenes. The template picture.html turns them into HTML.
 
-Photographs are embedded unchanged, byte for byte.
+The bytes of photographs are embedded unchanged.
 """
 
 import os
@@ -16,10 +16,10 @@ from ..data.demo_settings import BACKGROUNDS, KINDS, SIDES
 from ..system.images import data_uri
 from .search import SplitIndex
 
-MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # in a page, of each
+MOST_PHOTOGRAPHS, MOST_BYTES = 200, 2_000_000  # photographs per page, bytes per photograph
 ENDINGS = ".jpg", ".jpeg", ".png", ".webp", ".gif"
 FILES = tuple("{id}" + ending for ending in ENDINGS)
-# where the id is a number
+# if the id is a number
 COCO_FILES = "{:012d}.jpg", "COCO_train2014_{:012d}.jpg", "COCO_val2014_{:012d}.jpg"
 BEGINNINGS = {
     b"\xff\xd8\xff": "image/jpeg",
@@ -36,9 +36,9 @@ GROUNDS = {
     "kitchen": "#e9dcc6", "garden": "#c6e3b4", "beach": "#f0deae", "street": "#bfc4cb",
     "meadow": "#add888", "snow": "#e6eef6", "forest": "#8fb58a", "carpet": "#ddb8bd",
 }  # fmt: skip
-# glass is see-through too
+# glass is also drawn transparent
 EDGES = {"wood": "#7a4a21", "metal": "#5f6872", "plastic": "#0006", "glass": "#4f8fc0"}
-SHAPES = {  # outlines in a square of side 1 around 0; what follows a bar is drawn without filling
+SHAPES = {  # outlines in a square of side 1 around 0; the path after | has no fill
     "ball": "M-.5 0A.5 .5 0 1 1 .5 0A.5 .5 0 1 1-.5 0Z|M-.25-.2Q-.15-.35 .02-.36",
     "cube": "M-.5-.25L-.25-.5H.5V.25L.25 .5H-.5Z|M-.5-.25H.25V.5M.25-.25L.5-.5",
     "cup": "M-.4-.4H.2V.25Q.2 .45 0 .45H-.2Q-.4 .45-.4 .25Z|M.2-.2Q.5-.25 .48 .02T.18 .25",
@@ -94,8 +94,8 @@ class Drawing(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the page shows of an image: a photograph (a data URI), a drawing, or else its first
-    caption."""
+    """What the page shows for an image: a photograph (a data URI), a drawing, or otherwise its
+    first caption."""
 
     alt_text: str
     caption: str = ""
@@ -104,11 +104,11 @@ class Picture(NamedTuple):
 
 
 class Pictures:
-    """The picture of any image of a split.
+    """The pictures of a split.
 
-    index: `lib.results.search.SplitIndex`; folder: of photographs named by id, or None; scenes: of
-    the demo data, or None. `num_missing` counts photographs that were not found, or are too large
-    or too many; `found` says of every id that was looked up whether there is a photograph.
+    folder: contains photographs named by id; scenes: of the demo data. `num_missing` counts the
+    photographs that were not found, are too large, or exceed the limit of the page; `found` maps
+    each id that was looked up to whether there is a photograph.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class Pictures:
         self.index, self.scenes = index, scenes
         self.folder = Path(folder) if folder else None
         self.num_photographs = self.num_missing = 0
-        self.found: dict = {}
+        self.found: dict[str, bool] = {}
 
     def __bool__(self):
         return bool(self.folder or self.scenes)
 
     def of(self, image: int) -> Picture:
-        """The `Picture` of an image."""
+        """The picture of an image."""
         caption = self.index.first_caption(image)
         alt_text = f"{self.index.label(image)}: {caption}"
         if self.folder:
@@ -143,7 +143,7 @@ class Pictures:
         return Picture(alt_text, caption)
 
     def _photograph(self, identity):
-        """The bytes of a photograph; no bytes if there is none to show."""
+        """The bytes of a photograph, or no bytes if none can be shown."""
         paths = (
             [self.folder / name for name in file_names(identity)]
             if Path(identity).name == identity
@@ -162,8 +162,8 @@ class Pictures:
             return ""
         names = file_names(missing[0])
         return (
-            f"pictures: {len(self.found) - len(missing)} of {len(self.found)} found in "
-            f"{self.folder}; looked for names such as {names[0]}, {names[-1]}"
+            f"pictures: found {len(self.found) - len(missing)} of {len(self.found)} in "
+            f"{self.folder}; looked for file names such as {names[0]}, {names[-1]}"
         )
 
 
@@ -192,7 +192,7 @@ def demo_scenes(data: RetrievalDataset, captions: Sequence[str]) -> list[Scene] 
 
 
 def draw(scene: Scene, name: str) -> Picture:
-    """A scene of the demo data as a drawing."""
+    """Draw a scene of the demo data."""
     looks = [f"{thing.size} {thing.colour} {thing.material} {thing.kind}" for thing in scene.things]
     alt_text = f"{name}: {', '.join(looks)}, {BACKGROUNDS[scene.background][0]}"
     things = sorted(scene.things, key=lambda thing: -SIDES[thing.size])  # small ones in front

@@ -20,15 +20,14 @@ from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.run_folder import check_name
 
-DATA_PATH = "data/"  # where the data are, unless somebody says otherwise
+DATA_PATH = "data/"  # the default
 
 
 class Run(NamedTuple):
-    """A trained model on a split: its checkpoint file, what it holds, the `HREM`, its BERT,
-    data set name and split.
+    """A trained model and the split to evaluate it on.
 
-    test_split: the split that results of this run are reported on; state: of the checkpoint file
-    when it was read.
+    path: the checkpoint file; trained: its contents; test_split: the split on which results of this
+    run are usually reported; state: of the checkpoint file when it was read.
     """
 
     path: Path
@@ -41,21 +40,20 @@ class Run(NamedTuple):
     state: FileState
 
     def check_unchanged(self) -> None:
-        """Refuse results of a checkpoint file that was replaced meanwhile, as by a training.
-        Raises InputError."""
+        """Raise InputError if the checkpoint file was replaced after it was read."""
         if not os.path.exists(self.path) or file_state(self.path) != self.state:
             raise InputError(
-                f"{self.path}: found another file than the one that was evaluated, expected no "
-                "training to replace it meanwhile; evaluate again"
+                f"{self.path}: replaced during the evaluation (found another file than the one "
+                "that was evaluated, expected the same file). Evaluate again"
             )
 
 
 def open_run(path: Path, options: argparse.Namespace, device: torch.device) -> Run:
-    """The model of a checkpoint file and the split asked for. Raises InputError. Returns `Run`."""
+    """Open the model of a checkpoint file and the split to evaluate. Raises InputError."""
     state, trained = file_state(path), checkpoint.load(path)
     ours = {} if trained.is_published else trained.options
     dataset = options.dataset or trained.options.get("dataset", "f30k")
-    check_name(f"{path}: --dataset", dataset)  # it may be the checkpoint's
+    check_name(f"{path}: --dataset", dataset)  # the name may come from the checkpoint
     bert_path = find_bert(trained, options.bert_path)
     data_path = options.data_path or ours.get("data_path", DATA_PATH)
     _find_data(data_path, dataset, is_recorded=not options.data_path, path=path)
@@ -69,27 +67,28 @@ def open_run(path: Path, options: argparse.Namespace, device: torch.device) -> R
 
 
 def _find_data(data_path, dataset, is_recorded, path):
-    """Refuse a data folder that is not there: an evaluation builds none, not even the demo's.
-    is_recorded: `data_path` is that of the run of the checkpoint at `path`. Raises InputError."""
+    """Raise InputError if the data folder is missing. An evaluation does not build the demo data.
+
+    is_recorded: `data_path` comes from the checkpoint at `path`.
+    """
     try:
         data_folder(data_path, dataset)
     except InputError as error:
         if not is_recorded:
             raise
         raise InputError(
-            f"{error}; {path} names no other folder: give the one that holds {dataset}_precomp "
-            "with --data_path"
+            f"{error}. The checkpoint {path} names no other folder: use --data_path to name the "
+            f"folder that contains {dataset}_precomp"
         ) from error
 
 
 def choose_test_split(
     trained: Mapping[str, Any], data_path: str, dataset: str, split: str | None
 ) -> str:
-    """The split that a run is reported on: the one of its options `trained` or, for other data,
-    as these say.
+    """The split on which results of a run are reported: the one in its options `trained` or, for
+    another data set, the usual one of that data set.
 
-    split: the one to evaluate, or None for the test split. Raises InputError where there is none to
-    evaluate.
+    split: the split to evaluate, or None for the test split. Raises InputError if there is none.
     """
     folder, recorded = open_folder(data_path, dataset), trained.get("test_split", NO_SPLIT)
     if recorded != NO_SPLIT and dataset == trained.get("dataset"):
@@ -97,7 +96,8 @@ def choose_test_split(
     found = conventions(folder, dataset)
     if split is None and found.test_split == NO_SPLIT:
         raise InputError(
-            f"{folder}: found no test split, expected test or testall; name another: --split dev"
+            f"{folder}: no test split (found neither test nor testall, expected one of them). Name "
+            "another split, such as --split dev"
         )
     if split is None and found.note:
         print_line(found.note)
@@ -107,16 +107,15 @@ def choose_test_split(
 def open_runs(
     paths: Iterable[Path], options: argparse.Namespace, device: torch.device
 ) -> list[Run]:
-    """`open_run` of each of an ensemble. Raises InputError where they are of different data
-    sets."""
+    """Open the runs of an ensemble. Raises InputError if their data differ."""
     runs = [open_run(path, options, device) for path in paths]
     if len({(run.dataset, run.data.split, run.data.num_images) for run in runs}) > 1:
         found, splits = (
             ", ".join(names) for names in zip(*((run.dataset, run.data.split) for run in runs))
         )
         raise InputError(
-            f"--model_path: an ensemble of {found}, splits {splits}; expected models of one data "
-            "set and split: give --dataset and --split"
+            f"--model_path: the data of an ensemble differ (found the data sets {found} and the "
+            f"splits {splits}, expected one data set and split). Give --dataset and --split"
         )
     for run in runs[1:]:
         fingerprint.check_same(runs[0].data, run.data)
@@ -124,7 +123,7 @@ def open_runs(
 
 
 def name_of(runs: list[Run], models: str = "") -> ResultName:
-    """The `ResultName` that says what is evaluated; models: "", or as there, of several runs."""
+    """The name of the results of these runs. models: as in `ResultName`."""
     first = runs[0]
     own = first.trained.options.get("dataset", "f30k")
     return ResultName(

@@ -1,9 +1,8 @@
-"""Search in a split: the best images of a caption, the best captions of an image;
-embeddings kept between searches.
+"""Search in a split: the best images for a caption, the best captions for an image.
 
-Embeddings are kept in the run folder with a hash of what they depend on: weights and options of the
-model, features, region counts, captions. A file of another hash, or one that does not read back
-whole, is computed again and replaced.
+Embeddings are cached in the run folder, with a hash of what they depend on: weights and options of
+the model, features, region counts, captions. If the hash differs or the file is damaged, the
+embeddings are computed again and the file is replaced.
 """
 
 # N images, C captions, E embedding
@@ -21,7 +20,7 @@ from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
 from ..data.pairing import ids_of_images
 from ..evaluation import encoding
-from ..evaluation.metrics import Scored, Similarity, resolve_caption_images, top_indices
+from ..evaluation.similarity import Scored, Similarity, resolve_caption_images, top_indices
 from ..model.network import HREM
 from ..system import cache
 from ..system.console import markdown_cell
@@ -30,8 +29,8 @@ from ..system.run_folder import RunFolder
 
 
 class SearchResult(NamedTuple):
-    """One result: number of the image or caption, from 0, its similarity,
-    and whether it is a true one."""
+    """One result: the number of the image or caption, counted from 0, its similarity, and whether
+    it is a true match."""
 
     number: int
     score: float
@@ -39,13 +38,14 @@ class SearchResult(NamedTuple):
 
 
 class SplitIndex(NamedTuple):
-    """Captions (C) and image ids (N) of a split, strings; without ids, the numbers of the images.
+    """Captions (C) and image ids (N) of a split. If the data have no ids, the ids are the numbers
+    of the images.
 
-    caption_images: (C,) image of every caption.
+    caption_images: (C,) image of each caption.
     """
 
-    captions: list
-    ids: list
+    captions: list[str]
+    ids: list[str]
     has_ids: bool
     caption_images: np.ndarray
 
@@ -67,14 +67,14 @@ class SplitIndex(NamedTuple):
             number = self.ids.index(identity) if identity in self.ids else -1
         if not 0 <= number < len(self.ids):
             raise InputError(
-                f"--query_image {which}: found no such image among {len(self.ids)}, expected 0 to "
-                f"{len(self.ids) - 1}, or id:ID, such as id:{self.ids[0]}"
+                f"--query_image {which}: no such image (found {len(self.ids)} images, expected 0 "
+                f"to {len(self.ids) - 1}, or id:ID, such as id:{self.ids[0]}). Name another image"
             )
         return number
 
 
 def build_index(data: RetrievalDataset) -> SplitIndex:
-    """Raises InputError if the ids of the split do not fit."""
+    """Read the captions and ids of a split. Raises InputError if the number of ids is wrong."""
     captions = read_lines(data.folder / f"{data.split}_caps.txt")
     path = data.folder / f"{data.split}_ids.txt"
     has_ids = path.exists()
@@ -85,8 +85,8 @@ def build_index(data: RetrievalDataset) -> SplitIndex:
     )
     if len(ids) != data.pairing.num_images:
         raise InputError(
-            f"{path}: found {len(ids)} ids for {data.pairing.num_images} images, expected an id "
-            "an image, or one a caption; copy the file again, or remove it"
+            f"{path}: wrong number of ids (found {len(ids)} ids for {data.pairing.num_images} "
+            "images, expected one id per image or per caption). Copy the file again, or remove it"
         )
     ids = [ids[image] for image in data.stored_images]
     return SplitIndex(captions[: data.num_captions], ids, has_ids, data.caption_images)
@@ -115,8 +115,8 @@ def best_images(
 
 
 def unknown_words(text: str, tokeniser: Tokeniser) -> list[str]:
-    """The words of a text that are unknown to the model, each once: <unk> of a vocabulary, pieces
-    [UNK] of BERT."""
+    """The words of a text that the model does not know, each once: those that become <unk> (a
+    vocabulary) or contain a piece [UNK] (BERT)."""
     model = tokeniser.backend_tokenizer.model
     words = dict.fromkeys(split_words(text, tokeniser))
     return [
@@ -125,10 +125,8 @@ def unknown_words(text: str, tokeniser: Tokeniser) -> list[str]:
 
 
 def images_as_text(found: Sequence[SearchResult], data: RetrievalDataset, index: SplitIndex) -> str:
-    """Results for a caption as a table: rank, similarity, image, its id, its first caption.
-
-    If images are repeated in the features, their rows are beside their numbers.
-    """
+    """Format the results for a caption as a table: rank, similarity, image, its id, its first
+    caption. If the features repeat the rows of images, the table also has the rows."""
     with_rows = data.rows_per_image > 1
     rows = [
         (
@@ -144,8 +142,8 @@ def images_as_text(found: Sequence[SearchResult], data: RetrievalDataset, index:
 
 
 def captions_as_text(found: Sequence[SearchResult], index: SplitIndex) -> str:
-    """Results for an image as a table: rank, similarity, caption, the id of its image, hit or not,
-    the caption."""
+    """Format the results for an image as a table: rank, similarity, caption number, the id of its
+    image, whether it is a hit, the caption."""
     rows = [
         (
             f"| {rank} | {one.score:.4f} | {one.number} | "
@@ -167,26 +165,27 @@ def cached_similarity(
     data: RetrievalDataset,
     device: torch.device,
 ) -> Similarity:
-    """The similarities of a split by a model with embeddings, from those cached in a run folder if
-    they are of this model and these data.
+    """The similarities of a split for a model with embeddings, from the embeddings cached in a run
+    folder if these belong to this model and these data.
 
-    name: of the cache file; model_options: of the model. If the folder cannot be written, or the
-    file is not ours, nothing is cached.
+    name: of the cache file; model_options: options that the model was built with. If the folder
+    cannot be written, or the file is not ours, nothing is cached.
     """
     hashes = fingerprint.of_model(model, model_options), sorted(fingerprint.of_split(data).items())
-    # of the file that was opened, whatever has its name by now
+    # `opened` identifies the file that was read, even if another one has its name now
     key = cache.digest(*hashes, data.regions.opened)
-    kept = _read(folder.path / name, key, data)
-    if kept is None:
-        kept = encoding.similarities(model, data, device)
-        assert isinstance(kept, Similarity)
+    cached = _read(folder.path / name, key, data)
+    if cached is None:
+        cached = encoding.similarities(model, data, device)
+        assert isinstance(cached, Similarity)
         with contextlib.suppress(OSError, InputError), folder.atomic_write(name) as file:
-            cache.write(file, key, images=kept.images.numpy(), captions=kept.captions.numpy())
-    return kept
+            cache.write(file, key, images=cached.images.numpy(), captions=cached.captions.numpy())
+    return cached
 
 
 def _read(path, key, data):
-    """The kept `Similarity`, or None if it is not there, damaged, or of something else."""
+    """The cached similarities, or None if they are missing, damaged, or belong to something
+    else."""
     found = cache.read(path, key, ("images", "captions"))
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A trained model put to use from Python.
+"""Use a trained model from Python.
 
 from lib.model import load
 model = load("runs/f30k_test")
@@ -10,7 +10,7 @@ model.encode_images(regions, num_regions)                   # (n, R, D), (n,) ->
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from ..model.pooling import real_mask
 from ..system import devices
 from ..system.errors import InputError
 
+RegionArray: TypeAlias = np.ndarray | torch.Tensor  # (n, R, D)
+RegionCounts: TypeAlias = np.ndarray | torch.Tensor | Sequence[int]  # (n,)
+
 
 def load(path: Path | str, device: str = "auto", bert_path: str | None = None) -> "Trained":
     """Load a trained model from a run folder or a checkpoint file, ours or a published one.
 
-    device: auto, cpu, cuda or cuda:N; bert_path: used instead of the BERT that the checkpoint keeps
-    or names. Raises InputError.
+    device: auto, cpu, cuda or cuda:N; bert_path: replaces the BERT that the checkpoint contains or
+    names. Raises InputError.
     """
     chosen, file = devices.choose_device(device), checkpoint.find(path)
     trained = checkpoint.load(file)
@@ -45,11 +48,11 @@ def load(path: Path | str, device: str = "auto", bert_path: str | None = None) -
 
 
 class Trained:
-    """A trained `HREM` with its tokeniser: captions and region features in, embeddings out,
-    as float32 numpy arrays.
+    """A trained `HREM` with its tokeniser. It turns captions and region features into embeddings,
+    float32 numpy arrays.
 
-    Rows have unit length (unless trained with --no_imgnorm or --no_txtnorm), and a dot product is a
-    similarity.
+    Rows have unit length unless the model was trained with --no_imgnorm or --no_txtnorm. A dot
+    product is a similarity.
     """
 
     def __init__(self, model: HREM, tokeniser: Tokeniser, device: torch.device) -> None:
@@ -66,26 +69,28 @@ class Trained:
         given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
         if not given or not all(isinstance(text, str) for text in given):
             raise InputError(
-                f"captions: found {texts!r:.60}, expected a list of at least one string"
+                f"captions: not a list of texts (found {texts!r:.60}, expected a list of at least "
+                "one string). Pass a list"
             )
         broken = next(
             (text for text in given if any(0xD800 <= ord(letter) < 0xE000 for letter in text)), None
         )
         if broken is not None:
             raise InputError(
-                f"captions: found {broken!a:.60}, expected text "
-                "without half characters (lone surrogates)"
+                f"captions: a text is not valid Unicode (found {broken!a:.60}, expected text "
+                "without lone surrogates). Decode its bytes again"
             )
         reader = getattr(self.model.text_encoder, "bert", None)
         longest = reader and reader.config.max_position_embeddings
         return _Captions(tokenise(given, self.tokeniser, longest))
 
-    def encode_images(self, regions: Any, num_regions: Any = None) -> np.ndarray:
-        """Embeddings (n, E) of n images. regions: array or tensor (n, R, D) of finite features.
-        Raises InputError.
+    def encode_images(
+        self, regions: RegionArray, num_regions: RegionCounts | None = None
+    ) -> np.ndarray:
+        """Embeddings (n, E) of n images. Raises InputError.
 
-        num_regions: (n,) number of true regions of each image, the rest is padding (default: all
-        are true).
+        regions: array or tensor (n, R, D) of finite features; num_regions: (n,) number of true
+        regions of each image, the rest is padding (default: all are true).
         """
         self._expect_embeddings()
         images = self._images(regions, num_regions)
@@ -96,10 +101,10 @@ class Trained:
         wanted = self.model.image_encoder.projection.in_features
         shape = tuple(getattr(regions, "shape", ()))
         if len(shape) != 3 or shape[2] != wanted or 0 in shape:
-            found = f"an array of shape {shape}" if shape else f"{type(regions).__name__}"
+            found = f"an array of shape {shape}" if shape else f"a {type(regions).__name__}"
             raise InputError(
-                f"regions: found {found}, expected images x "
-                f"regions x {wanted} features, at least one"
+                f"regions: wrong shape (found {found}, expected images x regions x {wanted} "
+                "features, at least one of each). Pass the features that the model was trained with"
             )
         counts = np.full(shape[0], shape[1]) if num_regions is None else np.asarray(num_regions)
         if (
@@ -109,24 +114,25 @@ class Trained:
             or counts.max() > shape[1]
         ):
             raise InputError(
-                f"num_regions: found {str(num_regions):.60}, expected {shape[0]} whole numbers "
-                f"from 1 to {shape[1]}, how many regions of each image are true: those of "
-                "{split}_num_regions.npy, or leave it out"
+                "num_regions: not the number of true regions of each image (found "
+                f"{str(num_regions):.60}, expected {shape[0]} whole numbers from 1 to {shape[1]}). "
+                "Pass the values of {split}_num_regions.npy, or leave num_regions out"
             )
         if isinstance(regions, torch.Tensor):
             regions = regions.detach().cpu()
             regions = (regions.float() if regions.is_floating_point() else regions).numpy()
         if regions.dtype.kind not in "fiub":
             raise InputError(
-                f"regions: found values of type {regions.dtype}, expected real numbers"
+                f"regions: wrong type (found values of type {regions.dtype}, expected real "
+                "numbers). Convert them to float32"
             )
         return _Images(regions, counts)
 
     def similarities(
-        self, regions: Any, texts: Sequence[str], num_regions: Any = None
+        self, regions: RegionArray, texts: Sequence[str], num_regions: RegionCounts | None = None
     ) -> np.ndarray:
-        """Similarities (n, c) of n images with c captions, for every kind of model. Arguments: see
-        `encode_images` and `encode_captions`. Raises InputError."""
+        """Similarities (n, c) of n images with c captions, for every kind of model. Raises
+        InputError. Arguments: as for `encode_images` and `encode_captions`."""
         images, captions = self._images(regions, num_regions), self._captions(texts)
         if self.model.similarity is None:
             rows = encoding.encode_images(self.model, images, self.device)
@@ -139,7 +145,7 @@ class Trained:
         return encoding.fragment_scores(self.model, data, self._captions([text]), self.device)[:, 0]
 
     def _expect_embeddings(self):
-        """Raises InputError if the model scores pairs by cross-attention."""
+        """Raise InputError if the model scores pairs by cross-attention."""
         if self.model.similarity is not None:
             raise InputError(
                 "this model has no embedding of an image or a caption (found --similarity "
@@ -149,7 +155,7 @@ class Trained:
 
 
 class _Captions(NamedTuple):
-    """Captions as `lib.evaluation.encoding` reads them from a data set."""
+    """Captions in the form in which `lib.evaluation.encoding` reads a data set."""
 
     captions: Captions
 
@@ -158,8 +164,8 @@ class _Captions(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """Regions (n, R, D), of which num_regions (n,) are true,
-    as `encoding` reads them from a data set."""
+    """Regions (n, R, D), of which num_regions (n,) are true, in the form in which `encoding` reads
+    a data set."""
 
     regions: np.ndarray
     num_regions: np.ndarray
@@ -171,14 +177,15 @@ class _Images(NamedTuple):
     def image_block(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         lengths = torch.from_numpy(self.num_regions[start:stop].astype(np.int64))
         longest = int(lengths.max())
-        with np.errstate(over="ignore"):  # refused below
+        with np.errstate(over="ignore"):  # large values are refused below
             block = torch.from_numpy(np.array(self.regions[start:stop, :longest], dtype=np.float32))
         block.masked_fill_(~real_mask(lengths, longest).unsqueeze(2), 0)
-        fits = (block.abs() <= LARGEST_FEATURE).flatten(1).all(1)  # no comparison with NaN is true
+        fits = (block.abs() <= LARGEST_FEATURE).flatten(1).all(1)  # comparisons with NaN are false
         if not fits.all():
             image = start + int(fits.logical_not().nonzero()[0, 0])
             raise InputError(
-                f"regions: image {image} (from 0) holds NaN, Inf or values beyond "
-                f"{LARGEST_FEATURE:.0e}, expected finite features"
+                f"regions: image {image} (counted from 0) is damaged (found NaN, Inf or values "
+                f"beyond {LARGEST_FEATURE:.0e}, expected finite features). Extract its features "
+                "again"
             )
         return block, lengths

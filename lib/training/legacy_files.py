@@ -4,7 +4,7 @@ as their contents prove."""
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import report
+from ..evaluation import result_folder
 from ..model import checkpoint
 from ..system.errors import InputError
 from ..system.run_folder import BEST, LAST, LOG_NAMES, OWN_NAMES, is_plain_file
@@ -63,7 +63,7 @@ def _is_result(path):
     return (
         OWN_NAMES.fullmatch(path.name) is not None
         and path.suffix in RESULTS
-        and report.is_ours(path)
+        and result_folder.is_ours(path)
     )
 
 

@@ -9,9 +9,13 @@ from torch import nn
 
 import graph_lib
 
-from ..evaluation import encoding, metrics, report
-from ..evaluation.report import find_facts, save_results, summarise
+from ..evaluation import encoding, metrics
+from ..evaluation.facts import find_facts
+from ..evaluation.report import save_results
+from ..evaluation.result_folder import METRICS
 from ..evaluation.result_names import ResultName
+from ..evaluation.similarity import Scored
+from ..evaluation.table import summarise
 from ..model import bert, checkpoint, pretrained
 from ..model.checkpoint import Checkpoint
 from ..model.network import load_model
@@ -30,7 +34,7 @@ def find_tables(state: State) -> list[str]:
     name = result_name(state)
     return [
         f"{name.table()}.md",
-        report.METRICS,
+        METRICS,
         *[name.results()] * bool(state.options.save_results),
     ]
 
@@ -121,7 +125,7 @@ def write_validation(state: State, scores: metrics.Scores, is_best: bool) -> Non
     state.log.scalars(values, state.step)
 
 
-def log_pictures(state: State, similarities: metrics.Similarity) -> None:
+def log_pictures(state: State, similarities: Scored) -> None:
     """Log TensorBoard pictures: the similarities of pairs and, after the warm-up, the graph of one
     batch."""
     options = state.options

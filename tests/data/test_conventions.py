@@ -13,7 +13,7 @@ import eval as evaluation
 import train
 from lib.data import demo
 from lib.data.conventions import conventions
-from lib.evaluation import extended, metrics, report
+from lib.evaluation import extended, metrics, table
 from lib.training import run_parts
 
 OPTIONS = (
@@ -130,8 +130,10 @@ def test_both_programs_report_coco_on_testall(made, tmp_path, name, capsys):
 def test_the_folds_and_the_whole_of_testall(made, tmp_path, monkeypatch):
     """The mean of the tables of five folds, and the table of all images."""
     options = made("coco", WITH)
-    seen, tables = [], report.tables
-    monkeypatch.setattr(report, "tables", lambda *given: seen.append(given[0]) or tables(*given))
+    seen, tables = [], table.scores_by_label
+    monkeypatch.setattr(
+        table, "scores_by_label", lambda *given: seen.append(given[0]) or tables(*given)
+    )
     scores, _ = fit(options, tmp_path / "run")
     whole = seen[0][:, :]
     folds = [
@@ -275,7 +277,7 @@ def test_training_without_a_test_split_ends_well(made, tmp_path, splits, more):
 def test_evaluation_without_a_test_split_names_the_option(made, tmp_path, refusal):
     options = made("mine", ("train", "dev"))
     fit(options, tmp_path / "run")
-    expected = ["mine_precomp: found no test split", "--split dev"]
+    expected = ["mine_precomp: no test split", "--split dev"]
     refusal(evaluation.main, tmp_path / "run", expected=expected)
 
 

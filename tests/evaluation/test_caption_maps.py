@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.evaluation import bootstrap, metrics
-from lib.evaluation.metrics import Similarity
+from lib.evaluation import bootstrap, metrics, tiles
+from lib.evaluation.similarity import Similarity, ensemble
 
 
 def random_map(num_images, seed, is_sorted):
@@ -51,7 +51,7 @@ MAPS = [
 def test_ranks_of_any_map_are_the_loop(
     monkeypatch, num_images, seed, is_sorted, decimals, tile_images
 ):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", tile_images)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", tile_images)
     images = random_map(num_images, seed, is_sorted)
     matrix = random_matrix(images, seed, decimals)
     found = metrics.ranks(matrix, images)
@@ -83,7 +83,7 @@ def test_a_similarity_carries_its_map(num_images, seed, is_sorted):
     images = random_map(num_images, seed, is_sorted)
     torch.manual_seed(seed)
     similarity = Similarity(torch.randn(num_images, 4), torch.randn(len(images), 4), images)
-    for found in (similarity, metrics.ensemble([similarity, similarity])):
+    for found in (similarity, ensemble([similarity, similarity])):
         assert [one.tolist() for one in metrics.ranks(found)] == [
             *naive_ranks(similarity[:, :], images)
         ]
@@ -95,7 +95,7 @@ def test_an_ensemble_of_other_pairs_is_refused():
         for images in ([0, 1, 1], [1, 0, 0])
     )
     with pytest.raises(ValueError, match="same pairs"):
-        metrics.ensemble([one, other])
+        ensemble([one, other])
 
 
 @pytest.mark.parametrize("images", [[0, 1], [0, 0, 0], [0, 1, 2], [0, -1, 1], [[0, 1, 1]]])
@@ -124,7 +124,7 @@ def test_folds_are_consecutive_images_with_their_captions(is_sorted):
 
 @pytest.mark.parametrize("num_images, seed, is_sorted", MAPS)
 def test_pairs_and_hardest_negatives_of_any_map_by_loops(monkeypatch, num_images, seed, is_sorted):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", 3)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", 3)
     images = random_map(num_images, seed, is_sorted)
     matrix = random_matrix(images, seed, 7)
     found = metrics.pair_similarities(matrix, images)

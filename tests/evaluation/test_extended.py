@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib.evaluation import extended, metrics
+from lib.evaluation.similarity import Similarity
 from lib.results.search import SplitIndex
 from lib.system.errors import InputError
 
@@ -135,9 +136,7 @@ def test_the_real_package_agrees_on_coco_5k():
     draw = np.random.default_rng(0)
     image_rows = draw.standard_normal((5000, 8))
     caption_rows = image_rows.repeat(5, axis=0) + 0.3 * draw.standard_normal((25000, 8))
-    given = metrics.Similarity(
-        torch.from_numpy(image_rows).float(), torch.from_numpy(caption_rows).float()
-    )
+    given = Similarity(torch.from_numpy(image_rows).float(), torch.from_numpy(caption_rows).float())
     found = extended.measure(extended.annotations(index(images)), given)
     extended.check_against(found, metrics.scores(metrics.ranks(given)))
     assert all(0 < value < 100 for both in found.values() for value in both.values())

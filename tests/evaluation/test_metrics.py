@@ -1,34 +1,17 @@
-"""Ranks, tables, folds and ensembles against loops over images and captions."""
+"""Ranks, tables and folds against loops over images and captions."""
 
 import numpy as np
 import pytest
-import torch
+from test_similarity import similarity_of
 
-from lib.evaluation import metrics
-from lib.evaluation.metrics import (
-    Ranks,
-    Recalls,
-    Scores,
-    Similarity,
-    ensemble,
-    fold_scores,
-    ranks,
-    scores,
-)
+from lib.evaluation import tiles
+from lib.evaluation.metrics import Ranks, Recalls, Scores, fold_scores, ranks, scores
 
 
 def random_matrix(num_images, seed, decimals=None):
     """(N, 5N) float32; rounded to few decimals many are equal."""
     matrix = np.random.default_rng(seed).standard_normal((num_images, 5 * num_images))
     return (matrix if decimals is None else matrix.round(decimals)).astype(np.float32)
-
-
-def similarity_of(num_images, dim, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return Similarity(
-        torch.randn(num_images, dim, generator=generator),
-        torch.randn(5 * num_images, dim, generator=generator),
-    )
 
 
 def naive_ranks(matrix):
@@ -63,21 +46,21 @@ def check_ranks(similarities, matrix):
 @pytest.mark.parametrize("decimals", [None, 1, 0])
 @pytest.mark.parametrize("num_images", [1, 2, 13])
 def test_ranks_are_the_loop_however_tiles_are_cut(monkeypatch, num_images, decimals, tile_images):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", tile_images)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", tile_images)
     matrix = random_matrix(num_images, seed=num_images, decimals=decimals)
     check_ranks(matrix, matrix)
 
 
 @pytest.mark.parametrize("tile_images", [3, 250])
 def test_ranks_of_embeddings_are_those_of_their_dot_products(monkeypatch, tile_images):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", tile_images)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", tile_images)
     similarity = similarity_of(11, 6, seed=0)
     check_ranks(similarity, (similarity.images.double() @ similarity.captions.double().T).numpy())
 
 
 @pytest.mark.parametrize("tile_images", [2, 250])
 def test_candidates_of_equal_similarity_keep_the_files_order(monkeypatch, tile_images):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", tile_images)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", tile_images)
     found = ranks(np.full((5, 25), 0.5, dtype=np.float32))
     assert found.image_to_text.tolist() == [0, 5, 10, 15, 20]
     assert found.text_to_image.tolist() == [image for image in range(5) for _ in range(5)]
@@ -92,7 +75,7 @@ def test_an_image_ranks_by_the_best_of_its_captions():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [(0, 0), (3, 2), (1, 19)])
 def test_similarities_that_are_not_finite_are_refused(monkeypatch, where, value):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", 2)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", 2)
     matrix = random_matrix(4, seed=0)
     matrix[where] = value
     with pytest.raises(ValueError, match="finite"):
@@ -103,22 +86,6 @@ def test_similarities_that_are_not_finite_are_refused(monkeypatch, where, value)
 def test_other_shapes_than_equally_many_captions_an_image_are_refused_by_name(shape):
     with pytest.raises(ValueError, match=str(shape[0]) + r".*" + str(shape[1])):
         ranks(np.zeros(shape, dtype=np.float32))
-
-
-def test_similarity_gives_any_tile_of_the_dot_products():
-    similarity = similarity_of(6, 4, seed=1)
-    whole = np.array(
-        [[float(image @ caption) for caption in similarity.captions] for image in similarity.images]
-    )
-    assert similarity.shape == (6, 30)
-    for where in (
-        (slice(None), slice(None)),
-        (slice(2, 4), slice(10, 25)),
-        (slice(5, 9), slice(0, 1)),
-    ):
-        tile = similarity[where]
-        assert isinstance(tile, np.ndarray) and tile.dtype == np.float32
-        np.testing.assert_allclose(tile, whole[where], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("seed, count", [(0, 1), (1, 2), (2, 7), (3, 60), (4, 61)])
@@ -159,24 +126,3 @@ def test_fold_scores_are_the_mean_of_the_tables_of_every_fold(folds):
 def test_images_that_do_not_divide_into_folds_are_refused(num_images, folds):
     with pytest.raises(ValueError, match=f"{num_images} images.*{folds} folds"):
         fold_scores(random_matrix(num_images, seed=0), folds)
-
-
-def test_an_ensemble_is_the_mean_of_the_similarities():
-    models = [similarity_of(7, dim, seed) for seed, dim in enumerate((4, 9, 6))]
-    found = ensemble(models)
-    assert found.shape == (7, 35)
-    mean = sum(model[:, :] for model in models) / 3
-    np.testing.assert_allclose(found[:, :], mean, atol=1e-6, rtol=0)
-    np.testing.assert_allclose(found[2:5, 3:30], mean[2:5, 3:30], atol=1e-6, rtol=0)
-
-
-def test_an_ensemble_of_one_model_is_that_model():
-    model = similarity_of(4, 6, seed=0)
-    np.testing.assert_array_equal(ensemble([model])[:, :], model[:, :])
-
-
-def test_an_ensemble_of_other_images_or_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"\(4, 20\).*\(5, 25\)"):
-        ensemble([similarity_of(5, 6, seed=0), similarity_of(4, 6, seed=0)])
-    with pytest.raises(ValueError, match="none"):
-        ensemble([])

@@ -127,7 +127,7 @@ def test_what_is_no_log_is_refused_before_anything_is_computed(
 def test_metrics_that_are_no_file_are_refused(run, refusal, put, found):
     (run / "metrics.json").unlink()
     put(run / "metrics.json")
-    expected = [run / "metrics.json", found, "move it away"]
+    expected = [run / "metrics.json", found, "Move the file away"]
     refusal(evaluation.main, "--model_path", run, expected=expected)
 
 
@@ -137,7 +137,11 @@ def test_metrics_nested_without_end_are_refused(run, refusal):
         evaluation.main,
         "--model_path",
         run,
-        expected=[run / "metrics.json", "not JSON of ours", "move it away"],
+        expected=[
+            run / "metrics.json",
+            "not the metrics of earlier evaluations",
+            "Move the file away",
+        ],
     )
 
 

@@ -18,7 +18,7 @@ from damage import OPTIONS, configure, contents, edit
 
 import eval as evaluation
 import train
-from lib.evaluation import report
+from lib.evaluation.similarity_file import load_similarities, save_similarities
 from lib.model import bert
 from lib.system.errors import InputError
 
@@ -181,10 +181,10 @@ SIMS = np.random.default_rng(0).standard_normal((4, 20)).astype(np.float32)
 
 
 def test_results_are_written_and_read_without_pickle(tmp_path, monkeypatch):
-    report.save_similarities(tmp_path / "results_x.npy", SIMS)
+    save_similarities(tmp_path / "results_x.npy", SIMS)
     assert b"pickle" not in (tmp_path / "results_x.npy").read_bytes()
     monkeypatch.setattr(pickle, "load", None)
-    npts, sims = report.load_similarities(tmp_path / "results_x.npy")
+    npts, sims = load_similarities(tmp_path / "results_x.npy")
     assert npts == 4 and type(npts) is int and sims.dtype == np.float32
     np.testing.assert_array_equal(sims, SIMS)
 
@@ -195,8 +195,8 @@ def test_published_results_are_read_only_where_pickle_is_allowed(tmp_path):
     with pytest.raises(
         InputError, match=r"results_f30k.npy: not a results file .* trust.*allow_pickle=True"
     ):
-        report.load_similarities(path)
-    npts, sims = report.load_similarities(path, allow_pickle=True)
+        load_similarities(path)
+    npts, sims = load_similarities(path, allow_pickle=True)
     assert npts == 4 and sims.dtype == np.float32
     np.testing.assert_array_equal(sims, SIMS)
 
@@ -208,10 +208,10 @@ def test_results_of_strangers_run_nothing_unless_pickle_is_allowed(tmp_path, mar
     shutil.move(tmp_path / "zip.npz", tmp_path / "zip.npy")
     for name in ("array", "bare", "zip"):
         with pytest.raises(InputError, match=f"{name}.npy: not a results file.*allow_pickle=True"):
-            report.load_similarities(tmp_path / f"{name}.npy")
+            load_similarities(tmp_path / f"{name}.npy")
     assert not marker.exists()
     with pytest.raises(InputError, match="array.npy: not a results file"):
-        report.load_similarities(tmp_path / "array.npy", allow_pickle=True)
+        load_similarities(tmp_path / "array.npy", allow_pickle=True)
     assert marker.exists()
 
 
@@ -249,7 +249,7 @@ NO_RESULTS = {
 def test_results_that_cannot_be_read_are_refused(tmp_path, allow_pickle, write, expected):
     write(tmp_path / "results.npy")
     with pytest.raises(InputError, match=rf"results.npy: .*{expected}"):
-        report.load_similarities(tmp_path / "results.npy", allow_pickle)
+        load_similarities(tmp_path / "results.npy", allow_pickle)
 
 
 def calls():
@@ -268,13 +268,13 @@ def test_every_array_is_read_without_pickle_and_every_checkpoint_with_weights_on
         for file, name, keywords in calls()
         if name == "np.load"
     ]
-    report = "lib/evaluation/report.py"  # its `load_similarities`
-    assert [file for file, allowed in arrays if allowed != "False"] == [report]
+    reader = "lib/evaluation/similarity_file.py"  # its `load_similarities`
+    assert [file for file, allowed in arrays if allowed != "False"] == [reader]
     assert {"lib/data/layout.py", "lib/system/cache.py", "lib/data/work_folder.py"} <= {
         file for file, _ in arrays
     }
     # what its caller says, and it is False unless it is said
-    assert (report, "allow_pickle") in arrays
+    assert (reader, "allow_pickle") in arrays
     found = [
         (file, keywords.get("weights_only"))
         for file, name, keywords in calls()

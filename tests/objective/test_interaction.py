@@ -1,5 +1,4 @@
-"""What the instance level can be told: its interaction, which relations take part,
-the distance, and the programs."""
+"""Options of the instance level: its interaction, which relations take part, the distance."""
 
 import contextlib
 import itertools
@@ -7,15 +6,13 @@ import re
 
 import pytest
 import torch
-from helpers import close, evaluate, make_data, normal, read
+from helpers import close, normal
 from published import golden, make_model, make_objective, small_bert
 from test_golden import golden_batch
 from test_graph import DIM, HEADS, batch_of, naive_bias, naive_layer, objective_of, relations_of
-from test_programs import fit
 from test_relation import encoded, fragments, naive_connection, naive_matches, unit_rows
 from torch import nn
 
-import arguments
 import graph_lib
 from graph_lib import Fusion, Standalone
 from lib.model.matches import BLOCKS as LIMITS
@@ -27,7 +24,6 @@ from lib.objective.relation import (
     fragment_matches,
     regulariser,
 )
-from lib.training import run_parts
 from lib.training.engine import training_step
 
 BLOCKS = dict(both=("i2i", "i2t", "t2i", "t2t"), intra=("i2i", "t2t"), inter=("i2t", "t2i"))
@@ -377,61 +373,3 @@ def test_no_step_asks_the_device_for_a_value(monkeypatch, graph, encoders):
         skipped=torch.zeros((), dtype=torch.int32, device="meta"),
     )  # fmt: skip
     assert report.loss.is_meta and report.gradient_norm.is_meta and report.is_finite.is_meta
-
-
-def test_the_command_line_reaches_the_objective(tmp_path):
-    parser = arguments.training_parser()
-    command = (
-        "--interaction standalone --relation inter --relevance 0 --distance l2sq --gnn_loss "
-        "infonce --embed_size 16"
-    ).split() + ["--logger_name", str(tmp_path)]
-    objective = run_parts.build_objective(arguments.parse_training(parser, command))
-    assert (
-        len(objective.standalone.i2t) == 1
-        and len(objective.standalone.i2i) == 0
-        and objective.infonce
-    )
-    relations = objective.relations
-    assert relations.distance == objective.options.distance == "l2sq"
-    assert not relations.use_relevance
-    assert relations.threshold == 0.5 and relations.use_connection
-    options = arguments.parse_training(parser, [*command, "--relevance", "1", "--connection", "0"])
-    relations = run_parts.build_objective(options).relations
-    assert not relations.use_connection and relations.use_relevance
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_data(tmp_path_factory, train=12, dev=6, test=6)
-
-
-@pytest.mark.parametrize(
-    "options, parameters, terms",
-    [
-        ("--interaction standalone", 0.03, {"cross", "graph", "regulariser"}),
-        ("--interaction standalone --relation intra --distance l2sq", 0.01, {"cross", "graph"}),
-        ("--relation inter --connection 0", 0.01, {"cross", "graph", "regulariser"}),
-        ("--relation intra --relevance 0", 0.01, {"cross", "graph"}),
-        (
-            "--base_loss infonce --gnn_loss infonce --precision bf16",
-            0.01,
-            {"cross", "graph", "regulariser"},
-        ),
-        ("--interaction none --gnn_loss infonce", 0.0, set()),
-    ],
-)
-def test_programs_train_and_evaluate_every_choice(
-    data, tmp_path, options, parameters, terms, capsys
-):
-    folder = fit(data, tmp_path / "run", "--num_epochs", "1", "--warmup", "1", *options.split())
-    log = (folder / "train.txt").read_text()
-    assert f"instance graph {parameters:.2f} M" in log and "skipped" not in log
-    assert ("no instance graph" in log) == (not terms) and ("graph from step 1 on" in log) == bool(
-        terms
-    )
-    assert set(re.findall("cross|graph(?= [0-9])|regulariser", log.splitlines()[-1])) == terms
-    moments = read(folder)["optimizer"]["state"]
-    assert len(moments) == len([*read(folder)["model"]]) - 3 + len(read(folder)["objective"])
-    before = (folder / "test.md").read_bytes()
-    evaluate("--model_path", folder)
-    assert "rsum" in capsys.readouterr().out and (folder / "test.md").read_bytes() == before

@@ -16,7 +16,9 @@ from pages import Page, cells, read_png, write
 
 import eval as evaluation
 from lib.data.layout import read_lines
-from lib.evaluation import bootstrap, encoding, metrics, report
+from lib.evaluation import bootstrap, encoding, metrics
+from lib.evaluation.similarity import Similarity
+from lib.evaluation.table import scores_by_label
 from lib.results import charts, html_report, pictures, search
 from lib.system.errors import InputError
 
@@ -220,8 +222,8 @@ def test_captions_and_ids_are_escaped(run, data, tmp_path):
 
 def test_a_published_checkpoint_of_coco_folds_is_reported(finished, tmp_path):
     """The label of several rows, and no log beside the file."""
-    similarity = metrics.Similarity(torch.eye(10), torch.eye(10).repeat_interleave(5, dim=0))
-    scores = report.tables(similarity, "testall")
+    similarity = Similarity(torch.eye(10), torch.eye(10).repeat_interleave(5, dim=0))
+    scores = scores_by_label(similarity, "testall")
     facts = dict(
         dataset="coco",
         split="testall",

@@ -79,7 +79,7 @@ def test_padding_is_told_by_the_number_of_regions(model, data, texts, tmp_path):
 )
 def test_other_than_numbers_of_regions_is_refused(model, test_data, counts):
     with pytest.raises(
-        InputError, match=r"num_regions: found .*expected 10 whole numbers from 1 to 36"
+        InputError, match=r"num_regions: .*found .*expected 10 whole numbers from 1 to 36"
     ):
         model.encode_images(np.load(test_data.regions_path), counts)
 
@@ -129,7 +129,7 @@ def test_captions_come_in_any_collection(model):
         np.array(["a dog", "a cat"]),
     ):
         np.testing.assert_array_equal(model.encode_captions(texts), expected)
-    with pytest.raises(InputError, match="half characters"):
+    with pytest.raises(InputError, match="lone surrogates"):
         model.encode_captions(["a \ud800 dog"])
 
 
@@ -144,7 +144,7 @@ REGIONS = {
     "one image": (np.zeros((36, 128)), r"\(36, 128\).*images x regions"),
     "no image": (np.zeros((0, 36, 128)), r"\(0, 36, 128\)"),
     "no region": (np.zeros((2, 0, 128)), r"\(2, 0, 128\)"),
-    "a list": ([], "found list"),
+    "a list": ([], "found a list"),
     "strings": (np.full((2, 36, 128), "1"), "values of type <U1, expected real numbers"),
     "complex numbers": (np.zeros((2, 36, 128), complex), "expected real numbers"),
 }
@@ -167,7 +167,7 @@ def test_tensors_of_a_short_type_are_taken(model, test_data):
 def test_an_image_that_is_not_finite_is_named(model, test_data, value):
     regions = np.concatenate([np.load(test_data.regions_path)] * 14)
     regions[135, 3, 100] = value
-    with pytest.raises(InputError, match="image 135 .from 0. holds NaN, Inf or"):
+    with pytest.raises(InputError, match="image 135 .counted from 0. is damaged"):
         model.encode_images(regions)
 
 

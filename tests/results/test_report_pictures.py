@@ -174,9 +174,8 @@ def test_the_terminal_tells_how_many_pictures_were_found(run, data, photographs,
     write(run, "--images", photographs, "--gallery", 10)
     coco = f"COCO_val2014_{int(ids[0]):012d}.jpg"
     assert "not shown: the file is missing" in (run / "report.html").read_text()
-    expected = (
-        f"pictures: 9 of 10 found in {photographs}; looked for names such as {ids[0]}.jpg, {coco}\n"
-    )
+    names = f"{ids[0]}.jpg, {coco}"
+    expected = f"pictures: found 9 of 10 in {photographs}; looked for file names such as {names}\n"
     assert capsys.readouterr().out.endswith(f"report: {run / 'report.html'}\n{expected}")
 
 

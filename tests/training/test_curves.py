@@ -16,7 +16,7 @@ from test_resume import Stopped, stop_at_step
 import arguments
 import graph_lib
 from lib.data.batches import Batch
-from lib.evaluation import metrics
+from lib.evaluation import metrics, tiles
 from lib.model import checkpoint, network
 from lib.system import images, run_folder
 from lib.training import engine, logs, reporting, run_parts, validations
@@ -127,7 +127,7 @@ def naive_pairs(similarities):
 
 @pytest.mark.parametrize("num_images, tile", [(2, 250), (7, 3), (6, 3), (5, 1)])
 def test_pairs_and_hardest_negatives_by_loops(monkeypatch, num_images, tile):
-    monkeypatch.setattr(metrics, "TILE_IMAGES", tile)
+    monkeypatch.setattr(tiles, "TILE_IMAGES", tile)
     similarities = (
         np.random.default_rng(num_images)
         .normal(size=(num_images, 5 * num_images))
