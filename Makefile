@@ -22,7 +22,8 @@ lint: $(VENV)/.installed-for-tests
 	$(RUN) -m mypy
 
 test: $(VENV)/.installed-for-tests
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 test-gpu: $(VENV)/.installed-for-tests
 	HREM_TEST_GPU=1 $(RUN) -m pytest -m gpu

@@ -22,9 +22,17 @@ from helpers import SHARED, make_data, shared
 import train
 from lib.system.errors import command_line
 
+SLOW_FILES = (  # begun first, so that all workers end at about the same time
+    "test_distributed.py", "test_run_signals.py", "test_errors.py", "test_run_kills.py",
+    "test_resume.py", "test_extended.py", "test_install.py", "test_pipes.py", "test_cases.py",
+    "test_mutants.py", "test_disk.py",
+)  # fmt: skip
+
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests that need a GPU where there is none, or where it is hidden."""
+    """Run slow files first. Skip the tests that need a GPU where there is none, or where it is
+    hidden."""
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
     if torch.cuda.is_available():
         return
     needs_gpu = pytest.mark.skip(reason="needs a CUDA GPU; make test-gpu runs it")

@@ -292,7 +292,7 @@ def test_an_id_a_caption_with_its_ending_finds_pictures(case, fit, capsys, tmp_p
     (tmp_path / "test_scene_4.jpg").unlink()
     evaluation.main([str(run), "--report", "--images", str(tmp_path), "--gallery", "20"])
     printed = capsys.readouterr().out
-    assert "pictures: 19 of 20 found" in printed and "test_scene_4.jpg, test_scene_4.gif" in printed
+    assert "pictures: found 19 of 20" in printed and "test_scene_4.jpg, test_scene_4.gif" in printed
 
 
 def test_a_blank_line_at_the_end_is_ignored_and_named(case, fit, capsys):
