@@ -1,6 +1,7 @@
 """SCAN's and CHAN's scores against measured numbers, and against single pairs with attended
 vectors."""
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -13,7 +14,7 @@ from published import GOLDEN
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib.model import pair_scores
+from lib.model import cross_attention, pair_scores
 from lib.model.cross_attention import (
     AGGREGATIONS,
     DIRECTIONS,
@@ -22,6 +23,7 @@ from lib.model.cross_attention import (
     scan_scores,
 )
 from lib.model.matches import BlockLimits
+from lib.model.options import ModelOptions
 
 with np.load(GOLDEN / "cross" / "cross.npz") as file:
     CROSS = {name: torch.from_numpy(file[name]) for name in file}
@@ -315,3 +317,9 @@ def test_no_attended_vector_is_formed():
                 torch.tensor([4, 4, 4, 4, 4, 4]),
             )  # fmt: skip
     assert max(sizes) == max(regions.numel(), 6 * 6 * 5 * 4)
+
+
+def test_the_command_line_knows_every_norm_and_aggregation():
+    choices = {field.name: field.metadata["values"] for field in dataclasses.fields(ModelOptions)}
+    assert {*choices["match_norm"]} == {*cross_attention.MATCH_NORMS}
+    assert {*choices["aggregation"]} == {*cross_attention.AGGREGATIONS}
