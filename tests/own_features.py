@@ -2,6 +2,7 @@
 
 import base64
 import json
+import zlib
 
 import damage
 import numpy as np
@@ -16,16 +17,30 @@ def features(name, num_boxes, dim=DIM):
     return np.random.default_rng(int(name)).random((num_boxes, dim), dtype=np.float32) + 0.1
 
 
+WIDTH, HEIGHT = 640, 480
+
+
+def boxes_of(name, num_boxes):
+    """(n, 4) float32 in pixels, the same for the same name."""
+    corners = np.random.default_rng(zlib.crc32(str(name).encode())).random(
+        (num_boxes, 2, 2), dtype=np.float32
+    )
+    return (np.sort(corners, axis=1) * np.float32([WIDTH, HEIGHT])).reshape(-1, 4)
+
+
+def encoded(array):
+    return base64.b64encode(array).decode()
+
+
 def tsv_line(name, num_boxes, values=None):
     values = features(name, num_boxes) if values is None else values
-    boxes = np.zeros((num_boxes, 4), np.float32)
     fields = [
         name,
-        640,
-        480,
+        WIDTH,
+        HEIGHT,
         num_boxes,
-        base64.b64encode(boxes).decode(),
-        base64.b64encode(values).decode(),
+        encoded(boxes_of(name, num_boxes)),
+        encoded(values),
     ]
     return "\t".join(map(str, fields)).encode() + b"\n"
 
@@ -92,7 +107,7 @@ def contents(folder):
 
 def check_converted(folder, num_regions=4):
     out = folder / "mine_precomp"
-    ends = ("ims.npy", "num_regions.npy", "caps.txt", "ids.txt")
+    ends = ("ims.npy", "num_regions.npy", "caps.txt", "ids.txt", "boxes.npy", "picture_sizes.npy")
     names = {f"{split}_{end}" for split in PLACES for end in ends}
     assert {path.name for path in out.iterdir()} - {convert.LOCK} == names
     for split, numbers in PLACES.items():
@@ -108,6 +123,7 @@ def check_converted(folder, num_regions=4):
             expected = features(1000 + number, NUM_BOXES[number])[:num_regions]
             np.testing.assert_array_equal(row[:count], expected)
             assert not row[count:].any()
+        _check_boxes(out, split, numbers, num_regions)
         captions = [
             f"Caption {caption} of image {number} ." for number in numbers for caption in range(5)
         ]
@@ -115,6 +131,17 @@ def check_converted(folder, num_regions=4):
         assert (out / f"{split}_ids.txt").read_text() == "".join(
             f"{1000 + number}\n" for number in numbers
         )
+
+
+def _check_boxes(out, split, numbers, num_regions):
+    boxes, sizes = np.load(out / f"{split}_boxes.npy"), np.load(out / f"{split}_picture_sizes.npy")
+    assert boxes.dtype == np.float32 and boxes.shape == (len(numbers), num_regions, 4)
+    assert sizes.dtype == np.int32 and sizes.tolist() == [[WIDTH, HEIGHT]] * len(numbers)
+    for row, number in zip(boxes, numbers):
+        expected = boxes_of(1000 + number, NUM_BOXES[number])[:num_regions]
+        expected = expected / np.array([WIDTH, HEIGHT, WIDTH, HEIGHT])
+        np.testing.assert_allclose(row[: len(expected)], expected, rtol=1e-6)
+        assert not row[len(expected) :].any()
 
 
 def write_inputs(folder):

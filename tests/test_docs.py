@@ -133,3 +133,13 @@ def test_the_reading_order_has_the_lengths_of_the_files():
         assert abs(int(told) - lengths[name]) <= 20, f"{name} has {lengths[name]} lines"
     whole = int(re.search(r"about ([\d,]+) lines", text)[1].replace(",", ""))
     assert abs(whole - sum(lengths.values())) <= 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_tables_have_heads_and_even_rows(page):
+    """A blank line inside a table ends it: the rows below would be printed as text."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        rows = [re.sub(r"`[^`]*`|\\\|", "", row) for row in table.splitlines()]
+        assert len(rows) > 1 and re.fullmatch(r"(\|:?-+:?)+\|", rows[1]), table[:200]
+        assert len({row.count("|") for row in rows}) == 1, table[:200]

@@ -17,7 +17,14 @@ from ..system.options import COUNT
 from . import caption_forms
 from .check_report import Report, some
 from .feature_checks import check_images
-from .layout import describe_missing_dev, find_splits, read_lines, unfinished_conversion
+from .layout import (
+    BOXES,
+    describe_missing_dev,
+    find_splits,
+    read_boxes,
+    read_lines,
+    unfinished_conversion,
+)
 from .pairing import Pairing, drop_blank_end, find_pairing, ids_of_images
 from .region_file import RegionFile
 
@@ -95,6 +102,7 @@ def _check_split(report: Report, folder: Path, split: str, sample: int | None) -
         images = check_images(
             report, regions_path, shape, pairing.rows_per_image if pairing else 1, sample
         )
+        _check_boxes(report, folder / f"{split}_{BOXES}", shape)
     if pairing:
         report.lines.append(f"  pairs     {pairing.count_text()} ({pairing.source})")
         notes += pairing.notes
@@ -102,6 +110,13 @@ def _check_split(report: Report, folder: Path, split: str, sample: int | None) -
     if captions is not None:
         _check_captions(report, captions_path, captions)
     return Contents(shape[2], images, _check_ids(report, ids_path, ids, pairing), captions or [])
+
+
+def _check_boxes(report: Report, path: Path, shape: tuple[int, ...]) -> None:
+    """Check the optional boxes. shape: of the region features."""
+    boxes = report.attempt(read_boxes, path, *shape[:2])
+    if boxes is not None:
+        report.lines.append(f"  boxes     one per region ({path.name}); they are only drawn")
 
 
 def _size(regions: RegionFile | None) -> str:

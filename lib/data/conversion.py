@@ -8,7 +8,6 @@ the same command can be run again.
 
 # N images of a split, R regions, D region feature size
 
-import math
 import os
 import shutil
 import stat
@@ -18,9 +17,12 @@ from typing import Any
 
 from ..system.errors import InputError, first_sentence
 from ..system.files import find_temporaries, flush_folder, report_write_errors
+from . import karpathy
 from .conversion_record import read_record, write_record
-from .layout import SWITCH, WORK, split_file_names
-from .work_folder import NAMES, clear
+from .layout import CAPTIONS, IDS, MAP, SWITCH, WORK, split_file_names
+from .work_folder import NAMES, Shape, clear
+
+Splits = dict[str, list[karpathy.Image]]
 
 
 def find_files(out: Path, splits: Iterable[str]) -> list[str]:
@@ -53,9 +55,9 @@ def check_places(out: Path, splits: Iterable[str], num_bytes: int) -> None:
         )
 
 
-def array_bytes(sizes: dict[str, int], shape: tuple[int, int]) -> int:
-    """Bytes of the region features. sizes: {split: N}; shape: (R, D)."""
-    return 4 * math.prod(shape) * sum(sizes.values())
+def array_bytes(sizes: dict[str, int], shape: Shape) -> int:
+    """Bytes of the region features and the boxes. sizes: {split: N}."""
+    return 4 * shape.num_regions * (shape.dim + 4 * shape.with_boxes) * sum(sizes.values())
 
 
 def commit(out: Path, asked: dict[str, Any], splits: Iterable[str]) -> None:
@@ -122,3 +124,23 @@ def _read_switch(out: Path) -> dict[str, Any]:
             f"remove {out} and convert again"
         ) from error
     return content
+
+
+def text_files(splits: Splits, field: str) -> dict[str, bytes]:
+    """Contents of the text files, by name: captions, ids and, if needed, the map.
+
+    A split needs a map from captions to images if its images have different numbers of captions.
+    """
+    texts: dict[str, bytes] = {}
+    for split, images in splits.items():
+        lines: dict[str, list[Any]] = {
+            CAPTIONS: [caption for image in images for caption in image.captions],
+            IDS: [image.id(field) for image in images],
+        }
+        if len({len(image.captions) for image in images}) > 1:
+            lines[MAP] = [number for number, image in enumerate(images) for _ in image.captions]
+        texts |= {
+            f"{split}_{end}": "".join(f"{line}\n" for line in content).encode()
+            for end, content in lines.items()
+        }
+    return texts

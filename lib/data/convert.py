@@ -25,16 +25,24 @@ from ..system.console import write_line
 from ..system.errors import InputError
 from ..system.files import lock, why_unreadable
 from ..system.options import COUNT, COUNT_OR_NONE, SWITCH
-from . import conversion, conversion_summary, karpathy, layout, matching, tsv, work_folder
+from . import (
+    conversion,
+    conversion_summary,
+    karpathy,
+    matching,
+    tsv,
+    tsv_image,
+    work_folder,
+)
+from .conversion import Splits
 from .element_type import DTYPES, find_dtype
 from .layout import WORK, refuse_unfinished_switch, unfinished_switch
+from .work_folder import Shape
 
 LOCK = ".conversion.lock"  # in the data folder; locked while it is written to
 IMAGES_PER_WRITE = 64
 
-Shape = tuple[int, int]  # R, D
 Places = list[tuple[str, int]]  # split, index of an image in it
-Splits = dict[str, list[karpathy.Image]]
 
 
 def add_command(commands: Any) -> None:  # argparse._SubParsersAction
@@ -119,13 +127,15 @@ def convert(
     dtype = _find_dtype(matched.lines, index.row_bytes, dtype)
     _refuse_changed(asked, tsv_paths, json_path)
     splits = karpathy.keep_captions(given, captions_per_image)
-    shape = num_regions, index.row_bytes // np.dtype(dtype).itemsize
+    with_boxes = all(line.has_boxes for line, _ in matched.lines)
+    shape = Shape(num_regions, index.row_bytes // np.dtype(dtype).itemsize, with_boxes)
     with _locked(out, splits, shape, overwrite):
         _begin(out / WORK, asked, splits, shape, matched.field)
         _fill(out / WORK, matched.lines, shape, index.row_bytes, dtype)
         _refuse_changed(asked, tsv_paths, json_path)
         conversion_summary.print_matching(matched, index)
         conversion_summary.print_summary(given, splits, matched, shape, dtype, index)
+        conversion_summary.print_boxes(out / WORK, splits, matched, shape)
         conversion_summary.print_other_splits(out, splits)
         conversion.commit(out, asked, splits)
         _finish_switch(out)
@@ -207,7 +217,7 @@ def _refuse_to_overwrite(out: Path, splits: Iterable[str], overwrite: bool) -> N
 
 
 def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str | None) -> str:
-    found = find_dtype(tsv.sample_bytes([line for line, _ in lines], row_bytes), row_bytes)
+    found = find_dtype(tsv_image.sample_bytes([line for line, _ in lines], row_bytes), row_bytes)
     dtype = given or found
     if dtype is None or row_bytes % np.dtype(dtype).itemsize:
         why = (
@@ -227,28 +237,6 @@ def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str
     return dtype
 
 
-def _texts(splits: Splits, field: str) -> dict[str, bytes]:
-    """Contents of the text files, by name: captions, ids and, if needed, the map.
-
-    A split needs a map from captions to images if its images have different numbers of captions.
-    """
-    texts: dict[str, bytes] = {}
-    for split, images in splits.items():
-        lines: dict[str, list[Any]] = {
-            layout.CAPTIONS: [caption for image in images for caption in image.captions],
-            layout.IDS: [image.id(field) for image in images],
-        }
-        if len({len(image.captions) for image in images}) > 1:
-            lines[layout.MAP] = [
-                number for number, image in enumerate(images) for _ in image.captions
-            ]
-        texts |= {
-            f"{split}_{end}": "".join(f"{line}\n" for line in content).encode()
-            for end, content in lines.items()
-        }
-    return texts
-
-
 def _begin(
     work: Path,
     asked: dict[str, Any],
@@ -257,7 +245,7 @@ def _begin(
     field: str,
 ) -> None:
     """Resume the conversion in the work folder if it is the same one; otherwise start a new one."""
-    sizes, texts = _sizes(splits), _texts(splits, field)
+    sizes, texts = _sizes(splits), conversion.text_files(splits, field)
     why = work_folder.why_not_resumable(work, asked, sizes, shape, texts)
     if why is None:
         write_line(f"resuming the conversion in {work}")
@@ -286,9 +274,9 @@ def _fill(
         total=len(lines), initial=num_done, desc="2 of 2: writing", unit="image", **tsv.BAR
     ) as progress:
         for start in range(0, len(todo), IMAGES_PER_WRITE):
-            block: list[tuple[str, int, np.ndarray]] = []
+            block: list[tuple[str, int, tsv_image.ImageData]] = []
             for line, places in todo[start : start + IMAGES_PER_WRITE]:
-                features = tsv.read_features(line, row_bytes, dtype)[: shape[0]]
-                block += [(split, index, features) for split, index in places]
+                image = tsv_image.read_image(line, row_bytes, dtype).first(shape.num_regions)
+                block += [(split, index, image) for split, index in places]
                 progress.update()
-            work_folder.store(work, block)
+            work_folder.store(work, block, shape.with_boxes)

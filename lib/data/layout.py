@@ -21,14 +21,16 @@ SPLITS = ("train", "dev", "test", "testall")
 # entries of a conversion in a data folder: its work folder, and its list of files to move
 WORK, SWITCH = ".conversion", ".converted"
 # endings of the files of a split
-REGIONS, COUNTS, CAPTIONS, IDS, MAP = (
+REGIONS, COUNTS, CAPTIONS, IDS, MAP, BOXES, PICTURE_SIZES = (
     "ims.npy",
     "num_regions.npy",
     "caps.txt",
     "ids.txt",
     "caps_images.txt",
+    "boxes.npy",
+    "picture_sizes.npy",
 )
-ENDS = (REGIONS, COUNTS, CAPTIONS, IDS, MAP)
+ENDS = (REGIONS, COUNTS, CAPTIONS, IDS, MAP, BOXES, PICTURE_SIZES)
 DAMAGED = (  # exceptions that numpy raises for damaged files
     ValueError, TypeError, OverflowError, EOFError, OSError, SyntaxError, tokenize.TokenError,
     zipfile.BadZipFile,
@@ -131,6 +133,31 @@ def read_num_regions(path: Path, num_rows: int, num_regions: int) -> np.ndarray:
             f"{expected}; without this file all regions count as true"
         )
     return counts.astype(np.int64)
+
+
+def read_boxes(path: Path, num_rows: int, num_regions: int) -> np.ndarray | None:
+    """Read the boxes of each row, (rows, R, 4): left, top, right, bottom as fractions of the width
+    and height of the picture; None if the file does not exist.
+
+    Raises InputError if it does not fit an array of `num_rows` rows x `num_regions` regions. The
+    values are not checked: training does not use them.
+    """
+    if not os.path.lexists(path):
+        return None
+    why = why_unreadable(path)
+    if why:
+        raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
+    shape = num_rows, num_regions, 4
+    boxes = load_array(path, f"numbers of shape {shape}", mmap_mode="r")
+    if not isinstance(boxes, np.ndarray) or boxes.dtype.kind not in "fiu" or boxes.shape != shape:
+        found = (
+            f"{getattr(boxes, 'dtype', 'unknown')} of shape {getattr(boxes, 'shape', 'unknown')}"
+        )
+        raise InputError(
+            f"{path}: found {found}, expected numbers of shape {shape}; boxes are only drawn, so "
+            "you can remove this file"
+        )
+    return boxes
 
 
 def load_array(path: Path, expected: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:

@@ -2,14 +2,12 @@
 
 Each line holds one image; lib/data/tsv_columns.py finds its columns. Boxes and features are
 little-endian numbers in base64, with four numbers per box. The files are read twice, line by line:
-`read_index` locates each image without decoding it, `read_features` decodes one image.
+`read_index` locates each image without decoding it, `read_image` in lib/data/tsv_image.py decodes
+one image.
 """
 
 # n boxes of an image, D region feature size
 
-import ast
-import base64
-import binascii
 import contextlib
 import re
 import unicodedata
@@ -17,18 +15,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from ..system.errors import InputError, first_sentence
+from ..system.errors import InputError
 from ..system.files import why_unreadable
+from .tsv_cells import decoded_size, image_name, split_cells, unquoted
 from .tsv_columns import Columns, columns_by_count, columns_of_head, read_head
 
 ENDINGS = re.compile(r"(\.(jpe?g|png|bmp|gif|webp|tiff?|np[yz]))+$", re.IGNORECASE)
 LONGEST_LINE = 2**28  # bytes; a line of 100 x 2048 float64 features has 2.2 MB
 READ_BUFFER_BYTES = 2**19  # bytes: a line of 36 x 2048 features has 400 kB
 LONGEST_NAME = 1000
-LINES_SAMPLED = 64
 OTHER_ORDER = "if the columns are in another order, write a first line that names them; otherwise "
 # nrows: so that the bar is also shown in a terminal that does not report its size
 BAR = dict(leave=False, disable=None, nrows=20)
@@ -37,7 +34,8 @@ BAR = dict(leave=False, disable=None, nrows=20)
 class Line(NamedTuple):
     """A line of a TSV file, which holds one image.
 
-    number: counted from 1; offset: of its first byte; name: of the image, as written.
+    number: counted from 1; offset: of its first byte; name: of the image, as written; box_bytes: of
+    its boxes, or 0; size: width and height of the picture in pixels, or None if they are unknown.
     """
 
     path: Path
@@ -46,6 +44,13 @@ class Line(NamedTuple):
     columns: Columns
     name: str
     num_boxes: int
+    box_bytes: int = 0
+    size: tuple[int, int] | None = None
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether boxes can be located in the picture."""
+        return bool(self.box_bytes and self.size)
 
     @property
     def where(self) -> str:
@@ -115,7 +120,7 @@ def _measured_lines(
     row_bytes: bytes of the features of a box in earlier lines, or None.
     """
     offset, columns = 0, None
-    with _reading(path) as file:
+    with open_tsv(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
             where = f"{path}: line {number}"
             if len(line) == LONGEST_LINE:
@@ -123,19 +128,25 @@ def _measured_lines(
                     f"{where} has more than {LONGEST_LINE} bytes, "
                     "expected the features of one image"
                 )
-            cells = _cells(line, is_first=number == 1)
+            cells = split_cells(line, is_first=number == 1)
             if head := read_head(cells, number == 1):
                 columns = columns_of_head(where, head)
             elif line.strip():
                 columns = columns or columns_by_count(where, cells, _remedy(line))
-                name, num_boxes, row_bytes = _measure(where, line, cells, columns, row_bytes)
-                yield Line(path, number, offset, columns, name, num_boxes), row_bytes
+                name, num_boxes, row_bytes, box_bytes = _measure(
+                    where, line, cells, columns, row_bytes
+                )
+                size = _picture_size(cells, columns)
+                yield (
+                    Line(path, number, offset, columns, name, num_boxes, box_bytes, size),
+                    row_bytes,
+                )
             offset += len(line)
             progress.update(len(line))
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[BinaryIO]:
+def open_tsv(path: Path) -> Iterator[BinaryIO]:
     """Open a file. An OSError while it is open becomes an InputError."""
     try:
         with open(path, "rb", READ_BUFFER_BYTES) as file:
@@ -145,10 +156,6 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
             f"{path}: cannot be read ({why_unreadable(path) or str(error.strerror).lower()}), "
             "expected a file that stays in place while it is converted: restore it"
         ) from error
-
-
-def _cells(line: bytes, is_first: bool = False) -> list[bytes]:
-    return (line.removeprefix(b"\xef\xbb\xbf") if is_first else line).rstrip(b"\r\n").split(b"\t")
 
 
 def _remedy(line: bytes) -> str:
@@ -161,14 +168,15 @@ def _remedy(line: bytes) -> str:
 
 def _measure(
     where: str, line: bytes, cells: list[bytes], columns: Columns, row_bytes: int | None
-) -> tuple[str, int, int]:
-    """Name, number of boxes, and bytes of the features of a box, without decoding the line."""
+) -> tuple[str, int, int, int]:
+    """Name, number of boxes, bytes of the features of a box, and bytes of all boxes, without
+    decoding the line."""
     remedy = _remedy(line)
     if len(cells) != columns.num_columns:
         raise InputError(
             f"{where} has {len(cells)} columns, expected {columns.num_columns}: {remedy}"
         )
-    name = _name(cells[columns.image_id])
+    name = image_name(cells[columns.image_id])
     if not name or len(name) > LONGEST_NAME:
         found = f"{len(name)} characters" if name else "nothing"
         raise InputError(
@@ -179,20 +187,29 @@ def _measure(
     row_bytes = _row_bytes(where, name, num_boxes, cells[columns.features], row_bytes, remedy)
     box_bytes = 0
     if columns.boxes is not None:
-        box_bytes = _decoded_size(_unquoted(cells[columns.boxes])) or 0
+        box_bytes = decoded_size(unquoted(cells[columns.boxes])) or 0
     if box_bytes not in (0, 8 * num_boxes, 16 * num_boxes, 32 * num_boxes):
         raise InputError(
             f"{where} (image {name}): found {box_bytes} bytes of boxes, expected 4 float16, 32 or "
             f"64 for each of {num_boxes} boxes: {OTHER_ORDER}{remedy}"
         )
-    return name, num_boxes, row_bytes
+    return name, num_boxes, row_bytes, box_bytes
+
+
+def _picture_size(cells: list[bytes], columns: Columns) -> tuple[int, int] | None:
+    """Width and height of the picture; None if the line does not give them."""
+    if columns.width is None or columns.height is None:
+        return None
+    width, height = (unquoted(cells[column]).strip() for column in (columns.width, columns.height))
+    known = all(text.isdigit() and len(text) < 8 and int(text) for text in (width, height))
+    return (int(width), int(height)) if known else None
 
 
 def _row_bytes(
     where: str, name: str, num_boxes: int, cell: bytes, row_bytes: int | None, remedy: str
 ) -> int:
     """Bytes of the features of a box, from the length of the cell of features."""
-    num_bytes = _decoded_size(_unquoted(cell))
+    num_bytes = decoded_size(unquoted(cell))
     expected = row_bytes or (num_bytes or 0) // num_boxes
     if num_bytes is None or num_bytes != num_boxes * expected or not num_bytes or expected % 2:
         found = (
@@ -210,85 +227,10 @@ def _row_bytes(
 
 
 def _num_boxes(where: str, cell: bytes, remedy: str) -> int:
-    text = _unquoted(cell).strip()
+    text = unquoted(cell).strip()
     if not (text.isdigit() and len(text) < 10 and int(text)):
         found = text[:20].decode("utf-8", "replace")
         raise InputError(
             f"{where}: found num_boxes '{found}', expected a whole number of at least 1: {remedy}"
         )
     return int(text)
-
-
-def _decoded_size(cell: bytes) -> int | None:
-    """Bytes that base64 of this length encodes, or None if no base64 has this length."""
-    return None if len(cell) % 4 else len(cell) // 4 * 3 - cell[-2:].count(b"=")
-
-
-def _unquoted(cell: bytes) -> bytes:
-    """Remove the quotes of a Python bytes literal, b'...'. Other cells are returned unchanged."""
-    return (
-        cell[2:-1]
-        if cell[:2] in (b"b'", b'b"') and len(cell) > 2 and cell[-1:] == cell[1:2]
-        else cell
-    )
-
-
-def _name(cell: bytes) -> str:
-    if _unquoted(cell) is not cell:
-        with contextlib.suppress(ValueError, SyntaxError):
-            cell = ast.literal_eval(cell.decode("ascii"))  # may contain escape sequences
-    return cell.decode("utf-8", "replace").strip()
-
-
-def sample_bytes(lines: Sequence[Line], row_bytes: int) -> np.ndarray:
-    """Bytes of the features of up to LINES_SAMPLED evenly spaced images: uint8, whole rows."""
-    samples: list[np.ndarray] = [np.zeros(0, np.uint8)]
-    for line in lines[:: -(-len(lines) // LINES_SAMPLED)]:
-        with contextlib.suppress(InputError):  # reported when the features are read
-            samples.append(np.frombuffer(_read_bytes(line, row_bytes), np.uint8))
-    return np.concatenate(samples)
-
-
-def _read_bytes(line: Line, row_bytes: int) -> bytes:
-    """Read the bytes of an image's features.
-
-    Raises InputError if the line has changed, or is not valid base64.
-    """
-    with _reading(line.path) as file:
-        file.seek(line.offset)
-        cells = _cells(file.readline(LONGEST_LINE), is_first=line.offset == 0)
-    columns = line.columns
-    if len(cells) != columns.num_columns or _name(cells[columns.image_id]) != line.name:
-        raise InputError(
-            f"{line.where}: changed while it was read, expected image {line.name}; convert again"
-        )
-    cell = _unquoted(cells[columns.features])
-    if _decoded_size(cell) != line.num_boxes * row_bytes:
-        raise InputError(
-            f"{line.where}: changed while it was read, expected {line.num_boxes * row_bytes} "
-            "bytes; convert again"
-        )
-    try:
-        return base64.b64decode(cell, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(
-            f"{line.where}: bad base64 ({first_sentence(error)}), expected features of "
-            f"{line.num_boxes} boxes: extract this image again"
-        ) from error
-
-
-def read_features(line: Line, row_bytes: int, dtype: str) -> np.ndarray:
-    """Read the features of an image, (n, D) float32.
-
-    dtype: their type in the file, one of `element_type.DTYPES`. Raises InputError, with the line,
-    if they have changed, are not valid base64, or are not finite.
-    """
-    values = np.frombuffer(_read_bytes(line, row_bytes), np.dtype(dtype).newbyteorder("<"))
-    with np.errstate(over="ignore", invalid="ignore"):  # checked below
-        features = values.reshape(line.num_boxes, -1).astype(np.float32)
-    if not np.isfinite(features).all():
-        raise InputError(
-            f"{line.where}: found NaN or Inf in the features, expected finite {dtype} values: "
-            "extract this image again"
-        )
-    return features

@@ -17,7 +17,7 @@ KNOWN = {*COLUMNS, *PYTORCH_COLUMNS}
 class Columns(NamedTuple):
     """Positions of the columns that are read, and the number of columns.
 
-    boxes: None if the file has no boxes.
+    boxes, width, height: None if the file has no such column.
     """
 
     image_id: int
@@ -25,6 +25,8 @@ class Columns(NamedTuple):
     boxes: int | None
     features: int
     num_columns: int
+    width: int | None = None
+    height: int | None = None
 
 
 def read_head(cells: list[bytes], is_first: bool = False) -> list[str] | None:
@@ -64,8 +66,14 @@ def columns_of_head(where: str, names: Sequence[str]) -> Columns:
             "num_boxes, features and, if there is one, boxes, each once; correct the header"
         )
     image_id = names.index("image_id" if "image_id" in names else "img_id")
-    boxes = names.index("boxes") if "boxes" in names else None
-    return Columns(image_id, names.index("num_boxes"), boxes, names.index("features"), len(names))
+    boxes, width, height = (
+        next((names.index(name) for name in spellings if name in names), None)
+        for spellings in (("boxes",), ("image_w", "img_w"), ("image_h", "img_h"))
+    )
+    return Columns(
+        image_id, names.index("num_boxes"), boxes, names.index("features"), len(names),
+        width, height,
+    )  # fmt: skip
 
 
 def columns_by_count(where: str, cells: list[bytes], remedy: str) -> Columns:

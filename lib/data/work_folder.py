@@ -18,12 +18,32 @@ import numpy as np
 from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, find_temporaries, report_write_errors, why_unreadable
 from .conversion_record import read_record, write_record
-from .layout import COUNTS, DAMAGED, REGIONS, SPLITS, split_file_names
+from .layout import (
+    BOXES,
+    COUNTS,
+    DAMAGED,
+    PICTURE_SIZES,
+    REGIONS,
+    SPLITS,
+    split_file_names,
+)
+from .tsv_image import ImageData
 
+FLOAT: np.dtype = np.dtype(np.float32)
+INTEGER: np.dtype = np.dtype(np.int32)
 STATE = "inputs.json"  # in the work folder: what the conversion depends on; written last
 NAMES = set(split_file_names(SPLITS))  # all files that a conversion writes
 # errors of file systems on which disk space cannot be reserved
 RESERVE_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class Shape(NamedTuple):
+    """Shapes of the arrays: R regions of D features per image, with boxes and picture sizes or
+    without."""
+
+    num_regions: int
+    dim: int
+    with_boxes: bool = False
 
 
 class ArraySpec(NamedTuple):
@@ -38,7 +58,7 @@ def why_not_resumable(
     work: Path,
     asked: dict[str, Any],
     sizes: dict[str, int],
-    shape: tuple[int, int],
+    shape: Shape,
     texts: dict[str, bytes],
 ) -> str | None:
     """Explain why the work folder cannot be resumed: None if it can, "" if it does not exist.
@@ -67,17 +87,26 @@ def why_not_resumable(
             return f"its {name} was changed"
     for split, size in sizes.items():
         for array in _arrays(split, size, shape):
-            flaw = why_unreadable(work / array.name) or _flaw_of_array(work, array, shape[0])
+            flaw = why_unreadable(work / array.name) or _flaw_of_array(
+                work, array, shape.num_regions
+            )
             if flaw:
                 return f"its {array.name} is damaged ({flaw})"
     return None
 
 
-def _arrays(split: str, size: int, shape: tuple[int, int]) -> list[ArraySpec]:
-    return [
-        ArraySpec(f"{split}_{REGIONS}", np.dtype(np.float32), (size, *shape)),
-        ArraySpec(f"{split}_{COUNTS}", np.dtype(np.int32), (size,)),
+def _arrays(split: str, size: int, shape: Shape) -> list[ArraySpec]:
+    regions = shape.num_regions
+    arrays = [
+        ArraySpec(f"{split}_{REGIONS}", FLOAT, (size, regions, shape.dim)),
+        ArraySpec(f"{split}_{COUNTS}", INTEGER, (size,)),
     ]
+    if shape.with_boxes:
+        arrays += [
+            ArraySpec(f"{split}_{BOXES}", FLOAT, (size, regions, 4)),
+            ArraySpec(f"{split}_{PICTURE_SIZES}", INTEGER, (size, 2)),
+        ]
+    return arrays
 
 
 def _flaw_of_array(work: Path, expected: ArraySpec, num_regions: int) -> str | None:
@@ -93,7 +122,7 @@ def _flaw_of_array(work: Path, expected: ArraySpec, num_regions: int) -> str | N
         return "not an array"
     if array.dtype != expected.dtype or array.shape != expected.shape:
         return "an array of another type or shape"
-    if array.dtype == np.int32 and not ((0 <= array) & (array <= num_regions)).all():
+    if array.ndim == 1 and not ((0 <= array) & (array <= num_regions)).all():
         return "counts out of range"
     return None
 
@@ -102,7 +131,7 @@ def prepare(
     work: Path,
     asked: dict[str, Any],
     sizes: dict[str, int],
-    shape: tuple[int, int],
+    shape: Shape,
     texts: dict[str, bytes],
 ) -> None:
     """Make a new work folder with the text files and arrays of zeros, and reserve disk space."""
@@ -174,17 +203,27 @@ def read_done(work: Path, splits: Iterable[str]) -> dict[str, np.ndarray]:
     return {split: np.load(work / f"{split}_{COUNTS}", allow_pickle=False) for split in splits}
 
 
-def store(work: Path, block: list[tuple[str, int, np.ndarray]]) -> None:
-    """Write features, and then, once they are on disk, their counts.
+def store(work: Path, block: list[tuple[str, int, ImageData]], with_boxes: bool = False) -> None:
+    """Write features and, if the conversion keeps them, boxes and sizes; then, once they are on
+    disk, the number of regions.
 
-    block: split, index in the split, and features (n, D) of each image.
+    block: split, index in the split, and data of each image.
     """
     for split in sorted({split for split, _, _ in block}):
-        own = [(index, features) for name, index, features in block if name == split]
-        _write_rows(work / f"{split}_{REGIONS}", own)
+        own = [(index, image) for name, index, image in block if name == split]
+        _write_rows(work / f"{split}_{REGIONS}", [(index, one.features) for index, one in own])
+        if with_boxes:
+            _write_rows(
+                work / f"{split}_{BOXES}",
+                [(index, one.boxes) for index, one in own if one.boxes is not None],
+            )
+            _write_rows(
+                work / f"{split}_{PICTURE_SIZES}",
+                [(index, np.array(one.size, np.int32)) for index, one in own],
+            )
         _write_rows(
             work / f"{split}_{COUNTS}",
-            [(index, np.array(len(features), np.int32)) for index, features in own],
+            [(index, np.array(len(one.features), np.int32)) for index, one in own],
         )
 
 

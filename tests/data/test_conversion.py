@@ -140,7 +140,7 @@ def test_an_overwriting_conversion_killed_before_any_operation_leaves_the_old_fi
     )
     old, kept = (
         tmp_path / "old_precomp",
-        ("dev_ims.npy", "dev_num_regions.npy", "dev_caps.txt", "dev_ids.txt"),
+        [f"dev_{end}" for end in layout.ENDS],
     )
     previous = converted(before, old)
     (old / "notes.txt").write_text("mine")

@@ -57,7 +57,7 @@ def test_another_conversion_ends_the_switch_before_it_begins(
     capsys.readouterr()
     assert run(*arguments(other, out)) == 2
     assert (
-        "mine_precomp: found test_caps.txt, " in capsys.readouterr().err
+        "mine_precomp: found test_boxes.npy, test_caps.txt, " in capsys.readouterr().err
         and content(out) == expected
     )
     assert run(*arguments(other, out, "--overwrite")) == 0

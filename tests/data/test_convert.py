@@ -26,7 +26,7 @@ from own_features import (
 )
 from test_check import run
 
-from lib.data import conversion, convert, karpathy, tsv, tsv_columns, work_folder
+from lib.data import conversion, convert, karpathy, tsv_columns, tsv_image, work_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,8 +232,8 @@ def whole_files(folder):
 def test_what_is_on_disk_is_not_decoded_again(inputs, monkeypatch, capsys):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 2)
     assert kill_at(inputs, "work_folder.store", 4)
-    decoded, read = [], tsv.read_features
-    monkeypatch.setattr(tsv, "read_features", lambda *found: decoded.append(1) or read(*found))
+    decoded, read = [], tsv_image.read_image
+    monkeypatch.setattr(tsv_image, "read_image", lambda *found: decoded.append(1) or read(*found))
     assert run(*arguments(inputs, "--regions", 4)) == 0
     assert "resuming the conversion" in capsys.readouterr().out and len(decoded) == 12 - 8
     check_converted(inputs)
@@ -299,7 +299,9 @@ def test_a_conversion_holds_some_rows_at_a_time(inputs, monkeypatch):
     monkeypatch.setattr(convert, "IMAGES_PER_WRITE", 3)
     held, store = [], work_folder.store
     monkeypatch.setattr(
-        work_folder, "store", lambda work, found: held.append(len(found)) or store(work, found)
+        work_folder,
+        "store",
+        lambda work, found, *more: held.append(len(found)) or store(work, found, *more),
     )
     convert.convert(
         [inputs / "a.tsv", inputs / "b.tsv"], inputs / "split.json", inputs / "mine_precomp", 4

@@ -92,7 +92,7 @@ def test_damaged_work_is_begun_anew_and_said(
     inputs, out, tmp_path, monkeypatch, damage, expected, capsys
 ):
     whole = converted(inputs, tmp_path / "whole_precomp")
-    monkeypatch.setattr(convert.tsv, "read_features", lambda *line: 1 / 0)
+    monkeypatch.setattr(convert.tsv_image, "read_image", lambda *line: 1 / 0)
     assert run(*arguments(inputs, out)) == 1
     monkeypatch.undo()
     damage(out / layout.WORK)
