@@ -45,7 +45,7 @@ ORDER = (
     "lib.training.reporting", "lib.training.legacy_files", "lib.training.run_start",
     "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
     "lib.results.search", "lib.results.export", "lib.results.options", "lib.results.pictures",
-    "lib.results.charts", "lib.results.gallery",
+    "lib.results.matches", "lib.results.charts", "lib.results.gallery",
     "lib.results.html_report", "lib.results.runs", "lib.results.evaluate",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip

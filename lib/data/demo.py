@@ -41,8 +41,8 @@ def build(folder: Path | str, seed: int = 0, sizes: Mapping[str, int] = SIZES_OF
     """Create `folder` and write the data set, the same bytes for the same seed and sizes.
 
     sizes: number of images of each split. Each split has SPLIT_ims.npy (N, R, D) float32,
-    SPLIT_caps.txt with 5N lines, and SPLIT_ids.txt with N lines; bert/ is an untrained BERT and its
-    tokeniser. Raises FileExistsError if the folder exists.
+    SPLIT_boxes.npy (N, R, 4) float32, SPLIT_caps.txt with 5N lines, and SPLIT_ids.txt with N lines;
+    bert/ is an untrained BERT and its tokeniser. Raises FileExistsError if the folder exists.
     """
     folder = Path(folder)
     _refuse_existing(folder)
@@ -87,13 +87,16 @@ def _write_split(folder: Path, split: str, seed: int, ids: range, progress: tqdm
     """Write the files of a split of len(ids) images."""
     vectors = appearance(seed)
     features: np.ndarray = np.empty((len(ids), REGIONS, FEATURES), dtype=np.float32)
+    boxes: np.ndarray = np.empty((len(ids), REGIONS, 4), dtype=np.float32)
     lines: list[str] = []
     of_regions = generator_of(seed, f"{split} regions")
     of_captions = generator_of(seed, f"{split} captions")
     for index, scene in enumerate(scenes(split, seed, len(ids))):
-        features[index] = regions(scene, vectors, of_regions).features
+        found = regions(scene, vectors, of_regions)
+        features[index], boxes[index] = found.features, found.boxes.clip(0, 1)
         lines += captions(scene, of_captions)
         progress.update()
     np.save(folder / f"{split}_ims.npy", features)
+    np.save(folder / f"{split}_boxes.npy", boxes)
     write_lines(folder / f"{split}_caps.txt", lines)
     write_lines(folder / f"{split}_ids.txt", ids)

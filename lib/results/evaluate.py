@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..evaluation import bootstrap, encoding, extended
@@ -29,7 +30,7 @@ from ..system.console import one_line
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.options import is_given
-from . import export, html_report, search
+from . import export, html_report, matches, search
 from .pictures import Pictures, demo_scenes
 from .runs import Run, name_of, open_runs
 from .trained import Trained
@@ -204,6 +205,19 @@ def check_files(
     saved.check(*find_files(options, find_name(saved, result, facts)))
 
 
+def _match_random_captions(run, index, pictures, options):
+    """The matches of as many captions with their images as --gallery says, drawn at random."""
+    tokeniser = load_tokeniser(run.trained, run.bert_path)
+    trained = Trained(run.model, tokeniser, next(run.model.parameters()).device)
+    drawn = np.random.default_rng(0).permutation(len(index.captions))[: options.gallery]
+    found = []
+    for caption in drawn.tolist():
+        image = int(index.caption_images[caption])
+        matched = matches.word_regions(trained, run.data, image, index.captions[caption])
+        found.append(matches.matched_pair(matched, index.label(image), pictures.of(image)))
+    return found
+
+
 def write_report(
     path: Path,
     run: Run,
@@ -220,7 +234,10 @@ def write_report(
         else None
     )
     pictures = Pictures(index, options.images, scenes)
-    shown = html_report.Evaluation(table.scores, table.facts, similarities, index, pictures)
+    matched = _match_random_captions(run, index, pictures, options)
+    shown = html_report.Evaluation(
+        table.scores, table.facts, similarities, index, pictures, matched
+    )
     html_report.write(path, shown, options.topk, options.gallery)
     print_line(f"\nreport: {path}")
     if missing := pictures.missing_as_text():

@@ -1,5 +1,6 @@
 """The gallery of the report page: queries drawn at random, the worst queries, and their results."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,19 +8,21 @@ import numpy as np
 from ..evaluation import metrics
 from ..evaluation.similarity import Similarities, top_indices
 from . import search
+from .matches import MatchedPair
 from .pictures import Picture, Pictures
 from .search import SplitIndex
 
 
 class Evaluation(NamedTuple):
     """What a report page shows: scores and facts of a table, the similarities behind them, captions
-    and pictures of the split."""
+    and pictures of the split, matches of words with regions."""
 
     scores: dict[str, metrics.Scores]
     facts: dict[str, Any]
     similarity: Similarities
     index: SplitIndex  # type: ignore[assignment]  # hides tuple.index
     pictures: Pictures
+    matches: Sequence[MatchedPair] = ()
 
 
 class Result(NamedTuple):

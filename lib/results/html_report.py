@@ -80,6 +80,7 @@ def write(
             matrix=_matrix(evaluation.similarity, seed),
             gallery=gallery.choose_queries(evaluation, ranks, topk, queries, seed),
             pictures=evaluation.pictures,
+            matches=evaluation.matches,
             most_megabytes=f"{MOST_BYTES / 1e6:g}",
             most_photographs=MOST_PHOTOGRAPHS,
             setup=_setup(facts),

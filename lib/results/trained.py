@@ -62,9 +62,9 @@ class Trained:
         """Embeddings (n, E) of n captions of any length. Raises InputError, also for a model
         without embeddings: see `similarities`."""
         self._expect_embeddings()
-        return encoding.encode_captions(self.model, self._captions(texts), self.device).numpy()
+        return encoding.encode_captions(self.model, self.tokenised(texts), self.device).numpy()
 
-    def _captions(self, texts):
+    def tokenised(self, texts: Sequence[str]) -> "_Captions":
         """The checked and tokenised captions. Raises InputError."""
         given = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, str) else []
         if not given or not all(isinstance(text, str) for text in given):
@@ -133,7 +133,7 @@ class Trained:
     ) -> np.ndarray:
         """Similarities (n, c) of n images with c captions, for every kind of model. Raises
         InputError. Arguments: as for `encode_images` and `encode_captions`."""
-        images, captions = self._images(regions, num_regions), self._captions(texts)
+        images, captions = self._images(regions, num_regions), self.tokenised(texts)
         if self.model.similarity is None:
             rows = encoding.encode_images(self.model, images, self.device)
             columns = encoding.encode_captions(self.model, captions, self.device)
@@ -142,7 +142,7 @@ class Trained:
 
     def scores_of_text(self, text: str, data: RetrievalDataset) -> np.ndarray:
         """Similarities (N,) of a text with the images of a split, by cross-attention."""
-        return encoding.fragment_scores(self.model, data, self._captions([text]), self.device)[:, 0]
+        return encoding.fragment_scores(self.model, data, self.tokenised([text]), self.device)[:, 0]
 
     def _expect_embeddings(self):
         """Raise InputError if the model scores pairs by cross-attention."""

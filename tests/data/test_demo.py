@@ -52,7 +52,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_
         "bert/vocab.txt",
     }
     assert set(first) == bert | {
-        f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt", "ids.txt")
+        f"{split}_{kind}"
+        for split in SIZES
+        for kind in ("ims.npy", "boxes.npy", "caps.txt", "ids.txt")
     }
     assert again == first
     drawn = [f"{split}_{kind}" for split in SIZES for kind in ("ims.npy", "caps.txt")] + [
@@ -66,6 +68,9 @@ def test_files_have_their_shapes_and_ids_are_unique(folder):
     for split, size in SIZES.items():
         features = np.load(folder / f"{split}_ims.npy")
         assert features.shape == (size, 36, 128) and features.dtype == np.float32
+        boxes = np.load(folder / f"{split}_boxes.npy")
+        assert boxes.shape == (size, 36, 4) and boxes.dtype == np.float32
+        assert (0 <= boxes).all() and (boxes <= 1).all() and (boxes[..., :2] < boxes[..., 2:]).all()
         assert len(captions_of(folder, split)) == size
         own = (folder / f"{split}_ids.txt").read_text(encoding="utf-8").splitlines()
         assert len(own) == size
