@@ -1,10 +1,12 @@
-"""What each part of the method is worth on the demo data:
+"""What each part of the method is worth, on the demo data or another data set:
 every row of ROWS trained with several seeds.
 
 python -m benchmarks.ablation
     every row, 5 seeds: benchmarks/ablation.log and .md
 python -m benchmarks.ablation --rows hrem gpo --epochs 1
     a quick look; its log and table stay in its run folder
+python -m benchmarks.ablation --dataset f8k --schedule "--num_epochs 4 ..." --bert_path BERT
+    another data set: benchmarks/ablation_f8k.log and .md
 
 The log is the record, one run a line as JSON, and the table is made from it. A run that stands
 there is not run again, so that a stopped ablation goes on where it was, on another machine too; one
@@ -56,10 +58,12 @@ ROWS = {
     "scan-i2t": "--method scan --cross_attention i2t --aggregation lse",
     "naaf": "--method naaf",
     "chan": "--method chan",
+    "scan-bert": "--method scan --text_encoder bert",
+    "scan-i2t-bert": "--method scan --cross_attention i2t --aggregation lse --text_encoder bert",
+    "naaf-bert": "--method naaf --text_encoder bert",
     "bf16": "--precision bf16",
 }
 HERE = Path(__file__).parent
-LOG, TABLE = "ablation.log", "ablation.md"
 COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1}  # of the table: digits after the point
 TIME = "s a step"
 COMPARED = "rsum less that of the first row"  # seed by seed: of the seeds that both have
@@ -68,26 +72,27 @@ COMPARED = "rsum less that of the first row"  # seed by seed: of the seeds that 
 def main(argv=None):
     """The program; argv: its arguments, or those of the process."""
     options = parser().parse_args(argv)
-    schedule = f"--num_epochs {options.epochs}" if options.epochs else SCHEDULE
+    schedule = f"--num_epochs {options.epochs}" if options.epochs else options.schedule
+    name = "ablation" if options.dataset == "demo" else f"ablation_{options.dataset}"
     runs = Path(
-        options.runs or ("runs/ablation" + (f"_{options.epochs}_epochs" if options.epochs else ""))
+        options.runs or (f"runs/{name}" + (f"_{options.epochs}_epochs" if options.epochs else ""))
     )
     kept = runs if options.epochs else HERE
     kept.mkdir(parents=True, exist_ok=True)
+    log_path, table_path = kept / f"{name}.log", kept / f"{name}.md"
     for seed in options.seeds:
         for row in options.rows:
-            if "rsum" not in outcomes(kept / LOG, schedule).get((row, seed), {}):
+            if "rsum" not in outcomes(log_path, schedule).get((row, seed), {}):
                 folder = seed_folder(runs / row, seed)
                 outcome = train_one(f"{schedule} {ROWS[row]}", seed, folder, options)
                 entry = dict(row=row, options=ROWS[row], schedule=schedule, seed=seed) | outcome
-                with open(kept / LOG, "a", encoding="utf-8") as log:
+                with open(log_path, "a", encoding="utf-8") as log:
                     log.write(
                         json.dumps(entry | dict(hardware=common.hardware(options.device))) + "\n"
                     )
-            (kept / TABLE).write_text(
-                table(outcomes(kept / LOG, schedule), schedule), encoding="utf-8"
-            )
-    print_line((kept / TABLE).read_text(encoding="utf-8"))
+            text = table(outcomes(log_path, schedule), f"{options.dataset}, `{schedule}`")
+            table_path.write_text(text, encoding="utf-8")
+    print_line(table_path.read_text(encoding="utf-8"))
 
 
 def parser():
@@ -108,8 +113,13 @@ def parser():
         "--runs", help="run folder (default: runs/ablation, or runs/ablation_EPOCHS_epochs)"
     )
     found.add_argument(
-        "--data_path", default="data/", help="folder that holds demo_precomp, or will"
+        "--data_path", default="data/", help="folder that holds the data set; demo_precomp is built"
     )
+    found.add_argument("--dataset", default="demo", help="the data set")
+    found.add_argument(
+        "--schedule", default=SCHEDULE, help="options of train.py that all runs have in common"
+    )
+    found.add_argument("--bert_path", help="BERT of another data set than the demo's")
     found.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as of train.py"
     )
@@ -119,7 +129,9 @@ def parser():
 def train_one(given, seed, folder, options):
     """Train one seed of a row, its options `given`, into `folder`.
     Returns what the log notes of it, a dict."""
-    argv = f"--dataset demo --overwrite 1 --save_results 0 --seed {seed} {given}".split()
+    argv = f"--overwrite 1 --save_results 0 --seed {seed} {given}".split()
+    argv += ["--bert_path", options.bert_path] if options.bert_path else []
+    argv += ["--dataset", options.dataset]
     argv += [
         "--data_path",
         options.data_path,
@@ -157,11 +169,12 @@ def outcomes(log, schedule):
     return found
 
 
-def table(found, schedule):
-    """The Markdown table of the rows that have a finished or a failed run; found: of `outcomes`."""
+def table(found, title):
+    """The Markdown table of the rows that have a finished or a failed run; found: of `outcomes`;
+    title: the data set and the schedule."""
     lines = [
         (
-            f"Demo data, `{schedule}`; test split, the epoch best on dev; mean ± sample standard "
+            f"{title}; test split, the epoch best on dev; mean ± sample standard "
             f"deviation over seeds, but for {TIME}: of the quickest seed.\n"
         ),
         (

@@ -162,9 +162,9 @@ def test_a_log_of_another_form_is_refused(ablate, tmp_path, line):
 
 
 def test_the_table_in_the_repository_is_that_of_its_log():
-    found = ablation.outcomes(ablation.HERE / ablation.LOG, ablation.SCHEDULE)
-    table = ablation.table(found, ablation.SCHEDULE)
-    assert (ablation.HERE / ablation.TABLE).read_text(encoding="utf-8") == table
+    found = ablation.outcomes(ablation.HERE / "ablation.log", ablation.SCHEDULE)
+    table = ablation.table(found, f"demo, `{ablation.SCHEDULE}`")
+    assert (ablation.HERE / "ablation.md").read_text(encoding="utf-8") == table
     # the page words the head of the table differently
     rows = table.split("\n\n")[1].split("\n", 2)[2]
     assert "| hrem |" in rows and rows in (ablation.HERE.parent / "docs" / "ablation.md").read_text(
