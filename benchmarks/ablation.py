@@ -5,7 +5,7 @@ python -m benchmarks.ablation
     every row, 5 seeds: benchmarks/ablation.log and .md
 python -m benchmarks.ablation --rows hrem gpo --epochs 1
     a quick look; its log and table stay in its run folder
-python -m benchmarks.ablation --dataset f8k --schedule "--num_epochs 4 ..." --bert_path BERT
+python -m benchmarks.ablation --dataset f8k --schedule="--num_epochs 4 ..." --bert_path BERT
     another data set: benchmarks/ablation_f8k.log and .md
 
 The log is the record, one run a line as JSON, and the table is made from it. A run that stands
