@@ -1,14 +1,15 @@
 """Searches in one split for the search page: by text, by caption, by image, by a new picture.
 
-Queries are answered one at a time. Models with embeddings compare a query with cached embeddings;
-models with cross-attention score the query with the whole split.
+One thread runs the model, one query at a time; it is joined when the program ends. Models with
+embeddings compare a query with cached embeddings; models with cross-attention score the query with
+the whole split.
 """
 
 # N images, C captions
 
-import threading
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,8 @@ from ..system.errors import InputError
 from . import search
 from .search import SplitIndex
 from .trained import Trained
+
+Returned = TypeVar("Returned")
 
 
 class RankedResult(NamedTuple):
@@ -47,7 +50,11 @@ class Searcher:
         similarity: Similarity | None,
     ) -> None:
         self.trained, self.data, self.index, self.similarity = trained, data, index, similarity
-        self._lock = threading.Lock()  # the model and the feature file serve one thread at a time
+        self._worker = ThreadPoolExecutor(max_workers=1)
+
+    def _alone(self, function: Callable[..., Returned], *arguments: Any) -> Returned:
+        """Call a function in the thread of the model, after the calls before it."""
+        return self._worker.submit(function, *arguments).result()
 
     def images_of_text(self, text: str, count: int) -> list[RankedResult]:
         """The best images for a text. If it is a caption of the split, its images are hits."""
@@ -56,29 +63,28 @@ class Searcher:
             for image, caption in zip(self.index.caption_images, self.index.captions)
             if caption == text
         }
-        with self._lock:
-            if self.similarity is None:
-                scores = self.trained.scores_of_text(text, self.data)
-            else:
-                scores = self.similarity.images.numpy() @ self.trained.encode_captions([text])[0]
+        if self.similarity is None:
+            scores = self._alone(self.trained.scores_of_text, text, self.data)
+        else:
+            query = self._alone(self.trained.encode_captions, [text])[0]
+            scores = self.similarity.images.numpy() @ query
         return rank(scores, count, true_images)
 
     def images_of_caption(self, caption: int, count: int) -> list[RankedResult]:
         """The best images for a caption of the split, whose image is the only hit."""
-        with self._lock:
-            if self.similarity is None:
-                scores = self.trained.scores_of_text(self.index.captions[caption], self.data)
-            else:
-                scores = self.similarity[:, caption : caption + 1][:, 0]
+        if self.similarity is None:
+            text = self.index.captions[caption]
+            scores = self._alone(self.trained.scores_of_text, text, self.data)
+        else:
+            scores = self.similarity.images.numpy() @ self.similarity.captions[caption].numpy()
         return rank(scores, count, {int(self.index.caption_images[caption])})
 
     def captions_of_image(self, image: int, count: int) -> list[RankedResult]:
         """The best captions for an image of the split."""
-        with self._lock:
-            if self.similarity is None:
-                scores = self.trained.scores_of_image(image, self.data)
-            else:
-                scores = self.similarity[image : image + 1, :][0]
+        if self.similarity is None:
+            scores = self._alone(self.trained.scores_of_image, image, self.data)
+        else:
+            scores = self.similarity.captions.numpy() @ self.similarity.images[image].numpy()
         return rank(scores, count, np.flatnonzero(self.index.caption_images == image).tolist())
 
     def captions_of_picture(self, picture: Image.Image, count: int) -> list[RankedResult]:
@@ -91,14 +97,13 @@ class Searcher:
                 f"a new picture cannot be searched (found {found}, expected a model with "
                 "embeddings and a feature extractor). Select a picture of the split"
             )
-        with self._lock:
-            scores = self.similarity.captions.numpy() @ np.asarray(encode([picture]))[0]
+        query = self._alone(encode, [picture])[0]
+        scores = self.similarity.captions.numpy() @ query
         return rank(scores, count, ())
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know."""
-        with self._lock:
-            return search.unknown_words(text, self.trained.tokeniser)
+        return self._alone(search.unknown_words, text, self.trained.tokeniser)
 
 
 def rank(scores: np.ndarray, count: int, true: Collection[int]) -> list[RankedResult]:
