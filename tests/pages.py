@@ -13,7 +13,7 @@ OPTIONS = (
     "--dataset demo --num_epochs 2 --batch_size 20 "
     "--embed_size 16 --nhead 2 --workers 0 --warmup 12"
 ).split()
-VOID = {"meta", "img", "br", "input"}
+VOID = {"meta", "img", "br", "link", "input"}
 SHAPES = {"path", "rect", "circle", "line", "polyline", "use"}
 
 

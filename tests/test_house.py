@@ -46,7 +46,8 @@ ORDER = (
     "lib.training.run_state", "lib.training.engine", "lib.training.loop", "lib.results.trained",
     "lib.results.search", "lib.results.export", "lib.results.options", "lib.results.pictures",
     "lib.results.matches", "lib.results.charts", "lib.results.gallery",
-    "lib.results.html_report", "lib.results.runs", "lib.results.evaluate",
+    "lib.results.html_report", "lib.results.runs", "lib.results.searcher",
+    "lib.results.search_page", "lib.results.search_server", "lib.results.evaluate",
     "lib.dataset", "arguments", "eval", "train", "lib.programs",
 )  # fmt: skip
 

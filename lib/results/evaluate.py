@@ -1,4 +1,5 @@
-"""Evaluate trained models on a split: print and save a table, or print search results."""
+"""Evaluate trained models on a split: print and save a table, print search results, or serve the
+search page."""
 
 import argparse
 from functools import partial
@@ -13,7 +14,7 @@ from ..evaluation.facts import find_facts
 from ..evaluation.report import save_results
 from ..evaluation.result_folder import METRICS, find_name, run_folder
 from ..evaluation.result_names import SEEDS, ResultName, ensemble_id
-from ..evaluation.similarity import Similarities, Similarity, ensemble
+from ..evaluation.similarity import Similarities, ensemble
 from ..evaluation.table import (
     Table,
     folds_by_label,
@@ -30,14 +31,15 @@ from ..system.console import one_line
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.options import is_given
-from . import export, html_report, matches, search
-from .pictures import Pictures, demo_scenes
-from .runs import Run, name_of, open_runs
+from . import export, html_report, matches, search, search_server
+from .pictures import open_pictures
+from .runs import Run, name_of, open_runs, open_similarity
 from .trained import Trained
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Do what the options of eval.py request: print and save a table, or print search results.
+    """Do what the options of eval.py request: print and save a table, print search results, or
+    serve the search page.
 
     Several processes share the encoding; the main process does the rest.
     """
@@ -50,10 +52,14 @@ def evaluate(options: argparse.Namespace) -> None:
     runs = distributed.main_process_first(
         lambda: open_runs([checkpoint.find(path) for path in named], options, device)
     )
-    if options.query is not None or options.query_image is not None:
+    searches = options.query is not None or options.query_image is not None
+    if searches or options.serve is not None:
         if distributed.is_main_process():
             with distributed.single_process():
-                print_search(runs[0], options, device)
+                if searches:
+                    print_search(runs[0], options, device)
+                else:
+                    search_server.serve(runs[0], options, device)
         return
     evaluate_runs(runs, options, device)
 
@@ -133,7 +139,7 @@ def evaluate_seeds(
 ) -> None:
     """Print the table of the runs {seed: checkpoint file} of a folder, and save it there. Raises
     InputError."""
-    for option in ("query", "query_image", "export", "report", "bootstrap", "extended"):
+    for option in ("query", "query_image", "serve", "export", "report", "bootstrap", "extended"):
         if is_given(options, option):
             raise InputError(
                 f"--{option}: this needs a single run (found {folder}, which contains one run per "
@@ -160,7 +166,7 @@ def print_search(run: Run, options: argparse.Namespace, device: torch.device) ->
     data, index = run.data, search.build_index(run.data)
     image = None if options.query_image is None else index.find(options.query_image)
     where = one_line(f"{run.dataset}, split {data.split}")
-    embedded = _cached_similarity(run, device) if run.model.similarity is None else None
+    embedded = open_similarity(run, device)
     if options.query is not None:
         tokeniser = load_tokeniser(run.trained, run.bert_path)
         asked = Trained(run.model, tokeniser, device)
@@ -180,14 +186,6 @@ def print_search(run: Run, options: argparse.Namespace, device: torch.device) ->
             f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n"
         )
         print_line(search.captions_as_text(found, index))
-
-
-def _cached_similarity(run: Run, device: torch.device) -> Similarity:
-    """`search.cached_similarity` of a run whose model has embeddings."""
-    folder = run_folder(run.path.parent)
-    model_options = checkpoint.model_options(run.trained.options)
-    name = name_of([run]).embeddings()
-    return search.cached_similarity(folder, name, run.model, model_options, run.data, device)
 
 
 def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:
@@ -228,12 +226,7 @@ def write_report(
     """Write the report page of a split to `path`, with the pictures in --images or drawings of the
     demo's scenes."""
     index = search.build_index(run.data)
-    scenes = (
-        demo_scenes(run.data, index.captions)
-        if run.dataset == "demo" and not options.images
-        else None
-    )
-    pictures = Pictures(index, options.images, scenes)
+    pictures = open_pictures(index, run.data, run.dataset, options.images)
     matched = _match_random_captions(run, index, pictures, options)
     shown = html_report.Evaluation(
         table.scores, table.facts, similarities, index, pictures, matched

@@ -4,6 +4,7 @@ Parsing imports this module, so it must not import torch.
 """
 
 import argparse
+import importlib.util
 import shlex
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ..system.run_folder import check_name
 
 # limits of --bootstrap, and of --topk and --gallery
 MOST_SAMPLES, MOST_SHOWN = 10**6, 10**4
+PORT = 8000  # of the search page
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +101,15 @@ def _add_search(parser):
         default=5,
         help="number of results per query in a search or a report",
     )
+    group.add_argument(
+        "--serve",
+        nargs="?",
+        const=PORT,
+        type=Number(int, 1, 65535),
+        metavar="PORT",
+        help="serve a search page of one model on this computer until Ctrl-C; name the run before "
+        f"it (PORT, if not given: {PORT}; needs the package flask)",
+    )
 
 
 def _add_export(parser):
@@ -127,7 +138,7 @@ def _add_report(parser):
     group.add_argument(
         "--images",
         metavar="FOLDER",
-        help="report: folder of pictures named by their ids in SPLIT_ids.txt",
+        help="report and search page: folder of pictures named by their ids in SPLIT_ids.txt",
     )
 
 
@@ -138,13 +149,15 @@ def check(options: argparse.Namespace) -> None:
             check_name(f"--{option}", getattr(options, option))
     _check_query(options)
     _check_search(options)
-    for option in ("query", "query_image", "export", "report"):
+    for option in ("query", "query_image", "serve", "export", "report"):
         if len(options.model_path) > 1 and is_given(options, option):
             raise InputError(
                 f"--{option}: this needs a single model (found {len(options.model_path)} models, "
                 "expected one). Give one run folder or one --model_path"
             )
     _check_images(options)
+    if options.serve is not None:
+        _check_flask()
     if options.export is not None:
         check_writable("export", Path(options.export).absolute())
         _check_empty(Path(options.export))
@@ -182,6 +195,12 @@ def _check_query(options):
 
 def _check_search(options):
     for searching in ("query", "query_image"):
+        if is_given(options, searching) and options.serve is not None:
+            raise InputError(
+                f"--serve with --{searching}: queries are typed on the search page (found both, "
+                f"expected one of the two). Leave out --serve or --{searching}"
+            )
+    for searching in ("query", "query_image", "serve"):
         for option in ("report", "export", "bootstrap", "extended", "save_results"):
             if is_given(options, searching) and is_given(options, option):
                 raise InputError(
@@ -191,14 +210,23 @@ def _check_search(options):
 
 
 def _check_images(options):
-    if options.images is not None and not options.report:
+    if options.images is not None and not options.report and options.serve is None:
         raise InputError(
-            f"--images {options.images}: only the report shows pictures (found no --report, "
-            "expected it). Add --report"
+            f"--images {options.images}: only the report and the search page show pictures (found "
+            "neither --report nor --serve, expected one of them). Add --report or --serve"
         )
     if options.images is not None and not Path(options.images).is_dir():
         found = "a file" if Path(options.images).exists() else "no such folder"
         raise InputError(
             f"--images {options.images}: not a folder (found {found}, expected a folder of "
             "pictures named by id, such as 188.jpg). Name another, or leave out --images"
+        )
+
+
+def _check_flask():
+    """Raise InputError if flask is not installed. Flask is not imported."""
+    if importlib.util.find_spec("flask") is None:
+        raise InputError(
+            "--serve: the search page cannot be served (found no flask, expected it to be "
+            "installed). Run: pip install flask"
         )

@@ -1,7 +1,7 @@
-"""Pictures of the images of a split for the report page: photographs from a folder, or drawings of
-the demo's scenes. The template picture.html turns them into HTML.
+"""Pictures of the images of a split for the report page and the search page: photographs from a
+folder, or drawings of the demo's scenes. The template picture.html turns them into HTML.
 
-The bytes of photographs are embedded unchanged.
+The report page embeds the bytes of photographs unchanged.
 """
 
 import os
@@ -94,13 +94,20 @@ class Drawing(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What the page shows for an image: a photograph (a data URI), a drawing, or otherwise its
-    first caption."""
+    """What a page shows for an image: a photograph (a data URI or an address), a drawing, or
+    otherwise its first caption."""
 
     alt_text: str
     caption: str = ""
     photograph: str = ""
     drawing: Drawing | None = None
+
+
+class Photograph(NamedTuple):
+    """A file with a photograph, and its MIME type."""
+
+    path: Path
+    mime_type: str
 
 
 class Pictures:
@@ -130,11 +137,8 @@ class Pictures:
         caption = self.index.first_caption(image)
         alt_text = f"{self.index.label(image)}: {caption}"
         if self.folder:
-            content = self._photograph(self.index.ids[image])
-            mime_type = next(
-                (kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None
-            )
-            if mime_type:
+            content = self._photograph(image)
+            if mime_type := find_type(content):
                 self.num_photographs += 1
                 return Picture(alt_text, photograph=data_uri(mime_type, content))
             self.num_missing += 1
@@ -142,15 +146,35 @@ class Pictures:
             return draw(self.scenes[image], self.index.label(image))
         return Picture(alt_text, caption)
 
-    def _photograph(self, identity):
-        """The bytes of a photograph, or no bytes if none can be shown."""
-        paths = (
-            [self.folder / name for name in file_names(identity)]
-            if Path(identity).name == identity
-            else []
-        )
-        paths = [path for path in paths if path.is_file()]
+    def linked(self, image: int, address: str) -> Picture:
+        """The picture of an image, with its photograph at an address instead of embedded."""
+        if not self.folder:
+            return self.of(image)
+        caption = self.index.first_caption(image)
+        alt_text = f"{self.index.label(image)}: {caption}"
+        if self.find(image):
+            return Picture(alt_text, photograph=address)
+        return Picture(alt_text, caption)
+
+    def find(self, image: int) -> Photograph | None:
+        """The file of the photograph of an image, or None if there is none."""
+        for path in self._files(image):
+            with path.open("rb") as file:
+                if mime_type := find_type(file.read(16)):
+                    return Photograph(path, mime_type)
+        return None
+
+    def _files(self, image):
+        """The files in the folder that have the name of an image. An id with a path names none."""
+        identity = self.index.ids[image]
+        names = file_names(identity) if self.folder and Path(identity).name == identity else []
+        paths = [self.folder / name for name in names if (self.folder / name).is_file()]
         self.found[identity] = bool(paths)
+        return paths
+
+    def _photograph(self, image):
+        """The bytes of a photograph, or no bytes if none can be embedded."""
+        paths = self._files(image)
         path = next((path for path in paths if path.stat().st_size <= MOST_BYTES), None)
         return path.read_bytes() if path and self.num_photographs < MOST_PHOTOGRAPHS else b""
 
@@ -167,6 +191,11 @@ class Pictures:
         )
 
 
+def find_type(content: bytes) -> str | None:
+    """The MIME type of a picture from its first bytes, or None if it is not of a known type."""
+    return next((kind for start, kind in BEGINNINGS.items() if content.startswith(start)), None)
+
+
 def file_names(identity: str) -> list[str]:
     """Possible file names of the photograph of the image with this id. An id may be a file name
     with its ending."""
@@ -177,6 +206,15 @@ def file_names(identity: str) -> list[str]:
     return [name.format(id=identity) for name in FILES] + [
         name.format(int(identity)) for name in COCO_FILES * is_number
     ]
+
+
+def open_pictures(
+    index: SplitIndex, data: RetrievalDataset, dataset: str, folder: Path | str | None
+) -> Pictures:
+    """The pictures of a split: photographs in a folder or, without a folder, drawings of the demo's
+    scenes."""
+    is_demo = dataset == "demo" and not folder
+    return Pictures(index, folder, demo_scenes(data, index.captions) if is_demo else None)
 
 
 def demo_scenes(data: RetrievalDataset, captions: Sequence[str]) -> list[Scene] | None:

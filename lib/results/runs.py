@@ -12,13 +12,16 @@ from ..data import fingerprint
 from ..data.conventions import NO_SPLIT, conventions
 from ..data.dataset import RetrievalDataset, data_folder
 from ..data.region_file import FileState, file_state
+from ..evaluation.result_folder import run_folder
 from ..evaluation.result_names import ResultName
+from ..evaluation.similarity import Similarity
 from ..model import bert, checkpoint
 from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
 from ..model.splits import load_split, open_folder
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.run_folder import check_name
+from .search import cached_similarity
 
 DATA_PATH = "data/"  # the default
 
@@ -129,3 +132,13 @@ def name_of(runs: list[Run], models: str = "") -> ResultName:
     return ResultName(
         first.dataset, own, first.data.split, first.test_split, first.path.name, models
     )
+
+
+def open_similarity(run: Run, device: torch.device) -> Similarity | None:
+    """The similarities of a run's split, from embeddings cached in the run folder, or None if the
+    model has no embeddings. Raises InputError."""
+    if run.model.similarity is not None:
+        return None
+    folder, name = run_folder(run.path.parent), name_of([run]).embeddings()
+    model_options = checkpoint.model_options(run.trained.options)
+    return cached_similarity(folder, name, run.model, model_options, run.data, device)

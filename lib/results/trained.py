@@ -144,6 +144,12 @@ class Trained:
         """Similarities (N,) of a text with the images of a split, by cross-attention."""
         return encoding.fragment_scores(self.model, data, self.tokenised([text]), self.device)[:, 0]
 
+    def scores_of_image(self, image: int, data: RetrievalDataset) -> np.ndarray:
+        """Similarities (C,) of an image of a split with its captions, by cross-attention."""
+        regions, lengths = data.image_block(image, image + 1)
+        one = _Images(regions.numpy(), lengths.numpy())
+        return encoding.fragment_scores(self.model, one, data, self.device)[0]
+
     def _expect_embeddings(self):
         """Raise InputError if the model scores pairs by cross-attention."""
         if self.model.similarity is not None:

@@ -200,7 +200,7 @@ REFUSED = {
         "num_epochs batch_size embed_size img_dim log_step nhead num_layers_enc": BELOW_ZERO
         + ZERO
         + BROKEN,
-        "topk batch_clusters word_dim min_word_count": BELOW_ZERO + ZERO + BROKEN,
+        "topk serve batch_clusters word_dim min_word_count": BELOW_ZERO + ZERO + BROKEN,
         "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         (
             "workers seed seeds val_step save_step gpu_id "

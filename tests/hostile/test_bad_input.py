@@ -137,6 +137,27 @@ EVALUATIONS = {
         ["--query_image", "0", "--save_results", "1"],
         ["--query_image with --save_results"],
     ),
+    "a search page and a query": (
+        ["--serve", "--query", "a"],
+        ["--serve with --query:", "Leave out --serve or --query"],
+    ),
+    "a search page and an image": (
+        ["--serve", "--query_image", "0"],
+        ["--serve with --query_image:"],
+    ),
+    "a search page and a report": (["--serve", "--report"], ["--serve with --report"]),
+    "a search page and an export": (["--serve", "--export", "new"], ["--serve with --export"]),
+    "a search page and intervals": (["--serve", "--bootstrap", "9"], ["--serve with --bootstrap"]),
+    "a search page and other sets": (["--serve", "--extended"], ["--serve with --extended"]),
+    "a search page and results": (
+        ["--serve", "--save_results", "1"],
+        ["--serve with --save_results"],
+    ),
+    "two models for one search page": (
+        ["--model_path", "b", "--serve"],
+        ["--serve: ", "found 2 models"],
+    ),
+    "a run after the search page": (["--serve", "runs/x"], ["--serve: ", "found 'runs/x'"]),
     "two models for one query": (
         ["--model_path", "b", "--query", "dog"],
         ["--query: ", "found 2 models"],
@@ -151,7 +172,7 @@ EVALUATIONS = {
     ),
     "pictures without a report": (
         ["--images", "."],
-        ["--images .", "found no --report", "Add --report"],
+        ["--images .", "found neither --report nor --serve", "Add --report"],
     ),
     "pictures that are nowhere": (
         ["--report", "--images", "nowhere"],

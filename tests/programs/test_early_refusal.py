@@ -9,7 +9,7 @@ import pytest
 from helpers import PROCESS_TIMEOUT
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = "torch", "transformers", "scipy", "matplotlib"
+SLOW = "torch", "transformers", "scipy", "matplotlib", "flask"
 # runs the program as the interpreter would, and prints which slow packages it has imported
 RUN = f"""
 import atexit, runpy, sys
@@ -21,7 +21,7 @@ run(target, run_name="__main__", **({{}} if target.endswith(".py") else {{"alter
 """
 REFUSED = {
     "train.py": ["--smaple 3", "--margin x", "--method vse", "--nhead 3", "--batch_size 1"],
-    "eval.py": ["--smaple 3", "--topk 0", "--query x --report"],
+    "eval.py": ["--smaple 3", "--topk 0", "--query x --report", "--serve --report"],
     "lib.data": ["check . --sample 0", "convert --jsn x", "check"],
 }
 CASES = [(name, line, 2) for name, lines in REFUSED.items() for line in lines]
