@@ -17,6 +17,7 @@ from ..system import images
 from ..system.console import one_line, printable
 from ..system.errors import InputError
 from .html_report import templates
+from .matches import matched_pair
 from .pictures import Picture, Pictures
 from .searcher import RankedResult, Searcher
 
@@ -70,14 +71,7 @@ class SearchPage:
 
     def text(self, text: str, count: int) -> str:
         """The best images for a text. Raises InputError if it is no query."""
-        if not text.strip():
-            raise InputError("the query is empty. Type a sentence")
-        if len(text) > LONGEST_TEXT or text != printable(text):
-            found = f"{len(text)} characters" if text == printable(text) else "control characters"
-            raise InputError(
-                f"the query cannot be searched (found {found}, expected plain text of at most "
-                f"{LONGEST_TEXT} characters). Type another one"
-            )
+        check_text(text)
         return self._render(
             text=text,
             query="text",
@@ -101,9 +95,18 @@ class SearchPage:
             query="image",
             picture=self.picture(image),
             name=self.index.label(image),
+            number=image,
             results=self._captions(self.searcher.captions_of_image(image, count)),
             more=self._more(count, len(self.index.captions)),
         )
+
+    def match(self, image: int, text: str) -> str:
+        """Which words of a text match which regions of an image. Raises InputError if it is no
+        query."""
+        check_text(text)
+        found = self.searcher.matches(image, text)
+        pair = matched_pair(found, self.index.label(image), self.picture(image))
+        return self._render(text=text, query="match", pair=pair, number=image)
 
     def upload(self, content: bytes) -> str:
         """The best captions for a new picture. Raises InputError if it cannot be searched."""
@@ -141,7 +144,7 @@ class SearchPage:
     def _render(self, **values: Any) -> str:
         defaults: dict[str, Any] = dict(
             message="", text="", query="", unknown=[], results=[], more=None, name="",
-            picture=None, pictures=[], captions=[],
+            picture=None, pictures=[], captions=[], pair=None, number=None,
         )  # fmt: skip
         num_images, num_captions = len(self.index.ids), len(self.index.captions)
         return self.template.render(
@@ -149,6 +152,18 @@ class SearchPage:
             is_slow=self.searcher.similarity is None, num_images=num_images,
             num_captions=num_captions, has_pictures=bool(self.pictures),
         )  # fmt: skip
+
+
+def check_text(text: str) -> None:
+    """Raise InputError if a text is no query."""
+    if not text.strip():
+        raise InputError("the query is empty. Type a sentence")
+    if len(text) > LONGEST_TEXT or text != printable(text):
+        found = f"{len(text)} characters" if text == printable(text) else "control characters"
+        raise InputError(
+            f"the query cannot be searched (found {found}, expected plain text of at most "
+            f"{LONGEST_TEXT} characters). Type another one"
+        )
 
 
 def read_picture(content: bytes) -> "Image.Image":
@@ -239,6 +254,10 @@ def make_app(page: SearchPage) -> "Flask":
     @app.get("/image/<number>")
     def search_image(number):
         return page.image(known(number, len(page.index.ids)), count())
+
+    @app.get("/match/<number>")
+    def match(number):
+        return page.match(known(number, len(page.index.ids)), request.args.get("q", ""))
 
     @app.post("/picture")
     def search_picture():

@@ -18,6 +18,7 @@ from ..data.dataset import RetrievalDataset
 from ..evaluation.similarity import Similarity, top_indices
 from ..system.errors import InputError
 from . import search
+from .matches import WordRegions, word_regions
 from .search import SplitIndex
 from .trained import Trained
 
@@ -100,6 +101,10 @@ class Searcher:
         query = self._alone(encode, [picture])[0]
         scores = self.similarity.captions.numpy() @ query
         return rank(scores, count, ())
+
+    def matches(self, image: int, text: str) -> WordRegions:
+        """Which words of a text match which regions of an image of the split."""
+        return self._alone(word_regions, self.trained, self.data, image, text)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know."""

@@ -37,7 +37,7 @@ def results(response):
     return [
         (kind, address, float(score))
         for kind, item in re.findall(r'<li class="(\w+)">(.*?)</li>', response.text)
-        for address in re.findall(r'href="([^"]*)"', item)
+        for address in re.findall(r'href="(/(?:image|caption)/[^"]*)"', item)
         for score in re.findall(r'"score">([^<]*)<', item)
     ]
 
@@ -72,8 +72,30 @@ def test_an_image_finds_captions_and_its_own_are_marked(client, page):
     assert page.index.label(3) in response.text and 'id="more"' not in response.text
 
 
+def test_a_pair_shows_which_words_match_which_regions(client, page):
+    text = page.index.captions[15]
+    found = results(client.get("/image/3?count=50"))
+    assert "/caption/15" in [address for _, address, _ in found]
+    listed = Page(client.get("/image/3?count=50").text)
+    links = [attributes["href"] for _, attributes, _ in listed.all("a", class_="why")]
+    assert len(links) == 50 and all(link.startswith("/match/3?q=") for link in links)
+    expected = page.searcher.matches(3, text)
+    shown = Page(client.get("/match/3", query_string={"q": text}).text)
+    labels = [label for label in shown.texts("label") if label in expected.words]
+    assert labels == expected.words
+    numbers = re.findall(r": (-?\d\.\d\d) with regions", client.get(links[0]).text)
+    assert len(numbers) > 2
+    best = shown.texts("p", class_="chosen")
+    assert [line.split(": ")[1][:4] for line in best] == [
+        f"{row.max():.2f}" for row in expected.cosines
+    ]
+    assert len(shown.all("rect", class_="rank1")) == len(labels)
+    assert client.get("/match/3").status_code == client.get("/match/3?q=%20").status_code == 400
+    assert client.get("/match/10?q=dog").status_code == 404
+
+
 def test_every_page_is_well_formed_and_its_links_work(client):
-    for address in ("/", "/search?q=a+dog%26cat", "/image/3", "/caption/7"):
+    for address in ("/", "/search?q=a+dog%26cat", "/image/3", "/caption/7", "/match/3?q=a+dog"):
         found = Page(client.get(address).text)
         assert len(found.all("h1")) == 1 and len(set(found.ids)) == len(found.ids)
         links = {attributes["href"] for _, attributes, _ in found.all("a")}
