@@ -18,10 +18,11 @@ import numpy as np
 from ..system.errors import InputError, first_sentence
 from ..system.files import atomic_write, find_temporaries, report_write_errors, why_unreadable
 from .conversion_record import read_record, write_record
-from .layout import COUNTS, DAMAGED, REGIONS, SPLITS, split_file_names
+from .layout import COUNTS, DAMAGED, EXTRACTION, REGIONS, SPLITS, split_file_names
 
 STATE = "inputs.json"  # in the work folder: what the conversion depends on; written last
-NAMES = set(split_file_names(SPLITS))  # all files that a conversion writes
+# all files that a conversion writes
+NAMES = {*split_file_names(SPLITS), EXTRACTION}
 # errors of file systems on which disk space cannot be reserved
 RESERVE_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
