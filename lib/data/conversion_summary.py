@@ -99,13 +99,14 @@ def _lie_in_picture(boxes: np.ndarray) -> bool:
     return bool(inside and (boxes[:, :2] <= boxes[:, 2:]).all())
 
 
-def print_other_splits(out: Path, splits: Collection[str]) -> None:
-    """Print which splits in `out` are not written by the conversion."""
+def print_other_splits(
+    out: Path, splits: Collection[str], source: str = "the JSON contains"
+) -> None:
+    """Print which splits in `out` are not written by the conversion. source: of the images."""
     others = [
         split for split in SPLITS if split not in splits and conversion.find_files(out, [split])
     ]
     if others:
         write_line(
-            f"not changed: files of {', '.join(others)} in {out}, of which the JSON contains no "
-            "image"
+            f"not changed: files of {', '.join(others)} in {out}, of which {source} no image"
         )

@@ -11,10 +11,8 @@ files of lib/data/conversion.py.
 # N images, R regions, D region feature size
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tqdm import tqdm
 
 from ..system.console import write_line
 from ..system.errors import InputError
-from ..system.files import lock, why_unreadable
+from ..system.files import why_unreadable
 from ..system.options import COUNT, COUNT_OR_NONE, SWITCH
 from . import (
     conversion,
@@ -34,12 +32,11 @@ from . import (
     tsv_image,
     work_folder,
 )
-from .conversion import Splits
+from .conversion import LOCK as LOCK
 from .element_type import DTYPES, find_dtype
-from .layout import WORK, refuse_unfinished_switch, unfinished_switch
+from .layout import WORK
 from .work_folder import Shape
 
-LOCK = ".conversion.lock"  # in the data folder; locked while it is written to
 IMAGES_PER_WRITE = 64
 
 Places = list[tuple[str, int]]  # split, index of an image in it
@@ -111,7 +108,7 @@ def convert(
 
     Raises InputError for invalid inputs. If inputs are missing, nothing is written.
     """
-    finished = _finish_earlier(out)
+    finished = conversion.finish_earlier(out)
     asked = _fingerprint([*tsv_paths, json_path]) | {
         "regions": num_regions,
         "match": match,
@@ -121,7 +118,7 @@ def convert(
     if finished == asked:
         return
     given = karpathy.read_splits(json_path)
-    _refuse_to_overwrite(out, given, overwrite)
+    conversion.refuse_to_overwrite(out, given, overwrite)
     index = tsv.read_index(tsv_paths)
     matched = matching.match(given, index, json_path, match)
     dtype = _find_dtype(matched.lines, index.row_bytes, dtype)
@@ -129,8 +126,12 @@ def convert(
     splits = karpathy.keep_captions(given, captions_per_image)
     with_boxes = all(line.has_boxes for line, _ in matched.lines)
     shape = Shape(num_regions, index.row_bytes // np.dtype(dtype).itemsize, with_boxes)
-    with _locked(out, splits, shape, overwrite):
-        _begin(out / WORK, asked, splits, shape, matched.field)
+    named = {
+        split: [conversion.Named(image.id(matched.field), image.captions) for image in images]
+        for split, images in splits.items()
+    }
+    with conversion.locked(out, named, shape, overwrite):
+        conversion.begin(out / WORK, asked, named, shape)
         _fill(out / WORK, matched.lines, shape, index.row_bytes, dtype)
         _refuse_changed(asked, tsv_paths, json_path)
         conversion_summary.print_matching(matched, index)
@@ -138,23 +139,7 @@ def convert(
         conversion_summary.print_boxes(out / WORK, splits, matched, shape)
         conversion_summary.print_other_splits(out, splits)
         conversion.commit(out, asked, splits)
-        _finish_switch(out)
-
-
-@contextlib.contextmanager
-def _locked(out: Path, splits: Splits, shape: Shape, overwrite: bool) -> Iterator[None]:
-    """Create and lock the data folder. Raises InputError if the files cannot be written to it."""
-    conversion.check_places(out, splits, conversion.array_bytes(_sizes(splits), shape))
-    out.mkdir(parents=True, exist_ok=True)
-    with lock(out / LOCK):
-        refuse_unfinished_switch(out)  # another process may have written in the meantime
-        _refuse_to_overwrite(out, splits, overwrite)
-        yield
-
-
-def _sizes(splits: Splits) -> dict[str, int]:
-    """The number of images of each split."""
-    return {split: len(images) for split, images in splits.items()}
+        conversion.finish(out)
 
 
 def _fingerprint(paths: Iterable[Path]) -> dict[str, Any]:
@@ -183,39 +168,6 @@ def _refuse_changed(asked: dict[str, Any], tsv_paths: Sequence[Path], json_path:
         )
 
 
-def _finish_earlier(out: Path) -> dict[str, Any] | None:
-    """Finish an earlier conversion, if its files only have to be moved into place.
-
-    Returns what that conversion depended on, or None if there was none. Raises InputError if
-    another process writes to `out`, before the inputs are read.
-    """
-    if os.path.lexists(out / LOCK) or unfinished_switch(out):
-        with lock(out / LOCK):
-            if unfinished_switch(out):
-                return _finish_switch(out)
-    return None
-
-
-def _finish_switch(out: Path) -> dict[str, Any]:
-    asked = conversion.finish_switch(out)
-    write_line(f"{out} is complete; check it: python -m {__package__} check {out}")
-    if not out.absolute().name.endswith("_precomp"):
-        write_line(
-            "training finds it with --dataset NAME only if the folder is called NAME_precomp: "
-            f"rename it, for instance to {out}_precomp"
-        )
-    return asked
-
-
-def _refuse_to_overwrite(out: Path, splits: Iterable[str], overwrite: bool) -> None:
-    there = conversion.find_files(out, splits)
-    if there and not overwrite:
-        raise InputError(
-            f"{out}: found {karpathy.few(there)}, expected none of the files to write; give "
-            "another --out, or --overwrite to replace them"
-        )
-
-
 def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str | None) -> str:
     found = find_dtype(tsv_image.sample_bytes([line for line, _ in lines], row_bytes), row_bytes)
     dtype = given or found
@@ -235,24 +187,6 @@ def _find_dtype(lines: list[tuple[tsv.Line, Places]], row_bytes: int, given: str
             f"like {found}"
         )
     return dtype
-
-
-def _begin(
-    work: Path,
-    asked: dict[str, Any],
-    splits: Splits,
-    shape: Shape,
-    field: str,
-) -> None:
-    """Resume the conversion in the work folder if it is the same one; otherwise start a new one."""
-    sizes, texts = _sizes(splits), conversion.text_files(splits, field)
-    why = work_folder.why_not_resumable(work, asked, sizes, shape, texts)
-    if why is None:
-        write_line(f"resuming the conversion in {work}")
-        return
-    if why:
-        write_line(f"the conversion in {work} is restarted: {why}")
-    work_folder.prepare(work, asked, sizes, shape, texts)
 
 
 def _fill(

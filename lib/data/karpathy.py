@@ -55,7 +55,7 @@ def read_splits(path: Path) -> dict[str, list[Image]]:
     if not isinstance(entries, list) or not entries:
         raise InputError(
             f'{path}: found no list "images", expected a Karpathy split such as '
-            "dataset_flickr30k.json: give another --json"
+            "dataset_flickr30k.json: give another file"
         )
     splits: dict[str, list[Image]] = {"train": [], "dev": [], "test": []}
     for number, entry in enumerate(entries):

@@ -20,6 +20,7 @@ from ..system.files import why_unreadable
 SPLITS = ("train", "dev", "test", "testall")
 # entries of a conversion in a data folder: its work folder, and its list of files to move
 WORK, SWITCH = ".conversion", ".converted"
+EXTRACTION = "extraction.json"  # how `extract` made the features (lib/data/extraction_record.py)
 # endings of the files of a split
 REGIONS, COUNTS, CAPTIONS, IDS, MAP, BOXES, PICTURE_SIZES = (
     "ims.npy",
@@ -72,12 +73,12 @@ def unfinished_conversion(folder: Path) -> str | None:
         return None
     return (
         f"{work} contains an unfinished conversion; run the same "
-        "convert command again, or remove this folder"
+        "command again, or remove this folder"
     )
 
 
 def unfinished_switch(folder: Path) -> bool:
-    """Whether convert is moving its files into place, or was stopped while it did.
+    """Whether a conversion is moving its files into place, or was stopped while it did.
 
     The folder may then hold files of two conversions.
     """
@@ -88,9 +89,9 @@ def refuse_unfinished_switch(folder: Path) -> None:
     """Raise InputError if convert has not finished moving its files into place."""
     if unfinished_switch(folder):
         raise InputError(
-            f"{folder}: convert is moving its files, or was stopped meanwhile (found {SWITCH}), "
-            "expected the files of one conversion; run the same convert command again to finish "
-            "the move"
+            f"{folder}: a conversion is moving its files, or was stopped meanwhile (found "
+            f"{SWITCH}), expected the files of one conversion; run the same command again to "
+            "finish the move"
         )
 
 

@@ -22,6 +22,7 @@ from .layout import (
     BOXES,
     COUNTS,
     DAMAGED,
+    EXTRACTION,
     PICTURE_SIZES,
     REGIONS,
     SPLITS,
@@ -32,7 +33,8 @@ from .tsv_image import ImageData
 FLOAT: np.dtype = np.dtype(np.float32)
 INTEGER: np.dtype = np.dtype(np.int32)
 STATE = "inputs.json"  # in the work folder: what the conversion depends on; written last
-NAMES = set(split_file_names(SPLITS))  # all files that a conversion writes
+# all files that a conversion writes
+NAMES = {*split_file_names(SPLITS), EXTRACTION}
 # errors of file systems on which disk space cannot be reserved
 RESERVE_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 

@@ -20,7 +20,7 @@ from ..data.captions import PADDING_ID
 from ..system.console import one_line
 from ..system.errors import InputError, first_sentence
 from ..system.files import why_unreadable
-from . import casing
+from . import casing, packaged_bert
 from .packing import Packing, attention_dtype, key_bias
 from .saved_bert import SavedBert
 
@@ -49,6 +49,7 @@ DAMAGED = (  # exceptions that reading a folder raises if one of its files is da
 def configuration(path: Source) -> BertConfig:
     """The configuration of the BERT at `path`. Raises InputError if there is none, or if it is the
     configuration of another model."""
+    path = packaged_bert.locate(path)
     if isinstance(path, SavedBert):
         settings = path.config
     else:
@@ -92,6 +93,7 @@ def _is_unnamed_bert(settings):
 def model(path: Source, pretrained: bool = True) -> BertModel:
     """The BERT at `path` without its pooler, in float32; with random weights unless `pretrained`.
     Raises InputError."""
+    path = packaged_bert.locate(path)
     config = configuration(path)
     if not pretrained:
         return _load(path, lambda: BertModel(config, add_pooling_layer=False))
@@ -135,6 +137,7 @@ def tokeniser(path: Source) -> Any:  # lib.data.captions.Tokeniser
     Its attribute `note` is a line for the log if capitals or accents are kept, or if it is not
     known whether they should be; otherwise it is empty.
     """
+    path = packaged_bert.locate(path)
     config = configuration(path)
     if _is_folder(path):
         _expect_one_of(path, VOCABULARY_FILES, "vocabulary")

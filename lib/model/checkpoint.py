@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..data import extraction_record
 from ..data.vocabulary import Vocabulary
 from ..system import unpickle
 from ..system.errors import InputError, first_sentence
@@ -33,7 +34,8 @@ class Checkpoint(NamedTuple):
     model: state dict; options: by name; epoch: number of epochs trained; vocabulary: of a model
     that reads words, None with BERT; reader: fingerprint of BERT, see
     `lib.data.fingerprint.check_reader`; is_last: a LAST file, whose epoch was not selected by
-    validation; bert: configuration and tokeniser of BERT, None in published and in older files.
+    validation; bert: configuration and tokeniser of BERT, None in published and in older files;
+    extraction: how `extract` made the features (lib/data/extraction_record.py), or None.
     """
 
     model: dict[str, torch.Tensor]
@@ -45,6 +47,7 @@ class Checkpoint(NamedTuple):
     reader: dict[str, str] | None = None
     is_last: bool = False
     bert: SavedBert | None = None
+    extraction: dict[str, Any] | None = None
 
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,8 +66,8 @@ def save(
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
     vocabulary (a list of words, or None), reader (see `Checkpoint`), bert (of `saved_bert.keep`, or
-    None), and in LAST the tensors and plain values that resuming needs. Raises InputError if the
-    disk is full.
+    None), extraction (of the data folder, or None), and in LAST the tensors and plain values that
+    resuming needs. Raises InputError if the disk is full.
     """
     content = dict(
         format=FORMAT,
@@ -149,9 +152,11 @@ def load(path: Path | str) -> Checkpoint:
         kept = (
             None if is_published or vocabulary else saved_bert.read(str(path), content.get("bert"))
         )
+        extraction = None if is_published else extraction_record.check(content.get("extraction"))
         found = Checkpoint(
-            model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept
-        )
+            model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept,
+            extraction,
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: not a checkpoint of this model (found {_kind(content)}; "
@@ -181,7 +186,8 @@ def load_run(path: Path) -> dict[str, Any]:
     try:
         options = state.read_run_options(content)
         kept = saved_bert.read(str(path), content.get("bert"))
-        return content | {"options": options, "bert": kept}
+        extraction = extraction_record.check(content.get("extraction"))
+        return content | {"options": options, "bert": kept, "extraction": extraction}
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _refusal(path, error) from error
 

@@ -32,6 +32,7 @@ from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.options import is_given
 from . import export, html_report, matches, search, search_server
+from .options import is_picture
 from .pictures import open_pictures
 from .runs import Run, name_of, open_runs, open_similarity
 from .trained import Trained
@@ -163,29 +164,45 @@ def evaluate_seeds(
 
 def print_search(run: Run, options: argparse.Namespace, device: torch.device) -> None:
     """Print the results of --query and --query_image."""
-    data, index = run.data, search.build_index(run.data)
-    image = None if options.query_image is None else index.find(options.query_image)
+    data, index, which = run.data, search.build_index(run.data), options.query_image
+    asked = Trained(
+        run.model, load_tokeniser(run.trained, run.bert_path), device, run.trained.extraction
+    )
+    image = regions = None  # what is wrong with them is said before the split is encoded
+    if which is not None and is_picture(which):
+        regions = asked.picture_regions([which])
+    elif which is not None:
+        image = index.find(which)
     where = one_line(f"{run.dataset}, split {data.split}")
     embedded = open_similarity(run, device)
     if options.query is not None:
-        tokeniser = load_tokeniser(run.trained, run.bert_path)
-        asked = Trained(run.model, tokeniser, device)
         if embedded is None:
             scores = asked.scores_of_text(options.query, data)
         else:
             scores = embedded.images.numpy() @ asked.encode_captions([options.query])[0]
         found = search.best_images(scores, options.topk)
         print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
-        if unknown := search.unknown_words(options.query, tokeniser):
+        if unknown := search.unknown_words(options.query, asked.tokeniser):
             print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
         print_line("\n" + search.images_as_text(found, data, index))
     if image is not None:
         similarity = embedded or encoding.similarities(run.model, data, device)
         found = search.best_captions(similarity, image, options.topk)
-        print_line(
-            f"best of {data.num_captions} captions ({where}) for {one_line(index.label(image))}\n"
-        )
-        print_line(search.captions_as_text(found, index))
+        _print_captions(found, index, where, index.label(image))
+    if regions is not None:
+        if embedded is None:
+            scores = asked.scores_of_regions(regions, data)
+        else:
+            scores = embedded.captions.numpy() @ asked.encode_images(regions)[0]
+        _print_captions(search.best_captions_of(scores, options.topk), index, where, which)
+
+
+def _print_captions(
+    found: list[search.SearchResult], index: search.SplitIndex, where: str, name: str
+) -> None:
+    """Print the best captions of the image or picture that is called `name`."""
+    print_line(f"best of {len(index.captions)} captions ({where}) for {one_line(name)}\n")
+    print_line(search.captions_as_text(found, index))
 
 
 def find_files(options: argparse.Namespace, result: ResultName) -> list[str]:

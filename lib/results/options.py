@@ -11,6 +11,7 @@ from pathlib import Path
 from ..data.options import add_data_options
 from ..system.console import one_line, printable
 from ..system.errors import InputError
+from ..system.files import why_unreadable
 from ..system.options import (
     COUNT_OR_NONE,
     RESULTS_FORMS,
@@ -39,9 +40,24 @@ def add_evaluation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_name(text: str) -> str:
-    """An argparse type: the number of an image, from 0, or "id:ID". The result is a string, so that
-    image 0 counts as given."""
-    return text if text.startswith("id:") else str(COUNT_OR_NONE(text))
+    """An argparse type: the number of an image, from 0, "id:ID", or the path of a picture. The
+    result is a string, so that image 0 counts as given."""
+    if text.startswith("id:"):
+        return text
+    try:
+        return str(COUNT_OR_NONE(text))
+    except argparse.ArgumentTypeError as error:
+        if not text or why_unreadable(text):
+            raise argparse.ArgumentTypeError(
+                f"no such picture (found {text!r:.200}, expected the file of a picture, the number "
+                "of an image from 0, or id:ID)"
+            ) from error
+    return text
+
+
+def is_picture(name: str) -> bool:
+    """Whether a value of `image_name` is the path of a picture."""
+    return not name.startswith("id:") and not name.isdecimal()
 
 
 def _add_runs(parser):
@@ -92,8 +108,8 @@ def _add_search(parser):
         "--query_image",
         type=image_name,
         metavar="N",
-        help="print the best captions for image number N (from 0), or for id:ID, "
-        "an id in SPLIT_ids.txt",
+        help="print the best captions for image number N (from 0), for id:ID, an id in "
+        "SPLIT_ids.txt, or for the picture in a file",
     )
     group.add_argument(
         "--topk",

@@ -105,6 +105,11 @@ def best_captions(similarity: Scored, image: int, count: int) -> list[SearchResu
     ]
 
 
+def best_captions_of(scores: np.ndarray, count: int) -> list[SearchResult]:
+    """The captions with the largest of (C,) scores, for a picture that is not of the split."""
+    return [SearchResult(int(n), float(scores[n]), False) for n in top_indices(scores, count)]
+
+
 def best_images(
     scores: np.ndarray, count: int, true_image: int | None = None
 ) -> list[SearchResult]:

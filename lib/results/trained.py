@@ -4,13 +4,14 @@ from lib.model import load
 model = load("runs/f30k_test")
 model.encode_captions(["two dogs running in the snow"])     # (1, E)
 model.encode_images(regions, num_regions)                   # (n, R, D), (n,) -> (n, E)
+model.encode_pictures(["photo.jpg"])                        # (1, E), of features by `extract`
 """
 
 # C captions, R regions, D region feature size, E embedding
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,12 +19,17 @@ import torch
 from ..data import fingerprint
 from ..data.captions import Captions, Tokeniser, tokenise
 from ..data.dataset import LARGEST_FEATURE, RetrievalDataset, pad_pieces
+from ..data.extractor import Extractor, load_extractor
+from ..data.picture_files import open_picture
 from ..evaluation import encoding
 from ..model import checkpoint
 from ..model.network import HREM, find_bert, load_model, load_tokeniser, print_casing_note
 from ..model.pooling import real_mask
 from ..system import devices
 from ..system.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RegionArray: TypeAlias = np.ndarray | torch.Tensor  # (n, R, D)
 RegionCounts: TypeAlias = np.ndarray | torch.Tensor | Sequence[int]  # (n,)
@@ -44,7 +50,7 @@ def load(path: Path | str, device: str = "auto", bert_path: str | None = None) -
     fingerprint.check_reader(
         file, trained.reader, reader, {"tokeniser": fingerprint.of_tokeniser(tokeniser)}
     )
-    return Trained(model, tokeniser, chosen)
+    return Trained(model, tokeniser, chosen, trained.extraction)
 
 
 class Trained:
@@ -55,8 +61,17 @@ class Trained:
     product is a similarity.
     """
 
-    def __init__(self, model: HREM, tokeniser: Tokeniser, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: HREM,
+        tokeniser: Tokeniser,
+        device: torch.device,
+        extraction: dict[str, Any] | None = None,
+    ) -> None:
+        """extraction: the record of the features that the model was trained with, or None."""
         self.model, self.tokeniser, self.device = model, tokeniser, device
+        self.extraction = extraction
+        self._extractor: Extractor | None = None
 
     def encode_captions(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings (n, E) of n captions of any length. Raises InputError, also for a model
@@ -128,6 +143,40 @@ class Trained:
             )
         return _Images(regions, counts)
 
+    def encode_pictures(self, pictures: Sequence["Path | str | Image"]) -> np.ndarray:
+        """Embeddings (n, E) of n pictures: paths, or pictures of Pillow.
+
+        Raises InputError, also if the model was trained with features that `extract` has not made.
+        """
+        self._expect_embeddings()
+        return self.encode_images(self.picture_regions(pictures))
+
+    def picture_regions(self, pictures: Sequence["Path | str | Image"]) -> np.ndarray:
+        """Region features (n, R, D) of n pictures, as `extract` makes them. Raises InputError."""
+        if isinstance(pictures, (str, Path)) or not len(pictures):
+            raise InputError(
+                f"pictures: not a list of pictures (found {str(pictures)!r:.60}, expected at least "
+                "one path or picture of Pillow). Pass a list"
+            )
+        if self._extractor is None:
+            self._extractor = load_extractor(self._expect_extraction(), self.device)
+        size = self._extractor.batch_size
+        blocks = [  # so that few pictures are in memory at once
+            self._extractor.features([open_picture(one) for one in pictures[start : start + size]])
+            for start in range(0, len(pictures), size)
+        ]
+        return np.concatenate(blocks)
+
+    def _expect_extraction(self):
+        """The record of the extraction. Raises InputError if there is none."""
+        if self.extraction is None:
+            raise InputError(
+                "this model cannot encode pictures (found no record of an extraction in its "
+                "checkpoint, expected that of `python -m lib.data extract`). Use features of the "
+                "kind that it was trained with, or train on a folder made by `extract`"
+            )
+        return self.extraction
+
     def similarities(
         self, regions: RegionArray, texts: Sequence[str], num_regions: RegionCounts | None = None
     ) -> np.ndarray:
@@ -149,6 +198,12 @@ class Trained:
         regions, lengths = data.image_block(image, image + 1)
         one = _Images(regions.numpy(), lengths.numpy())
         return encoding.fragment_scores(self.model, one, data, self.device)[0]
+
+    def scores_of_regions(self, regions: RegionArray, data: RetrievalDataset) -> np.ndarray:
+        """Similarities (C,) of one image, (1, R, D), with the captions of a split, by
+        cross-attention."""
+        images = self._images(regions, None)
+        return encoding.fragment_scores(self.model, images, data, self.device)[0]
 
     def _expect_embeddings(self):
         """Raise InputError if the model scores pairs by cross-attention."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..data import fingerprint
+from ..data import extraction_record, fingerprint
 from ..data.batches import TrainingPairs, training_loader
 from ..model import bert, checkpoint, pretrained, saved_bert
 from ..model.network import build_model
@@ -83,6 +83,8 @@ class RunState:
         self.bert_path = options.bert_path if self.vocabulary else self._find_bert(content, trained)
         self.data = open_data(options, self.bert_path, self.vocabulary)
         options.img_dim = self.data.train.region_dim
+        found = extraction_record.read(self.data.train.folder)
+        self.extraction = found or (content or {}).get("extraction")
 
     def _build_reader(self, content, trained):
         """Build the word embeddings or BERT, and take the fingerprints of BERT and the data."""
@@ -215,7 +217,7 @@ class RunState:
                     path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
                     vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader,
-                    bert=self.kept_bert, **more,
+                    bert=self.kept_bert, extraction=self.extraction, **more,
                 )  # fmt: skip
                 if path == self.last_file:
                     self.folders.saved()

@@ -292,7 +292,7 @@ def test_an_unfinished_conversion_is_to_be_fixed(folder):
     (folder / ".conversion").mkdir()
     [fix] = check.check(folder).fixes
     assert fix.startswith(
-        f"{folder / '.conversion'} contains an unfinished conversion; run the same convert command"
+        f"{folder / '.conversion'} contains an unfinished conversion; run the same command"
     )
 
 

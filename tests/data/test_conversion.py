@@ -95,13 +95,13 @@ def is_refused(out):
         try:
             RegionFile(out / f"{split}_ims.npy")
         except InputError as error:
-            found.append("convert is moving its files" in str(error))
+            found.append("a conversion is moving its files" in str(error))
         else:
             found.append(False)
     try:
         layout.find_splits(out)
     except InputError as error:
-        return all(found) and "run the same convert command again" in str(error)
+        return all(found) and "run the same command again" in str(error)
     return False
 
 
@@ -177,7 +177,7 @@ def test_training_and_check_refuse_a_folder_between_two_conversions(tmp_path, re
     for split in ("train", "dev", "test"):
         with pytest.raises(
             InputError,
-            match="or was stopped meanwhile .found .converted.*same convert command again",
+            match="or was stopped meanwhile .found .converted.*same command again",
         ):
             RetrievalDataset(tmp_path / "demo_precomp", split, tokeniser)
     options = [
@@ -190,12 +190,12 @@ def test_training_and_check_refuse_a_folder_between_two_conversions(tmp_path, re
         "--num_epochs",
         1,
     ]
-    refusal(train.main, *options, expected=["demo_precomp: convert is moving its files"])
+    refusal(train.main, *options, expected=["demo_precomp: a conversion is moving its files"])
     refusal(
         data_command.main,
         "check",
         tmp_path / "demo_precomp",
-        expected=["convert is moving its files"],
+        expected=["a conversion is moving its files"],
     )
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,7 @@ from tsv_inputs import (
     write_tsv,
 )
 
-from lib.data import convert, tsv, tsv_columns
+from lib.data import conversion, tsv, tsv_columns
 
 
 @pytest.fixture
@@ -227,8 +227,9 @@ def test_a_file_that_changes_while_it_is_read_ends_the_conversion(
     folder, monkeypatch, damage, expected, capsys
 ):
     write_tsv(folder)
-    begin = convert._begin
-    monkeypatch.setattr(convert, "_begin", lambda *found: (begin(*found), damage(folder / "a.tsv")))
+    begin = conversion.begin
+    change = lambda *found: (begin(*found), damage(folder / "a.tsv"))
+    monkeypatch.setattr(conversion, "begin", change)
     assert convert_there(folder) == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1

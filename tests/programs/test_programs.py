@@ -168,7 +168,7 @@ def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
     content = read(run)
     assert set(content) == {
         "format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options",
-        "vocabulary", "reader", "bert",
+        "vocabulary", "reader", "bert", "extraction",
     }  # fmt: skip
     assert isinstance(content["options"], dict) and content["options"]["val_split"] == "dev"
     assert content["step"] == 10 * content["epoch"]
