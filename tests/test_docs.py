@@ -9,7 +9,7 @@ import pytest
 
 import arguments
 from benchmarks import ablation
-from lib.data import check, convert
+from lib.data import check, convert, extract
 from lib.system.options import Parser
 
 ROOT = Path(__file__).parent.parent
@@ -21,7 +21,7 @@ PAGES = [
     *(ROOT / name for name in ("data/README.md", "runs/README.md")),
 ]
 OTHERS = {  # options of torchrun, pip, tensorboard and argparse
-    "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--no-python", "--max-restarts",
+    "--nproc_per_node", "--nnodes", "--rdzv_endpoint", "--no-python", "--no-deps", "--max-restarts",
     "--index-url", "--logdir", "--help",
 }  # fmt: skip
 
@@ -31,6 +31,7 @@ def options():
     commands = Parser(prog="lib.data").add_subparsers()
     check.add_command(commands)
     convert.add_command(commands)
+    extract.add_command(commands)
     parsers = training, arguments.evaluation_parser(), ablation.parser(), *commands.choices.values()
     named = {
         name for parser in parsers for action in parser._actions for name in action.option_strings

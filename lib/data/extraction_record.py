@@ -22,10 +22,8 @@ KINDS: dict[str, type] = dict(
 LARGEST = 2**20  # characters of a record
 
 
-def check(found: Any) -> Record | None:
-    """Check the values of a record; None if there is none. Raises ValueError or TypeError."""
-    if found is None:
-        return None
+def check(found: Any) -> Record:
+    """Check the values of a record. Raises ValueError or TypeError."""
     if not isinstance(found, Mapping) or found.get("format") != FORMAT:
         raise ValueError(f"extraction is not a record, expected one of format {FORMAT}")
     for name, kind in KINDS.items():
@@ -38,6 +36,11 @@ def check(found: Any) -> Record | None:
     if len(json.dumps(dict(found))) > LARGEST:  # raises TypeError for values that are not JSON
         raise ValueError("extraction has more than a million characters, expected a short record")
     return {name: found[name] for name in KINDS}
+
+
+def check_optional(found: Any) -> Record | None:
+    """`check` a record of a checkpoint, if it has one. Raises ValueError or TypeError."""
+    return None if found is None else check(found)
 
 
 def to_bytes(record: Record) -> bytes:

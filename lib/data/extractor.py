@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from ..system.console import one_line
-from ..system.errors import InputError
-from . import efficientnet
+from ..system.errors import InputError, first_sentence
+from . import efficientnet, extraction_record
 from .extraction_record import DEFAULT_MODEL, FORMAT, Record
 from .picture_files import require_pillow
 
@@ -140,6 +140,13 @@ def build_extractor(model: str, regions: int = 36, device: torch.device | str = 
 def load_extractor(record: Mapping[str, Any], device: torch.device | str = "cpu") -> Extractor:
     """The extractor that a record describes. Raises InputError if the network cannot be loaded, or
     if it is no longer the same."""
+    try:
+        record = extraction_record.check(record)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"not the record of an extraction (found {first_sentence(error)}, expected the content "
+            "of an extraction.json). Pass that"
+        ) from error
     found = build_extractor(record["model"], record["regions"], device)
     for what in ("weights", "preprocessing", "grid", "region_dim"):
         now, before = found.record[what], record[what]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..system.errors import InputError, first_sentence
+from ..system.files import why_unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,7 @@ PREPROCESSING = (
     "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_pad", "pad_size",
 )  # fmt: skip
+FILES_READ = (".json", ".safetensors", ".bin")  # kinds of files that transformers reads
 UNUSED_PARTS = ("pooler", "head", "layernorm_post", "classifier")  # after the last hidden state
 DAMAGED = (  # exceptions by which transformers reports a bad folder or name
     OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, ImportError,
@@ -44,6 +46,7 @@ class VisionModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        _refuse_unreadable(name)
         with _quiet(), self._refusals("a vision network"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             self.config = getattr(config, "vision_config", config)
@@ -127,6 +130,17 @@ class VisionModel:
                 f"{expected} of transformers. Give a local folder that holds config.json, "
                 "preprocessor_config.json and the weights, or a hub name, which needs the network"
             ) from error
+
+
+def _refuse_unreadable(name: str) -> None:
+    """Raise InputError if a file in the folder of a network cannot be read. A pipe would block."""
+    for file in sorted(Path(name).iterdir()) if Path(name).is_dir() else ():
+        why = why_unreadable(file) if file.suffix in FILES_READ else None
+        if why:
+            raise InputError(
+                f"{file}: {why}; expected a file of a vision network: copy it there, or take it "
+                "away"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -152,7 +152,9 @@ def load(path: Path | str) -> Checkpoint:
         kept = (
             None if is_published or vocabulary else saved_bert.read(str(path), content.get("bert"))
         )
-        extraction = None if is_published else extraction_record.check(content.get("extraction"))
+        extraction = (
+            None if is_published else extraction_record.check_optional(content.get("extraction"))
+        )
         found = Checkpoint(
             model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept,
             extraction,
@@ -186,7 +188,7 @@ def load_run(path: Path) -> dict[str, Any]:
     try:
         options = state.read_run_options(content)
         kept = saved_bert.read(str(path), content.get("bert"))
-        extraction = extraction_record.check(content.get("extraction"))
+        extraction = extraction_record.check_optional(content.get("extraction"))
         return content | {"options": options, "bert": kept, "extraction": extraction}
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _refusal(path, error) from error

@@ -169,7 +169,9 @@ def _add_model(parser):
     )
     add_fields(group, ModelOptions, "text_encoder")
     group.add_argument(
-        "--bert_path", default="bert-base-uncased", help="BERT: a local folder or a hub name"
+        "--bert_path",
+        default="bert-base-uncased",
+        help="BERT: a local folder, a hub name, or minilm (docs/training.md)",
     )
     add_fields(group, ModelOptions, "embed_size", "region_mlp")
 

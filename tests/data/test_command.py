@@ -10,7 +10,7 @@ from helpers import PROCESS_TIMEOUT
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["convert", "--help"]])
+@pytest.mark.parametrize("arguments", [["check"], ["convert", "--help"], ["extract", "--help"]])
 def test_the_older_name_runs_the_same_command(arguments):
     found = [
         subprocess.run(

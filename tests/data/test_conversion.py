@@ -283,3 +283,12 @@ def test_a_pipe_in_place_of_an_input_is_not_waited_for(inputs, out, name, capsys
         f"{name}: a pipe, socket or device, not a file" in capsys.readouterr().err
         and not out.exists()
     )
+
+
+def test_the_record_of_an_extraction_is_removed_only_when_that_is_asked_for(inputs, out):
+    out.mkdir()
+    (out / layout.EXTRACTION).write_text("{}")
+    assert run(*arguments(inputs, out)) == 2
+    assert [path.name for path in out.glob("*.*") if path.name[0] != "."] == [layout.EXTRACTION]
+    assert run(*arguments(inputs, out, "--overwrite")) == 0
+    assert not (out / layout.EXTRACTION).exists() and (out / "train_ims.npy").exists()

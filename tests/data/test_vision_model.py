@@ -2,6 +2,7 @@
 last hidden states."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -151,3 +152,29 @@ def test_a_folder_that_is_no_vision_network_is_refused_in_one_line(tmp_path, con
 def test_a_name_that_cannot_be_fetched_is_refused():
     with pytest.raises(InputError, match="--model nobody/nothing: found neither a folder nor"):
         build_extractor("nobody/nothing")
+
+
+def test_a_pipe_in_the_folder_is_refused_and_not_opened(tmp_path):
+    folder = make_network(tmp_path / "vit")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(InputError, match="config.json: a pipe"):
+        build_extractor(str(folder))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "other"}, {"regions": 0}, {"model": None}, {"grid": {}}, {"weights": {}}],
+)
+def test_a_damaged_record_is_refused(networks, change):
+    record = build_extractor(str(networks("vit"))).record
+    with pytest.raises(InputError, match="not the record of an extraction"):
+        load_extractor(record | change)
+
+
+def test_features_whose_tokens_are_no_grid_are_refused(networks, monkeypatch):
+    from lib.data.vision_model import VisionModel
+
+    monkeypatch.setattr(VisionModel, "_grid", lambda self, pixels: (3, 3))
+    with pytest.raises(InputError, match="its output is not a grid .found .1, 17, 16."):
+        build_extractor(str(networks("vit")))

@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     images = write_pictures(folder / "photos")
     captions, model = write_captions(folder / "captions.csv"), make_network(folder / "vit")
     assert extract(images, captions, folder / "data" / "mine_precomp", model) == 0
-    fit(folder / "data", folder / "run")
+    evaluate(fit(folder / "data", folder / "run"), "--query", "a picture")  # caches embeddings
     return shared(folder)
 
 
@@ -41,7 +41,7 @@ def made(tmp_path_factory):
 def scan(made, tmp_path_factory):
     """A run of cross-attention."""
     run = tmp_path_factory.mktemp("scan") / "run"
-    return fit(made / "data", run, "--similarity", "scan", "--method", "none")
+    return fit(made / "data", run, "--method", "scan")
 
 
 def similarities_of(text):
