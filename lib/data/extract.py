@@ -87,7 +87,7 @@ def add_command(commands: Any) -> None:  # argparse._SubParsersAction
         help="leave out pictures that cannot be opened",
     )  # fmt: skip
     parser.add_argument(
-        "--batch_size", type=COUNT, default=32, help="number of pictures processed at once"
+        "--batch_size", type=COUNT, default=8, help="number of pictures processed at once"
     )
     parser.add_argument(
         "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda or cuda:N"

@@ -26,7 +26,7 @@ from .picture_files import require_pillow
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH_SIZE = 32
+BATCH_SIZE = 8  # on a CPU, larger batches take longer to allocate memory
 VERSIONS = "torch", "transformers", "pillow"
 
 

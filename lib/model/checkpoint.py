@@ -152,12 +152,10 @@ def load(path: Path | str) -> Checkpoint:
         kept = (
             None if is_published or vocabulary else saved_bert.read(str(path), content.get("bert"))
         )
-        extraction = (
-            None if is_published else extraction_record.check_optional(content.get("extraction"))
-        )
+        record = None if is_published else content.get("extraction")
         found = Checkpoint(
             model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept,
-            extraction,
+            extraction_record.check_optional(record),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(

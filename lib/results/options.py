@@ -49,7 +49,7 @@ def image_name(text: str) -> str:
     except argparse.ArgumentTypeError as error:
         if not text or why_unreadable(text):
             raise argparse.ArgumentTypeError(
-                f"no such picture (found {text!r:.200}, expected the file of a picture, the number "
+                f"no such picture (found {text!r:.200}, expected a picture file, the number "
                 "of an image from 0, or id:ID)"
             ) from error
     return text
