@@ -152,7 +152,7 @@ PARTS = {
     "fusion, squared distance": objective(distance="l2sq"),
     "standalone, trip": objective(interaction="standalone"),
     "intra-modal, trip": objective(relation="intra"),
-    "cross-modal relations": relations,
+    "relations": relations,
     "trip": losses("trip"),
     "vse": losses("vse"),
     "infonce": losses("infonce"),

@@ -19,7 +19,7 @@ BOUNDS = {
     "fusion": (4, 1, 127, 64),
     "standalone": (4, 1, 106, 16),
     "intra-modal": (1, 1, 83, 64),
-    "cross-modal": (4, 1, 64, 10),
+    "relations": (4, 1, 64, 10),
     "trip": (0, 0.2, 12.3, 2),
     "vse": (0, 0.2, 6.8, 1),
     "infonce": (0, 0.2, 5.8, 1),
@@ -59,7 +59,7 @@ def test_memory_is_bounded_at_batch_4096(part):
     assert peak <= 1.01 and largest <= 1.01
 
 
-@pytest.mark.parametrize("part", ["cross-modal relations", "scan t2i", "chan"])
+@pytest.mark.parametrize("part", ["relations", "scan t2i", "chan"])
 def test_a_batch_that_is_not_cut_into_blocks_exceeds_the_bounds(part, monkeypatch):
     for limits in (BLOCKS, SCORE_BLOCKS):
         unlimited = limits["cuda"]._replace(captions=2**20, matches=2**60)
@@ -80,7 +80,7 @@ def test_distances_of_all_differences_exceed_the_bounds(monkeypatch):
 @pytest.mark.parametrize("batch_size, megabytes", [(128, 220), (256, 438), (512, 373)])
 def test_the_count_is_what_a_gpu_measured(batch_size, megabytes):
     """benchmarks/results/2026-11-26-h100.md, with slightly shorter captions."""
-    found = memory.memory("cross-modal relations", Sizes(batch_size))
+    found = memory.memory("relations", Sizes(batch_size))
     assert found.peak / 1e6 == pytest.approx(megabytes, rel=0.05)
 
 
