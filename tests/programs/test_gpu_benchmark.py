@@ -8,9 +8,9 @@ import time
 from contextlib import redirect_stdout
 
 import pytest
-from published import small_bert
+from published import make_model, make_objective, small_bert
 
-from benchmarks import common, gpu
+from benchmarks import common, gpu, profile_step
 
 SCRIPTS = {
     title: commands for title, commands in gpu.SECTIONS.items() if "pytest" not in commands[0]
@@ -45,8 +45,20 @@ def in_this_process(command, deadline):
     return printed.getvalue()
 
 
+def tiny_bert():
+    return small_bert(hidden_size=48, intermediate_size=32)
+
+
+def tiny_model(device):
+    sizes = dict(embed_size=64, nhead=4)
+    model = make_model(tiny_bert(), common.REGION_DIM, **sizes)
+    return model.train(), make_objective(**sizes).train()
+
+
 def test_small_sizes_run_on_a_cpu(monkeypatch, tmp_path):
-    monkeypatch.setattr(common, "bert_base", small_bert)
+    monkeypatch.setattr(common, "bert_base", tiny_bert)
+    monkeypatch.setattr(common, "published_model", tiny_model)
+    monkeypatch.setattr(profile_step, "STEPS", 1)
     monkeypatch.setattr(gpu, "run", in_this_process)
     file = tmp_path / "found.md"
     command = ["gpu", "--small", "--out", str(file), "--commit", "abc", "--sections", *SCRIPTS]
