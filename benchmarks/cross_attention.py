@@ -2,7 +2,8 @@
 batch, forward and backward; with --steps, a whole training step of SCAN with a BiGRU; and with
 --images, the evaluation of a test set in float32 against the loop in float64.
 
-The loop of an evaluation runs on --sample captions at a time, and its time is scaled to all.
+The loop of an evaluation runs on --sample captions at a time, and its time is scaled to all. With
+--yardstick 0, the loop over a batch is left out.
 """
 
 import numpy as np
@@ -80,7 +81,13 @@ def scores(device):
 
 def main():
     options = common.arguments(
-        __doc__, scores=[*scores("cpu")], batch_size=[128], steps=[0], images=[0], sample=16
+        __doc__,
+        scores=[*scores("cpu")],
+        batch_size=[128],
+        steps=[0],
+        images=[0],
+        sample=16,
+        yardstick=1,
     )
     if any(options.batch_size):
         print(TRAINING)
@@ -113,6 +120,7 @@ def measure_training(name, batch_size, options):
         return run
 
     ours, loop = (function and backward(function) for function in scores(device)[name])
+    loop = loop if options.yardstick else None
     functions = {"ours": ours} | ({"loop": loop} if loop else {})
     found = common.interleaved(functions, options.rounds, device)
     memory = {key: f"{_memory(run, device):.0f} MB" for key, run in functions.items()}

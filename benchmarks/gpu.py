@@ -32,6 +32,22 @@ SECTIONS = {
         "benchmarks.relations --batch_size 1024 2048 --yardstick 0",
         "benchmarks.relations --batch_size 32 --yardstick 0",
     ),
+    "Memory of the relations, counted without a GPU": (
+        "benchmarks.memory --parts relations --batch_size 64 128 256 512 1024 2048",
+        "benchmarks.memory --parts relations --batch_size 8",
+    ),
+    "Cross-attention": (
+        "benchmarks.cross_attention --batch_size 64 128 --rounds 3",
+        "benchmarks.cross_attention --batch_size 4",
+    ),
+    "Cross-attention, larger batches": (
+        "benchmarks.cross_attention --batch_size 256 512 1024 2048 --yardstick 0 --rounds 2",
+        "benchmarks.cross_attention --batch_size 8 --yardstick 0",
+    ),
+    "Training step of SCAN, and an evaluation by cross-attention": (
+        "benchmarks.cross_attention --batch_size 0 --steps 128 --images 1000 --rounds 1",
+        "benchmarks.cross_attention --batch_size 0 --steps 4 --images 4 --rounds 1",
+    ),
     "Encoding": ("benchmarks.encoding --images 1000", "benchmarks.encoding --images 8"),
     "Ranking from embeddings": (
         "benchmarks.ranking --images 5000 --embeddings 1 --rounds 3",

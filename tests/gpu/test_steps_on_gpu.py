@@ -1,41 +1,21 @@
 """Training steps on a GPU: no step waits for the device, a step that is not finite changes nothing,
 and the loader hands over pinned memory."""
 
-import itertools
-
 import pytest
 import torch
+from configurations import ALL_GRAPHS, CROSS_ATTENTION, OTHERS, POOLED, small_batch, small_setting
 from helpers import same
-from published import make_model, make_objective, small_bert
 from test_optim import bad_batch, batch_of, everything, setting
-from torch import nn
 
 from lib.data.batches import TrainingPairs, batches, training_loader
 from lib.data.dataset import RetrievalDataset
 from lib.model import bert
-from lib.model.options import POOLINGS, PRECISIONS
-from lib.objective.options import LOSSES
+from lib.model.options import PRECISIONS
 from lib.training import engine, optim
 
 pytestmark = pytest.mark.gpu
 
-GRAPHS = [
-    *itertools.product(("fusion", "standalone"), ("both", "intra", "inter")), ("none", "both")
-]  # fmt: skip
-CONFIGURATIONS = {
-    **{
-        f"{interaction}, {relation}, {loss}": (
-            dict(interaction=interaction, relation=relation, base_loss=loss, gnn_loss=loss), {}
-        )
-        for (interaction, relation), loss in itertools.product(GRAPHS, LOSSES)
-    },
-    **{pooling: ({}, dict(pooling=pooling)) for pooling in POOLINGS},
-    "masked padding": (dict(mask_padding=1), dict(mask_padding=1)),
-    "everything connected": (dict(connection=0), {}),
-    "no relevance": (dict(relevance=0), {}),
-    "squared distance": (dict(distance="l2sq"), {}),
-    "BiGRU": ({}, dict(reader="bigru")),
-}  # fmt: skip
+CONFIGURATIONS = ALL_GRAPHS | POOLED | OTHERS | CROSS_ATTENTION
 
 
 @pytest.fixture
@@ -54,27 +34,15 @@ def no_synchronisation():
     return watch
 
 
-def small_setting(graph, encoders):
-    """A small model, its objective and its optimiser on the GPU, in training mode."""
-    reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
-    if encoders.get("reader") == "bigru":
-        reader = nn.Embedding(90, 30)
-    shared = dict(embed_size=64, nhead=4, dropout=0.1)
-    settings = shared | encoders | dict(reader=reader)
-    model = make_model(region_dim=12, **settings).cuda().train()
-    objective = make_objective(topk=5, **shared, **graph).cuda().train()
-    return model, objective, optim.build(model, objective, 1e-4)
-
-
 def pinned_batch():
-    batch = batch_of(lengths=(14, 9, 8, 6, 5, 3, 3, 2))
+    batch = small_batch()
     return batch._replace(regions=batch.regions.pin_memory(), pieces=batch.pieces.pin_memory())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_no_step_waits_for_the_gpu(no_synchronisation, name, precision):
-    model, objective, optimizer = small_setting(*CONFIGURATIONS[name])
+    model, objective, optimizer = small_setting(*CONFIGURATIONS[name], torch.nn.Module.cuda)
     batch, skipped = pinned_batch(), torch.zeros((), dtype=torch.int32, device="cuda")
 
     def step():
