@@ -128,7 +128,8 @@ def extract(options: argparse.Namespace) -> None:
     named = picture_splits.name_pictures(splits)
     record = extractor.record
     rows, columns = record["grid"]
-    shape = Shape(rows * columns, record["region_dim"], with_boxes=True)
+    with_boxes = extractor.cells is not None
+    shape = Shape(rows * columns, record["region_dim"], with_boxes)
     known = asked | {"record": record, "pictures": _digest(splits, files)}
     with conversion.locked(out, named, shape, options.overwrite):
         more = {EXTRACTION: extraction_record.to_bytes(record)}
@@ -239,7 +240,7 @@ def _fill(
                     for path, own, picture in zip(block, features, opened)
                     for split, row in places[path]
                 ],
-                with_boxes=True,
+                with_boxes=cells is not None,
             )
             progress.update(len(block))
 

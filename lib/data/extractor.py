@@ -79,9 +79,13 @@ class Extractor:
         )
 
     @property
-    def cells(self) -> np.ndarray:
+    def cells(self) -> np.ndarray | None:
         """The cells of the grid, (R, 4) float32: left, top, right, bottom as fractions of the
-        picture. A network sees more than its cell."""
+        picture; None if the network sees a part of the picture only."""
+        if self.backbone.preprocessing.get("do_center_crop") or "crop_pct" in (
+            self.backbone.preprocessing
+        ):
+            return None
         rows, columns = self.record["grid"]
         top, left = (axis.reshape(-1, 1) for axis in np.mgrid[:rows, :columns])
         corners = np.hstack([left, top, left + 1, top + 1])

@@ -25,7 +25,6 @@ from ..evaluation.table import (
     summarise,
 )
 from ..model import checkpoint
-from ..model.network import load_tokeniser
 from ..system import devices, distributed
 from ..system.console import one_line
 from ..system.distributed import print_line
@@ -34,8 +33,7 @@ from ..system.options import is_given
 from . import export, html_report, matches, search, search_server
 from .options import is_picture
 from .pictures import open_pictures
-from .runs import Run, name_of, open_runs, open_similarity
-from .trained import Trained
+from .runs import Run, name_of, open_runs, open_similarity, use_model
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -165,9 +163,7 @@ def evaluate_seeds(
 def print_search(run: Run, options: argparse.Namespace, device: torch.device) -> None:
     """Print the results of --query and --query_image."""
     data, index, which = run.data, search.build_index(run.data), options.query_image
-    asked = Trained(
-        run.model, load_tokeniser(run.trained, run.bert_path), device, run.trained.extraction
-    )
+    asked = use_model(run, device)
     image = regions = None  # what is wrong with them is said before the split is encoded
     if which is not None and is_picture(which):
         regions = asked.picture_regions([which])
@@ -222,8 +218,7 @@ def check_files(
 
 def _match_random_captions(run, index, pictures, options):
     """The matches of as many captions with their images as --gallery says, drawn at random."""
-    tokeniser = load_tokeniser(run.trained, run.bert_path)
-    trained = Trained(run.model, tokeniser, next(run.model.parameters()).device)
+    trained = use_model(run, next(run.model.parameters()).device)
     drawn = np.random.default_rng(0).permutation(len(index.captions))[: options.gallery]
     found = []
     for caption in drawn.tolist():

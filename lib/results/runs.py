@@ -22,6 +22,7 @@ from ..system.distributed import print_line
 from ..system.errors import InputError
 from ..system.run_folder import check_name
 from .search import cached_similarity
+from .trained import Trained
 
 DATA_PATH = "data/"  # the default
 
@@ -142,3 +143,9 @@ def open_similarity(run: Run, device: torch.device) -> Similarity | None:
     folder, name = run_folder(run.path.parent), name_of([run]).embeddings()
     model_options = checkpoint.model_options(run.trained.options)
     return cached_similarity(folder, name, run.model, model_options, run.data, device)
+
+
+def use_model(run: Run, device: torch.device) -> Trained:
+    """The model of a run, put to use."""
+    tokeniser = load_tokeniser(run.trained, run.bert_path)
+    return Trained(run.model, tokeniser, device, run.trained.extraction)

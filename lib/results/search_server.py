@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..model.network import load_tokeniser
 from ..system.console import one_line
 from ..system.distributed import print_line
 from ..system.errors import InputError
 from .pictures import open_pictures
-from .runs import Run, open_similarity
+from .runs import Run, open_similarity, use_model
 from .search import build_index
 from .search_page import SearchPage, make_app
 from .searcher import Searcher
-from .trained import Trained
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -68,8 +66,7 @@ def open_page(run: Run, options: argparse.Namespace, device: torch.device) -> Se
             pictures.find(image)
         if missing := pictures.missing_as_text():
             print_line(missing)
-    trained = Trained(run.model, load_tokeniser(run.trained, run.bert_path), device)
-    searcher = Searcher(trained, data, index, open_similarity(run, device))
+    searcher = Searcher(use_model(run, device), data, index, open_similarity(run, device))
     title = one_line(f"{run.dataset}, split {data.split}")
     return SearchPage(searcher, pictures, title, one_line(str(run.path)), options.topk)
 

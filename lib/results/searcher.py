@@ -16,7 +16,6 @@ from PIL import Image
 
 from ..data.dataset import RetrievalDataset
 from ..evaluation.similarity import Similarity, top_indices
-from ..system.errors import InputError
 from . import search
 from .matches import WordRegions, word_regions
 from .search import SplitIndex
@@ -91,15 +90,12 @@ class Searcher:
     def captions_of_picture(self, picture: Image.Image, count: int) -> list[RankedResult]:
         """The best captions for a new picture. Raises InputError if the model cannot compute its
         features."""
-        encode = getattr(self.trained, "encode_pictures", None)
-        if encode is None or self.similarity is None:
-            found = "no feature extractor" if encode is None else "a model with cross-attention"
-            raise InputError(
-                f"a new picture cannot be searched (found {found}, expected a model with "
-                "embeddings and a feature extractor). Select a picture of the split"
-            )
-        query = self._alone(encode, [picture])[0]
-        scores = self.similarity.captions.numpy() @ query
+        if self.similarity is None:
+            regions = self._alone(self.trained.picture_regions, [picture])
+            scores = self._alone(self.trained.scores_of_regions, regions, self.data)
+        else:
+            query = self._alone(self.trained.encode_pictures, [picture])[0]
+            scores = self.similarity.captions.numpy() @ query
         return rank(scores, count, ())
 
     def matches(self, image: int, text: str) -> WordRegions:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from kills import Programs
 from pictures import extract, make_network, picture, run, write_captions, write_pictures
+from PIL import Image
 
 from lib.data import conversion, work_folder
 from lib.data import extract as extract_module
@@ -45,7 +46,7 @@ def test_a_folder_of_pictures_becomes_a_data_folder(images, captions, out, model
     assert "train: 12 images, 24 captions\n" in capsys.readouterr().out
     assert run("check", out) == 0
     assert capsys.readouterr().out.endswith("OK\n")
-    ends = "ims.npy", "caps.txt", "ids.txt"
+    ends = "ims.npy", "caps.txt", "ids.txt", "boxes.npy", "picture_sizes.npy"
     names = {f"{split}_{end}" for split in ("train", "dev", "test") for end in ends}
     assert set(content(out)) == names | {"extraction.json"}  # and no map, no counts
     extractor = load_extractor(json.loads((out / "extraction.json").read_text()))
@@ -56,8 +57,19 @@ def test_a_folder_of_pictures_becomes_a_data_folder(images, captions, out, model
         expected = extractor.features([open_picture(images / f"{n}.png") for n in numbers])
         found = np.load(out / f"{split}_ims.npy")
         assert found.shape == (size, 9, 16) and np.abs(found - expected).max() < 1e-5
+        boxes = np.load(out / f"{split}_boxes.npy")
+        assert boxes.shape == (size, 9, 4) and (boxes == boxes[0]).all()
+        np.testing.assert_allclose(boxes[0, [0, 5]], np.divide([[0, 0, 1, 1], [2, 1, 3, 2]], 3))
+        with Image.open(images / f"{first}.png") as picture:
+            assert np.load(out / f"{split}_picture_sizes.npy")[0].tolist() == list(picture.size)
         first += size
     assert read_lines(out / "dev_caps.txt")[0].startswith("picture 12 with")
+
+
+def test_a_network_that_crops_gives_no_boxes(images, captions, out, tmp_path, capsys):
+    make_network(tmp_path / "crops", "dinov2")
+    assert extract(images, captions, out, tmp_path / "crops", "--regions", 4) == 0
+    assert not list(out.glob("*_boxes.npy")) and run("check", out) == 0
 
 
 def test_a_random_split_and_captions_of_different_number(images, captions, out, model, capsys):
@@ -148,11 +160,11 @@ def test_what_is_on_disk_is_not_extracted_again(images, captions, out, model, ca
     """Only a batch is in memory, and a stopped extraction goes on where it was."""
     blocks, store = [], work_folder.store
 
-    def stop(work, block):
+    def stop(work, block, with_boxes):
         if len(blocks) == 2:
             raise KeyboardInterrupt
         blocks.append(len(block))
-        store(work, block)
+        store(work, block, with_boxes)
 
     monkeypatch.setattr(work_folder, "store", stop)
     assert extract(images, captions, out, model, "--batch_size", 3) == 130
@@ -211,7 +223,8 @@ def test_an_extraction_killed_before_any_operation_is_repeated_by_the_same_comma
         "from lib.data import extract, __main__ as data_command\n"
         f"record = json.loads({(whole / 'extraction.json').read_text()!r})\n"
         "means = lambda own: [np.full((16, 16), np.mean(one), np.float32) for one in own]\n"
-        "made = types.SimpleNamespace(record=record, batch_size=2, features=means)\n"
+        "cells = np.zeros((16, 4), np.float32)\n"
+        "made = types.SimpleNamespace(record=record, batch_size=2, features=means, cells=cells)\n"
         "extract._build_extractor = lambda options: made"
     )
     command = f"data_command.main({list(map(str, arguments))!r})"

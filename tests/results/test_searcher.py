@@ -122,5 +122,8 @@ def test_a_model_with_cross_attention_scores_the_split(whole, tmp_path):
         assert [one.score for one in found] == pytest.approx(
             [scores[one.number] for one in found], abs=1e-4
         )
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="no record of an extraction"):
         searcher.captions_of_picture(Image.new("RGB", (4, 4)), 5)
+    searcher.trained.picture_regions = lambda pictures: searcher.data.image_regions(3)[None]
+    found = searcher.captions_of_picture(Image.new("RGB", (4, 4)), 99)
+    assert numbers(found) == numbers(searcher.captions_of_image(3, 99))
