@@ -172,7 +172,9 @@ def test_what_is_on_disk_is_not_extracted_again(images, captions, out, model, ca
     assert blocks == [3, 3] and run("check", out) == 2
     blocks.clear()
     monkeypatch.setattr(
-        work_folder, "store", lambda *own: (blocks.append(len(own[1])), store(*own))
+        work_folder,
+        "store",
+        lambda *own, with_boxes: (blocks.append(len(own[1])), store(*own, with_boxes)),
     )
     assert extract(images, captions, out, model, "--batch_size", 3) == 0
     assert sum(blocks) == 20 - 6 and max(blocks) == 3 and run("check", out) == 0

@@ -157,7 +157,7 @@ def browser(tmp_path):
         yield found
 
 
-RESULTS = "[...document.querySelectorAll('main ol a')].map(a => a.getAttribute('href'))"
+RESULTS = "[...document.querySelectorAll('main ol a:not(.why)')].map(a => a.getAttribute('href'))"
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 
 
@@ -177,6 +177,14 @@ def test_a_query_is_typed_in_a_browser_and_results_are_selected(served, page, br
     assert browser.evaluate(RESULTS) == [f"/caption/{one.number}" for one in captions]
     browser.click("ol.captions a")
     browser.wait(f"location.pathname == '/caption/{captions[0].number}'")
+    browser.click("ol.images a.why")
+    browser.wait("location.pathname.startsWith('/match/')")
+    shown = "getComputedStyle(document.querySelector('input:checked + .overlay')).display"
+    assert browser.evaluate(shown) == "block" and browser.evaluate(FITS)
+    chosen = "[...document.querySelectorAll('.chosen')].filter(p => p.offsetHeight).length"
+    browser.click(".matched label:last-child")
+    assert browser.evaluate(chosen) == 1
+    assert browser.evaluate("document.querySelector('.stage input:last-of-type').checked")
     assert browser.complaints == []
 
 
