@@ -121,8 +121,19 @@ def test_the_recipes_apply_to_the_code():
     assert len(recipes) == 4 and len(found) > 15
     for file, before, after in found:
         text = (ROOT / file).read_text()
-        assert text.count("\n".join(before)) == 1, f"{file}: expected once:\n" + "\n".join(before)
+        found_once = [text.count("\n".join(lines)) == 1 for lines in (before, after)]
+        assert any(found_once), f"{file}: expected once:\n" + "\n".join(before)
         assert before != after
+
+
+def test_the_recipes_are_diffs_that_git_applies():
+    """The counts in the head of each hunk are those of its lines."""
+    recipes = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S)
+    for head, body in re.findall(r"^@@ (.*?) @@.*\n((?:[ +-].*\n|\n)*)", "".join(recipes), re.M):
+        lines = re.split(r"^--- a/", body, flags=re.M)[0].splitlines()
+        counts = [sum(not line.startswith(sign) for line in lines) for sign in "+-"]
+        told = re.fullmatch(r"-\d+,(\d+) \+\d+,(\d+)", head)
+        assert told and [int(told[1]), int(told[2])] == counts, head
 
 
 def test_the_reading_order_has_the_lengths_of_the_files():
