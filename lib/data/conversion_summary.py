@@ -77,8 +77,8 @@ def print_boxes(
         return
     strange = []
     for split in splits:
-        boxes = np.load(work / f"{split}_{BOXES}", mmap_mode="r")
-        counts = np.load(work / f"{split}_{COUNTS}")
+        boxes = np.load(work / f"{split}_{BOXES}", mmap_mode="r", allow_pickle=False)
+        counts = np.load(work / f"{split}_{COUNTS}", allow_pickle=False)
         strange += [
             f"image {image} of {split}"
             for image, count in enumerate(counts)

@@ -76,6 +76,7 @@ def evaluate_runs(runs: list[Run], options: argparse.Namespace, device: torch.de
     package = extended.annotations(search.build_index(first.data)) if options.extended else None
     if options.report:
         html_report.check(folder)  # before anything is computed
+        matches.boxes_of_split(first.data)
     models = [encoding.similarities(run.model, run.data, device) for run in runs]
     if not distributed.is_main_process():
         return

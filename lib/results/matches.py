@@ -73,13 +73,18 @@ def word_regions(trained: Trained, data: RetrievalDataset, image: int, text: str
     starts = captions.captions.word_starts[:-1]
     words = split_words(text, trained.tokeniser)[: len(starts)]
     by_word = np.maximum.reduceat(cosines.cpu().numpy(), starts) if words else cosines.numpy()
-    return WordRegions(words, by_word, _boxes(data, image))
+    boxes = boxes_of_split(data)
+    return WordRegions(words, by_word, _boxes_of_image(boxes, data.row_of(image)))
 
 
-def _boxes(data, image):
-    """The boxes of an image, (R, 4), or None if the folder has none."""
-    boxes = read_boxes(data.folder / f"{data.split}_{BOXES}", *data.regions.shape[:2])
-    return None if boxes is None else np.nan_to_num(boxes[data.row_of(image)]).clip(0, 1)
+def boxes_of_split(data: RetrievalDataset) -> np.ndarray | None:
+    """The boxes of all rows of a split, (rows, R, 4), or None if the folder has none. Raises
+    InputError if they do not fit the features."""
+    return read_boxes(data.folder / f"{data.split}_{BOXES}", *data.regions.shape[:2])
+
+
+def _boxes_of_image(boxes, row):
+    return None if boxes is None else np.nan_to_num(boxes[row]).clip(0, 1)
 
 
 def matched_pair(found: WordRegions, title: str, picture: Picture) -> MatchedPair:

@@ -14,6 +14,7 @@ import torch
 from ..system.console import one_line
 from ..system.distributed import print_line
 from ..system.errors import InputError
+from .matches import boxes_of_split
 from .pictures import open_pictures
 from .runs import Run, open_similarity, use_model
 from .search import build_index
@@ -60,6 +61,7 @@ def listen(port: int) -> socket.socket:
 def open_page(run: Run, options: argparse.Namespace, device: torch.device) -> SearchPage:
     """The page of a run, with its embeddings and pictures. Raises InputError."""
     index, data = build_index(run.data), run.data
+    boxes_of_split(data)  # refused now, not in an answer
     pictures = open_pictures(index, data, run.dataset, options.images)
     if options.images:
         for image in range(len(index.ids)):

@@ -25,8 +25,9 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def folder(whole, tmp_path):
-    """A copy to damage."""
-    return shutil.copytree(whole, tmp_path / "demo_precomp")
+    """A copy to damage, without the boxes (tests/data/test_boxes.py)."""
+    without_boxes = shutil.ignore_patterns("*_boxes.npy")
+    return shutil.copytree(whole, tmp_path / "demo_precomp", ignore=without_boxes)
 
 
 def images(folder, split="test"):
@@ -72,7 +73,7 @@ def run(*argv):
 def test_a_good_folder_is_told_of_and_ok(whole, capsys):
     assert run("check", whole) == 0
     text = capsys.readouterr().out
-    train, *below = text.split("\n")[:6]
+    train, *below = text.split("\n")[:7]
     assert train == "train: 30 rows x 36 regions x 128 features (float32, 0.6 MB), 150 captions"
     array = images(whole, "train")
     captions = (whole / "train_caps.txt").read_text().splitlines()
@@ -81,6 +82,7 @@ def test_a_good_folder_is_told_of_and_ok(whole, capsys):
         "  images    30, one row each; no duplicates",
         f"  values    0 to {array.max():.4g}, none negative, finite; all rows read",
         "  regions   36 per image (no train_num_regions.npy: no padding)",
+        "  boxes     one per region (train_boxes.npy); they are only drawn",
         "  pairs     5 captions per image (in order, no train_caps_images.txt)",
         (
             f"  captions  {min(words)} to {max(words)} words, mean {np.mean(words):.1f}; "

@@ -8,12 +8,15 @@ import pytest
 import torch
 from pages import Page, write
 
+import eval as evaluation
 import train
 from lib.data.layout import read_lines
+from lib.evaluation import encoding
 from lib.model import load
 from lib.results import html_report, matches, runs
 from lib.results.matches import Box, WordRegions, matched_pair, word_regions
 from lib.results.pictures import Picture
+from lib.system.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,16 @@ def test_without_boxes_the_report_says_so(run, data, tmp_path):
     text = section(write(run, "--data_path", moved))
     assert "The data folder has no boxes (SPLIT_boxes.npy)" in text and "<rect class" not in text
     assert section(write(run, "--gallery", 0)).count("No pair was chosen.") == 1
+
+
+def test_boxes_of_another_number_of_images_are_refused_before_anything_is_computed(
+    run, data, tmp_path, monkeypatch
+):
+    moved = shutil.copytree(data, tmp_path / "data") / "demo_precomp" / "test_boxes.npy"
+    np.save(moved, np.load(moved)[:-1])
+    monkeypatch.setattr(encoding, "similarities", None)
+    with pytest.raises(InputError, match="expected numbers of shape .*you can remove this"):
+        evaluation.main([str(run), "--data_path", str(tmp_path / "data"), "--report"])
 
 
 def test_words_are_escaped():
