@@ -108,30 +108,16 @@ def read_num_regions(path: Path, num_rows: int, num_regions: int) -> np.ndarray:
 
     Raises InputError if it does not fit an array of `num_rows` rows x `num_regions` regions.
     """
-    if not os.path.lexists(path):
-        return np.full(num_rows, num_regions)
-    why = why_unreadable(path)
-    if why:
-        raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
     expected = f"a whole number from 1 to {num_regions} for each of the {num_rows} rows"
-    counts = load_array(path, expected)
-    if (
-        not isinstance(counts, np.ndarray)
-        or counts.dtype.kind not in "iu"
-        or counts.shape != (num_rows,)
-    ):
-        found = (
-            f"{getattr(counts, 'dtype', 'unknown')} of shape {getattr(counts, 'shape', 'unknown')}"
-        )
-        raise InputError(
-            f"{path}: found {found}, expected {expected}; without "
-            "this file all regions count as true"
-        )
+    remedy = "without this file all regions count as true"
+    counts = _optional_array(path, "iu", (num_rows,), expected, remedy)
+    if counts is None:
+        return np.full(num_rows, num_regions)
     wrong = np.flatnonzero((counts < 1) | (counts > num_regions))
     if len(wrong):
         raise InputError(
             f"{path}: found {counts[wrong[0]]} regions for row {wrong[0]} (from 0), expected "
-            f"{expected}; without this file all regions count as true"
+            f"{expected}; {remedy}"
         )
     return counts.astype(np.int64)
 
@@ -143,22 +129,33 @@ def read_boxes(path: Path, num_rows: int, num_regions: int) -> np.ndarray | None
     Raises InputError if it does not fit an array of `num_rows` rows x `num_regions` regions. The
     values are not checked: training does not use them.
     """
+    shape = num_rows, num_regions, 4
+    remedy = "boxes are only drawn, so you can remove this file"
+    return _optional_array(path, "fiu", shape, f"numbers of shape {shape}", remedy, mmap_mode="r")
+
+
+def _optional_array(
+    path: Path,
+    kinds: str,
+    shape: tuple[int, ...],
+    expected: str,
+    remedy: str,
+    mmap_mode: Literal["r"] | None = None,
+) -> np.ndarray | None:
+    """Read an array of a shape, None if the file does not exist. kinds: of its type, as in
+    `np.dtype.kind`. Raises InputError, with `expected` and `remedy`, if it is another one."""
     if not os.path.lexists(path):
         return None
     why = why_unreadable(path)
     if why:
         raise InputError(f"{path}: {why}, expected a .npy array: copy the file again, or remove it")
-    shape = num_rows, num_regions, 4
-    boxes = load_array(path, f"numbers of shape {shape}", mmap_mode="r")
-    if not isinstance(boxes, np.ndarray) or boxes.dtype.kind not in "fiu" or boxes.shape != shape:
+    array = load_array(path, expected, mmap_mode)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds or array.shape != shape:
         found = (
-            f"{getattr(boxes, 'dtype', 'unknown')} of shape {getattr(boxes, 'shape', 'unknown')}"
+            f"{getattr(array, 'dtype', 'unknown')} of shape {getattr(array, 'shape', 'unknown')}"
         )
-        raise InputError(
-            f"{path}: found {found}, expected numbers of shape {shape}; boxes are only drawn, so "
-            "you can remove this file"
-        )
-    return boxes
+        raise InputError(f"{path}: found {found}, expected {expected}; {remedy}")
+    return array
 
 
 def load_array(path: Path, expected: str, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
