@@ -7,7 +7,7 @@ import zlib
 import damage
 import numpy as np
 
-from lib.data import convert
+from lib.data import conversion
 
 DIM = 16
 
@@ -101,7 +101,7 @@ def contents(folder):
     return {
         path: content
         for path, content in damage.contents(folder).items()
-        if path.name != convert.LOCK
+        if path.name != conversion.LOCK
     }
 
 
@@ -109,7 +109,7 @@ def check_converted(folder, num_regions=4):
     out = folder / "mine_precomp"
     ends = ("ims.npy", "num_regions.npy", "caps.txt", "ids.txt", "boxes.npy", "picture_sizes.npy")
     names = {f"{split}_{end}" for split in PLACES for end in ends}
-    assert {path.name for path in out.iterdir()} - {convert.LOCK} == names
+    assert {path.name for path in out.iterdir()} - {conversion.LOCK} == names
     for split, numbers in PLACES.items():
         regions, counts = (
             np.load(out / f"{split}_ims.npy"),

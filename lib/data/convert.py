@@ -32,7 +32,6 @@ from . import (
     tsv_image,
     work_folder,
 )
-from .conversion import LOCK as LOCK
 from .element_type import DTYPES, find_dtype
 from .layout import WORK
 from .work_folder import Shape

@@ -15,7 +15,7 @@ from test_check import run
 
 import train
 from lib.data import __main__ as data_command
-from lib.data import convert, demo, layout
+from lib.data import conversion, demo, layout
 from lib.data.dataset import RetrievalDataset
 from lib.data.region_file import RegionFile
 from lib.model import bert
@@ -123,7 +123,7 @@ def test_a_conversion_killed_before_any_operation_is_repeated_by_the_same_comman
         ), killed
         again = programs.run(command)
         assert again.status == 0 and content(out) == expected, (killed, again)
-        assert {path.name for path in out.iterdir()} - set(expected) == {convert.LOCK}
+        assert {path.name for path in out.iterdir()} - set(expected) == {conversion.LOCK}
     assert {
         "os.remove .converted",
         "os.rmdir .conversion",
@@ -267,11 +267,11 @@ def test_a_second_conversion_into_the_same_folder_is_refused(inputs, out, capsys
 def test_something_else_in_place_of_the_lock_is_one_line(inputs, out, tmp_path, make, capsys):
     (tmp_path / "precious").write_text("mine")
     out.mkdir()
-    make(out / convert.LOCK)
+    make(out / conversion.LOCK)
     assert run(*arguments(inputs, out)) == 2
     error = capsys.readouterr().err
-    assert str(out / convert.LOCK) in error and error.count("\n") == 1
-    assert (tmp_path / "precious").read_text() == "mine" and os.listdir(out) == [convert.LOCK]
+    assert str(out / conversion.LOCK) in error and error.count("\n") == 1
+    assert (tmp_path / "precious").read_text() == "mine" and os.listdir(out) == [conversion.LOCK]
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "split.json"])

@@ -17,7 +17,7 @@ from own_features import (
 )
 from test_check import run
 
-from lib.data import convert
+from lib.data import conversion, convert
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_bad_features_are_named_and_leave_nothing_that_looks_finished(
     assert all(part in error for part in expected) and error.count("\n") == 1
     assert {path.name for path in (inputs / "mine_precomp").iterdir()} == {
         convert.WORK,
-        convert.LOCK,
+        conversion.LOCK,
     }
     (inputs / "b.tsv").write_bytes(good)
     assert (

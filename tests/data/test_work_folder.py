@@ -13,7 +13,7 @@ from own_features import DIM, tsv_line
 from test_check import run
 from test_conversion import ROOT, arguments, content, converted, new_inputs
 
-from lib.data import conversion_record, convert, layout, work_folder
+from lib.data import conversion, conversion_record, convert, layout, work_folder
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_is_told_in_one_line_and_given_back(inputs, out, monke
         "ims.npy: found no space left on device, expected to write there" in error
         and error.count("\n") == 1
     )
-    assert [path.name for path in out.iterdir()] == [convert.LOCK]
+    assert [path.name for path in out.iterdir()] == [conversion.LOCK]
     monkeypatch.undo()
     assert run(*arguments(inputs, out)) == 0
 
