@@ -5,6 +5,7 @@ Pillow is imported when the first picture is opened, because it is an optional p
 
 import hashlib
 import os
+import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 INSTALL = "pip install -r requirements-extract.txt"
+DAMAGED = (  # what Pillow raises for damaged files, besides DecompressionBombError
+    OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError,
+    struct.error,
+)  # fmt: skip
 DECODED_AT_ONCE = 64
 READERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes without holding Python's lock
 
@@ -96,27 +101,33 @@ def require_pillow() -> None:
         ) from error
 
 
+def upright(picture: "Image") -> "Image":
+    """A picture of Pillow as RGB, turned as its EXIF data say."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture).convert("RGB")
+
+
 def open_picture(source: "Path | str | Image") -> "Image":
     """A picture as RGB, turned as its EXIF data say. Raises InputError if it cannot be opened.
 
     source: a path, or a picture of Pillow.
     """
     require_pillow()
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source).convert("RGB")
+        return upright(source)
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
             f"pictures: found a {type(source).__name__}, expected a path or a picture of Pillow"
         )
     if why := why_unreadable(Path(source)):
         raise InputError(f"{source}: {why}; expected a picture. Name another file")
-    errors = OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError
     try:
         with Image.open(source) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (*errors, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            return upright(image)
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise InputError(
             f"{source}: not a picture that can be opened (found {first_sentence(error)}, expected "
             "a whole JPEG, PNG or similar file). Copy it again, or leave it out"
