@@ -173,25 +173,22 @@ def print_search(run: Run, options: argparse.Namespace, device: torch.device) ->
     where = one_line(f"{run.dataset}, split {data.split}")
     embedded = open_similarity(run, device)
     if options.query is not None:
-        if embedded is None:
-            scores = asked.scores_of_text(options.query, data)
-        else:
-            scores = embedded.images.numpy() @ asked.encode_captions([options.query])[0]
-        found = search.best_images(scores, options.topk)
+        scores = search.text_scores(asked, data, embedded, options.query)
+        found = search.best(scores, options.topk)
         print_line(f"best of {data.num_images} images ({where}) for: {one_line(options.query)}")
         if unknown := search.unknown_words(options.query, asked.tokeniser):
             print_line(f"not in the vocabulary: {one_line(', '.join(unknown))}")
         print_line("\n" + search.images_as_text(found, data, index))
     if image is not None:
-        similarity = embedded or encoding.similarities(run.model, data, device)
-        found = search.best_captions(similarity, image, options.topk)
+        if embedded is None:
+            scores = asked.scores_of_image(image, data)
+        else:
+            scores = embedded[image : image + 1, :][0]
+        found = search.best(scores, options.topk, index.captions_of(image))
         _print_captions(found, index, where, index.label(image))
     if regions is not None:
-        if embedded is None:
-            scores = asked.scores_of_regions(regions, data)
-        else:
-            scores = embedded.captions.numpy() @ asked.encode_images(regions)[0]
-        _print_captions(search.best_captions_of(scores, options.topk), index, where, which)
+        scores = search.region_scores(asked, data, embedded, regions)
+        _print_captions(search.best(scores, options.topk), index, where, which)
 
 
 def _print_captions(

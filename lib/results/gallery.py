@@ -69,9 +69,10 @@ def choose_queries(
 
 def _image_query(evaluation, ranks, image, topk):
     index, picture = evaluation.index, evaluation.pictures.of(image)
-    found = search.best_captions(evaluation.similarity, image, len(index.captions))
+    scores = evaluation.similarity[image : image + 1, :][0]
     results = [
-        Result(kind, one.score, index.captions[one.number]) for kind, one in _shown(found, topk)
+        Result(one.kind, one.score, index.captions[one.number])
+        for one in search.best_and_truth(scores, topk, index.captions_of(image))
     ]
     return Query(index.label(image), ranks.image_to_text[image] + 1, results, picture)
 
@@ -79,18 +80,8 @@ def _image_query(evaluation, ranks, image, topk):
 def _caption_query(evaluation, ranks, caption, topk):
     index, pictures = evaluation.index, evaluation.pictures
     scores = evaluation.similarity[:, caption : caption + 1][:, 0]
-    found = search.best_images(scores, len(index.ids), index.caption_images[caption])
     results = [
-        Result(kind, one.score, index.label(one.number), pictures.of(one.number))
-        for kind, one in _shown(found, topk)
+        Result(one.kind, one.score, index.label(one.number), pictures.of(one.number))
+        for one in search.best_and_truth(scores, topk, {int(index.caption_images[caption])})
     ]
     return Query(index.captions[caption], ranks.text_to_image[caption] + 1, results)
-
-
-def _shown(found, topk):
-    """The first `topk` results and, if these contain no hit, the best hit: pairs of the kind, as in
-    `Result`, and the `SearchResult`."""
-    shown = [("hit" if one.is_hit else "miss", one) for one in found[:topk]]
-    if not any(one.is_hit for one in found[:topk]):
-        shown.append(("truth", next(one for one in found if one.is_hit)))
-    return shown

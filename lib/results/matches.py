@@ -69,22 +69,21 @@ def word_regions(trained: Trained, data: RetrievalDataset, image: int, text: str
     encoded = model.text_encoder(pieces.to(trained.device), num_pieces, least_pieces=0)
     of_pieces = encoded.fragments[0, 1 : int(num_pieces[0]) - 1]  # (P, E), without [CLS], [SEP]
     of_regions = model.image_encoder(regions.to(trained.device), num_regions).fragments[0]
-    cosines = F.normalize(of_pieces.float(), dim=1) @ F.normalize(of_regions.float(), dim=1).T
+    products = F.normalize(of_pieces.float(), dim=1) @ F.normalize(of_regions.float(), dim=1).T
+    cosines = products.cpu().numpy()
     starts = captions.captions.word_starts[:-1]
     words = split_words(text, trained.tokeniser)[: len(starts)]
-    by_word = np.maximum.reduceat(cosines.cpu().numpy(), starts) if words else cosines.numpy()
+    by_word = np.maximum.reduceat(cosines, starts) if words else cosines
     boxes = boxes_of_split(data)
-    return WordRegions(words, by_word, _boxes_of_image(boxes, data.row_of(image)))
+    if boxes is not None:
+        boxes = np.nan_to_num(boxes[data.row_of(image)]).clip(0, 1)
+    return WordRegions(words, by_word, boxes)
 
 
 def boxes_of_split(data: RetrievalDataset) -> np.ndarray | None:
     """The boxes of all rows of a split, (rows, R, 4), or None if the folder has none. Raises
     InputError if they do not fit the features."""
     return read_boxes(data.folder / f"{data.split}_{BOXES}", *data.regions.shape[:2])
-
-
-def _boxes_of_image(boxes, row):
-    return None if boxes is None else np.nan_to_num(boxes[row]).clip(0, 1)
 
 
 def matched_pair(found: WordRegions, title: str, picture: Picture) -> MatchedPair:

@@ -8,7 +8,7 @@ embeddings are computed again and the file is replaced.
 # N images, C captions, E embedding
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,21 +20,25 @@ from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
 from ..data.pairing import ids_of_images
 from ..evaluation import encoding
-from ..evaluation.similarity import Scored, Similarity, resolve_caption_images, top_indices
+from ..evaluation.similarity import Similarity, top_indices
 from ..model.network import HREM
 from ..system import cache
 from ..system.console import markdown_cell
 from ..system.errors import InputError
 from ..system.run_folder import RunFolder
+from .trained import Trained
 
 
 class SearchResult(NamedTuple):
-    """One result: the number of the image or caption, counted from 0, its similarity, and whether
-    it is a true match."""
+    """A result: the number of the image or caption from 0, its rank from 1, its similarity.
+
+    kind: "hit", "miss", or "truth" for the best true match if it ranks below the results shown.
+    """
 
     number: int
+    rank: int
     score: float
-    is_hit: bool
+    kind: str
 
 
 class SplitIndex(NamedTuple):
@@ -52,6 +56,10 @@ class SplitIndex(NamedTuple):
     def first_caption(self, image: int) -> str:
         """The first caption of an image."""
         return self.captions[np.argmax(self.caption_images == image)]
+
+    def captions_of(self, image: int) -> list[int]:
+        """The numbers of the captions of an image."""
+        return np.flatnonzero(self.caption_images == image).tolist()
 
     def label(self, image: int) -> str:
         """A name for an image: "id 188 (image 16)", or "image 16" if that is also its id."""
@@ -96,27 +104,42 @@ def _numbers(count):
     return list(map(str, range(count)))
 
 
-def best_captions(similarity: Scored, image: int, count: int) -> list[SearchResult]:
-    """The captions most similar to an image of the split."""
-    scores, caption_images = similarity[image : image + 1, :][0], resolve_caption_images(similarity)
+def best(scores: np.ndarray, count: int, true: Collection[int] = ()) -> list[SearchResult]:
+    """The `count` best of (n,) scores. true: numbers of the true matches, which are hits."""
     return [
-        SearchResult(int(n), float(scores[n]), bool(caption_images[n] == image))
-        for n in top_indices(scores, count)
+        SearchResult(number, rank, float(scores[number]), "hit" if number in true else "miss")
+        for rank, number in enumerate(top_indices(scores, count).tolist(), 1)
     ]
 
 
-def best_captions_of(scores: np.ndarray, count: int) -> list[SearchResult]:
-    """The captions with the largest of (C,) scores, for a picture that is not of the split."""
-    return [SearchResult(int(n), float(scores[n]), False) for n in top_indices(scores, count)]
+def best_and_truth(scores: np.ndarray, count: int, true: Collection[int]) -> list[SearchResult]:
+    """Like `best`, with the best true match at the end if none of the results is true."""
+    found = best(scores, count, true)
+    if true and not any(one.kind == "hit" for one in found):
+        order = top_indices(scores, len(scores)).tolist()
+        rank, number = next(place for place in enumerate(order, 1) if place[1] in true)
+        found.append(SearchResult(number, rank, float(scores[number]), "truth"))
+    return found
 
 
-def best_images(
-    scores: np.ndarray, count: int, true_image: int | None = None
-) -> list[SearchResult]:
-    """The images with the largest of (N,) scores. true_image: that of the caption, if any."""
-    return [
-        SearchResult(int(n), float(scores[n]), n == true_image) for n in top_indices(scores, count)
-    ]
+def text_scores(
+    trained: Trained, data: RetrievalDataset, embedded: Similarity | None, text: str
+) -> np.ndarray:
+    """Similarities (N,) of a text with the images of a split. embedded: the split, or None for a
+    model with cross-attention."""
+    if embedded is None:
+        return trained.scores_of_text(text, data)
+    return embedded.images.numpy() @ trained.encode_captions([text])[0]
+
+
+def region_scores(
+    trained: Trained, data: RetrievalDataset, embedded: Similarity | None, regions: np.ndarray
+) -> np.ndarray:
+    """Similarities (C,) of the regions of one image, (1, R, D), with the captions of a split.
+    embedded: as for `text_scores`."""
+    if embedded is None:
+        return trained.scores_of_regions(regions, data)
+    return embedded.captions.numpy() @ trained.encode_images(regions)[0]
 
 
 def unknown_words(text: str, tokeniser: Tokeniser) -> list[str]:
@@ -135,12 +158,12 @@ def images_as_text(found: Sequence[SearchResult], data: RetrievalDataset, index:
     with_rows = data.rows_per_image > 1
     rows = [
         (
-            f"| {rank} | {one.score:.4f} | {one.number} "
+            f"| {one.rank} | {one.score:.4f} | {one.number} "
             f"|{f' {data.row_of(one.number)} |' * with_rows} "
             f"{markdown_cell(index.ids[one.number])} | "
             f"{markdown_cell(index.first_caption(one.number))} |"
         )
-        for rank, one in enumerate(found, 1)
+        for one in found
     ]
     head = f"| rank | similarity | image |{' row |' * with_rows} id | its first caption |"
     return "\n".join([head, f"|---|---|---|{'---|' * with_rows}---|---|", *rows])
@@ -151,11 +174,11 @@ def captions_as_text(found: Sequence[SearchResult], index: SplitIndex) -> str:
     image, whether it is a hit, the caption."""
     rows = [
         (
-            f"| {rank} | {one.score:.4f} | {one.number} | "
+            f"| {one.rank} | {one.score:.4f} | {one.number} | "
             f"{markdown_cell(index.ids[index.caption_images[one.number]])} | "
-            f"{'hit' if one.is_hit else ''} | {markdown_cell(index.captions[one.number])} |"
+            f"{'hit' if one.kind == 'hit' else ''} | {markdown_cell(index.captions[one.number])} |"
         )
-        for rank, one in enumerate(found, 1)
+        for one in found
     ]
     return "\n".join(
         ["| rank | similarity | caption | id | | text |", "|---|---|---|---|---|---|", *rows]

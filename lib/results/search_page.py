@@ -7,19 +7,20 @@ requested by image number, never by path. Every address works without the script
 # flask is imported where the application is made: it is optional
 
 import io
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.picture_files import DAMAGED, upright
 from ..system import images
 from ..system.console import one_line, printable
 from ..system.errors import InputError
 from .html_report import templates
 from .matches import matched_pair
 from .pictures import Picture, Pictures
-from .searcher import RankedResult, Searcher
+from .search import SearchResult
+from .searcher import Searcher
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -129,10 +130,10 @@ class SearchPage:
         """The picture of an image."""
         return self.pictures.linked(image, f"/photograph/{image}")
 
-    def _images(self, found: list[RankedResult]) -> list[tuple[RankedResult, str, Picture]]:
+    def _images(self, found: list[SearchResult]) -> list[tuple[SearchResult, str, Picture]]:
         return [(one, self.index.label(one.number), self.picture(one.number)) for one in found]
 
-    def _captions(self, found: list[RankedResult]) -> list[tuple[RankedResult, str]]:
+    def _captions(self, found: list[SearchResult]) -> list[tuple[SearchResult, str]]:
         return [(one, self.index.captions[one.number]) for one in found]
 
     def _more(self, count, available):
@@ -168,7 +169,7 @@ def check_text(text: str) -> None:
 
 def read_picture(content: bytes) -> "Image.Image":
     """The RGB picture in the bytes of a file, upright. Raises InputError if there is none."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         picture = Image.open(io.BytesIO(content), formats=PICTURE_TYPES)
@@ -177,14 +178,10 @@ def read_picture(content: bytes) -> "Image.Image":
                 f"the picture is too large (found {picture.width} x {picture.height} pixels, "
                 f"expected at most {MOST_PIXELS // 10**6} million). Make it smaller"
             )
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return upright(picture)
     except InputError:
         raise
-    except (
-        # what Pillow raises for damaged files of these types
-        OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, struct.error,
-        OverflowError, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise InputError(
             "the picture cannot be read (found a damaged file or another type of file, expected a "
             "JPEG, PNG, WebP or GIF picture). Select another file"

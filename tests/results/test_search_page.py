@@ -274,11 +274,11 @@ def extractor(page, monkeypatch):
     """Stands for the feature extractor of a run: every picture is image 3 of the split."""
     seen = []
 
-    def encode_pictures(pictures):
+    def picture_regions(pictures):
         seen.extend(pictures)
-        return page.searcher.similarity.images[[3] * len(pictures)].numpy()
+        return page.searcher.data.image_regions(3)[None]
 
-    monkeypatch.setattr(page.searcher.trained, "encode_pictures", encode_pictures, raising=False)
+    monkeypatch.setattr(page.searcher.trained, "picture_regions", picture_regions)
     return seen
 
 
@@ -334,7 +334,7 @@ def test_a_run_without_an_extractor_says_so_and_hides_nothing(client, page, monk
     def refuse(pictures):
         raise InputError("run: no <extraction> record. Train again")
 
-    monkeypatch.setattr(page.searcher.trained, "encode_pictures", refuse, raising=False)
+    monkeypatch.setattr(page.searcher.trained, "picture_regions", refuse)
     response = upload(client, PNG)
     found = Page(response.text)
     assert response.status_code == 400 and len(found.all("form")) == 2

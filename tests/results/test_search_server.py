@@ -60,9 +60,8 @@ def page(finished, whole, tmp_path_factory):
     pytest.importorskip("flask", reason="flask is not installed: no page was served")
     run = shutil.copytree(finished, tmp_path_factory.mktemp("page") / "run")
     found = open_page(run, whole)
-    found.searcher.trained.encode_pictures = lambda pictures: found.searcher.similarity.images[
-        [3] * len(pictures)
-    ].numpy()
+    regions = found.searcher.data.image_regions(3)[None]
+    found.searcher.trained.picture_regions = lambda pictures: regions
     return found
 
 

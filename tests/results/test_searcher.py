@@ -13,8 +13,8 @@ import arguments
 from lib.evaluation.encoding import similarities
 from lib.model import checkpoint
 from lib.results.runs import open_run
-from lib.results.search import build_index
-from lib.results.searcher import Searcher, rank
+from lib.results.search import best_and_truth, build_index
+from lib.results.searcher import Searcher
 from lib.results.trained import load
 from lib.system.errors import InputError
 
@@ -41,15 +41,15 @@ def numbers(found):
 
 def test_ranks_count_from_one_and_the_truth_is_added_if_it_is_not_shown():
     scores = np.array([0.1, 0.9, 0.5, 0.5])
-    assert [tuple(one) for one in rank(scores, 2, {2})] == [
+    assert [tuple(one) for one in best_and_truth(scores, 2, {2})] == [
         (1, 1, 0.9, "miss"),
         (2, 2, 0.5, "hit"),
     ]
-    assert [tuple(one) for one in rank(scores, 1, {0, 3})] == [
+    assert [tuple(one) for one in best_and_truth(scores, 1, {0, 3})] == [
         (1, 1, 0.9, "miss"),
         (3, 3, 0.5, "truth"),
     ]
-    assert [one.kind for one in rank(scores, 9, ())] == ["miss"] * 4
+    assert [one.kind for one in best_and_truth(scores, 9, ())] == ["miss"] * 4
 
 
 def test_captions_and_images_are_found_as_in_the_evaluation(searcher):
@@ -75,9 +75,9 @@ def test_a_typed_caption_has_hits_and_another_text_has_none(searcher):
 
 def test_a_new_picture_finds_captions(searcher, monkeypatch):
     class Extracts(type(searcher.trained)):
-        def encode_pictures(self, pictures):
+        def picture_regions(self, pictures):
             assert [type(picture) for picture in pictures] == [Image.Image]
-            return searcher.similarity.images[3:4].numpy()
+            return searcher.data.image_regions(3)[None]
 
     picture = Image.new("RGB", (4, 4))
     with pytest.raises(InputError):  # this model has no feature extractor
