@@ -60,6 +60,16 @@ def call_with_cast_weights(
     return functional_call(model, cast, arguments, named)
 
 
+def compile_for_training(model: nn.Module, **settings: Any) -> None:
+    """Compile the model's forward(), which training calls; evaluation calls the encoders.
+
+    The number of rows that `Packing` keeps depends on the lengths. Without the setting, the graph
+    would break there, at every `nonzero`. settings: further arguments of `nn.Module.compile`.
+    """
+    torch._dynamo.config.capture_dynamic_output_shape_ops = True
+    model.compile(dynamic=True, **settings)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether `model.compile()` was called: what is compiled casts well by itself."""
     return getattr(model, "_compiled_call_impl", None) is not None

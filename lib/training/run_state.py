@@ -10,7 +10,7 @@ import torch
 
 from ..data import extraction_record, fingerprint
 from ..data.batches import TrainingPairs, training_loader
-from ..model import bert, checkpoint, pretrained, saved_bert
+from ..model import bert, casting, checkpoint, pretrained, saved_bert
 from ..model.network import build_model
 from ..model.saved_bert import SavedBert
 from ..system import devices, distributed
@@ -118,8 +118,7 @@ class RunState:
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
         if options.compile:
-            # compiles forward(), which training calls; evaluation calls the encoders
-            self.model.compile(dynamic=True)
+            casting.compile_for_training(self.model)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(
             self.model, self.objective, options.learning_rate, options.graph_lr_factor,
