@@ -113,7 +113,7 @@ MUTANTS = {
         "graph_lib.py",
         "losses(options.base_loss, ", "losses(options.gnn_loss, ", TERMS),
     "the margin is left out": Mutant(
-        "graph_lib.py", "positives, options.margin, hardest", "positives, 0.2, hardest", TERMS
+        "graph_lib.py", "positives, options.margin, negatives", "positives, 0.2, negatives", TERMS
     ),
     "the graph's layers are left out": Mutant(
         "graph_lib.py", "            layers=options.num_layers_enc,\n", "", TERMS
@@ -273,7 +273,7 @@ MUTANTS = {
         "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(
-        LOSSES, "(margin + similarities - own).clamp", "(similarities - own).clamp",
+        LOSSES, "(margin + rows - paired", "(rows - paired",
         TEST_LOSSES),
     "captions are never anchors": Mutant(
         LOSSES, "torch.stack([similarities, similarities.mT], dim=-3)",

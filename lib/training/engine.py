@@ -109,9 +109,9 @@ def training_step(
 ) -> StepReport:
     """One optimisation step. If the loss or the gradient is not finite, nothing changes.
 
-    use_graph: whether the warm-up of the instance graph is over; hardest: whether `vse` uses the
-    hardest negatives; precision: of the encoders, one of PRECISIONS (relations and losses always
-    use float32); skipped: scalar tensor that counts consecutive steps without a change: at
+    use_graph: whether the warm-up of the instance graph is over; hardest: whether `vse` uses
+    `--negatives`, not all; precision: of the encoders, one of PRECISIONS (relations and losses
+    always use float32); skipped: scalar tensor that counts consecutive steps without a change: at
     MOST_SKIPPED, no step changes anything; replicas: with several processes, the `BatchLoss` that
     DistributedDataParallel wraps. Returns the same in all processes.
     """
