@@ -126,11 +126,9 @@ MUTANTS = {
         LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs",
         SETTINGS),
     "rates decay an epoch late": Mutant(
-        LOOP, "learning_rates(state.optimizer, epoch,",
-        "learning_rates(state.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "schedule.factor(epoch, step)", "schedule.factor(epoch - 1, step)", SETTINGS),
     "the rates never decay": Mutant(
-        LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,",
-        SETTINGS),
+        LOOP, "schedule.factor(epoch, step)", "schedule.factor(0, step)", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
         LOOP, "state.loader.sampler.epoch, state.loader.sampler.first = epoch,",
         "state.loader.sampler.epoch, state.loader.sampler.first = 0,", ORDER),
@@ -300,13 +298,13 @@ MUTANTS = {
         "graph_lib.py", "cross[0] + cross[1]", "cross[0]", TEST_GRAPH),
     # Rates: lib/training/optim.py
     "BERT learns at the full rate": Mutant(
-        OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS
+        OPTIM, "lr=learning_rate * bert_lr_factor", "lr=learning_rate", SETTINGS
     ),
     "there is no weight decay": Mutant(
         OPTIM, "weight_decay=weight_decay", "weight_decay=0.0", TEST_OPTIM
     ),
     "a milestone counts from the epoch after": Mutant(
-        OPTIM, "epoch >= milestone", "epoch > milestone", SETTINGS),
+        OPTIM, "epoch >= each", "epoch > each", SETTINGS),
 }  # fmt: skip
 
 

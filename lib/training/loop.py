@@ -53,13 +53,16 @@ class Training:
     def _train_epoch(self):
         """Train on the rest of the epoch."""
         state, options, epoch = self.state, self.state.options, self.state.epoch
-        optim.set_learning_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
-        rate = state.optimizer.param_groups[0]["lr"]
+        schedule = optim.Schedule(
+            options.schedule, options.lr_schedules, options.decay_rate, options.lr_warmup,
+            len(state.loader) * options.num_epochs,
+        )  # fmt: skip
         state.loader.sampler.epoch, state.loader.sampler.first = epoch, state.step_in_epoch
 
         def on_step(step, step_report, waited, seconds):
             state.step, state.step_in_epoch = step, state.step_in_epoch + 1
             self.seconds += seconds
+            rate = optim.learning_rate(state.optimizer)
             state.step_log.add(epoch, state.step_in_epoch, step, rate, step_report, waited, seconds)
             if (
                 options.val_step
@@ -90,7 +93,9 @@ class Training:
             hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs,
             grad_clip=options.grad_clip, precision=options.precision, device=state.device,
             on_step=on_step, skipped=state.skipped, replicas=self.replicas,
+            rate_factor=lambda step: schedule.factor(epoch, step),
         )  # fmt: skip
+        rate = optim.learning_rate(state.optimizer)
         state.step_log.write(epoch, state.step_in_epoch, state.step, rate)
         self._stop_if_diverged()
 

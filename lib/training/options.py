@@ -26,6 +26,7 @@ from ..system.options import (
 from .presets import METHODS
 
 SAMPLING = ("random", "neighbour")
+SCHEDULES = ("step", "cosine")
 MOST_EPOCHS = 10**6
 BATCH_SIZE = Number(int, 2, 2**16)  # one pair has no negative and no batch statistics
 
@@ -120,7 +121,26 @@ def _add_schedule(parser):
         "--learning_rate",
         type=POSITIVE,
         default=5e-4,
-        help="learning rate of AdamW; BERT uses a tenth of it",
+        help="learning rate of AdamW",
+    )
+    group.add_argument(
+        "--bert_lr_factor",
+        type=NOT_NEGATIVE,
+        default=0.1,
+        help="factor on the learning rate of BERT",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="step",
+        help="step: the learning rate decays at the epochs of --lr_schedules; cosine: it falls at "
+        "every step, along half a cosine, to 0 at the end",
+    )
+    group.add_argument(
+        "--lr_warmup",
+        type=COUNT_OR_NONE,
+        default=0,
+        help="number of first steps in which the learning rate rises linearly",
     )
     group.add_argument(
         "--lr_schedules",

@@ -123,7 +123,7 @@ class RunState:
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(
             self.model, self.objective, options.learning_rate, options.graph_lr_factor,
-            options.weight_decay,
+            options.bert_lr_factor, options.weight_decay,
         )  # fmt: skip
         pairs = TrainingPairs(
             self.data.train, options.seed, drop_regions=bool(options.size_augment),
