@@ -1,8 +1,6 @@
-"""Parameter groups and the learning-rate schedule (docs/method.md, section 6)."""
+"""Parameter groups and learning rates of the optimiser (docs/method.md, section 6)."""
 
-import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -56,30 +54,6 @@ def build(
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
-
-
-class Schedule(NamedTuple):
-    """The factor on the learning rates of each step (docs/method.md, section 6).
-
-    name: "step": multiplied by `decay_rate` once for each epoch of `milestones` that is reached;
-    "cosine": half a cosine from 1 to 0 at step `num_steps`. Either rises linearly in the first
-    `warmup` steps.
-    """
-
-    name: str
-    milestones: Sequence[int]
-    decay_rate: float
-    warmup: int
-    num_steps: int
-
-    def factor(self, epoch: int, step: int) -> float:
-        """The factor of a step. epoch, step: both counted from 0."""
-        rise = (step + 1) / self.warmup if step < self.warmup else 1.0
-        if self.name == "cosine":
-            left = max(self.num_steps - self.warmup, 1)
-            done = min(max(step - self.warmup, 0) / left, 1.0)
-            return rise * (1 + math.cos(math.pi * done)) / 2
-        return rise * self.decay_rate ** sum(epoch >= each for each in self.milestones)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
