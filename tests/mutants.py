@@ -99,10 +99,10 @@ MUTANTS = {
         LOOP, "scores.rsum > state.best_rsum", "scores.rsum >= state.best_rsum", KEPT),
     "the best model is not kept": Mutant(LOOP, "state.best_rsum = scores.rsum", "pass", KEPT),
     "the best model counts an epoch too few": Mutant(
-        LOOP, "state.epoch + (state.step > 0))", "state.epoch)", KEPT),
+        LOOP, "state.epoch + (state.step > 0)", "state.epoch", KEPT),
     "validation reads the test split": Mutant(
-        LOOP, "encoding.similarities(state.model, state.data.validation",
-        "encoding.similarities(state.model, state.data.test", KEPT),
+        LOOP, "encoding.similarities(model, state.data.validation",
+        "encoding.similarities(model, state.data.test", KEPT),
     "the sampling distance is left out": Mutant(
         "graph_lib.py", "options.longest_distance or LONGEST", "LONGEST", TERMS
     ),
@@ -304,7 +304,7 @@ MUTANTS = {
         OPTIM, "weight_decay=weight_decay", "weight_decay=0.0", TEST_OPTIM
     ),
     "a milestone counts from the epoch after": Mutant(
-        OPTIM, "epoch >= each", "epoch > each", SETTINGS),
+        "lib/training/schedule.py", "epoch >= each", "epoch > each", SETTINGS),
 }  # fmt: skip
 
 

@@ -68,8 +68,8 @@ def save(
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
     vocabulary (a list of words, or None), reader (see `Checkpoint`), bert (of `saved_bert.keep`, or
-    None), extraction (of the data folder, or None), is_average, and in LAST the tensors and plain values that
-    resuming needs. Raises InputError if the disk is full.
+    None), extraction (of the data folder, or None), is_average, and in LAST the tensors and plain
+    values that resuming needs. Raises InputError if the disk is full.
     """
     content = dict(
         format=FORMAT,

@@ -204,7 +204,7 @@ REFUSED = {
         "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         (
             "workers seed seeds val_step save_step gpu_id "
-            "vse_mean_warmup_epochs lr_schedules warmup lr_warmup"
+            "vse_mean_warmup_epochs lr_schedules warmup lr_warmup average_from"
         ): BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic compile word_augment region_mlp": BELOW_ZERO
         + ABOVE_ONE,
@@ -221,7 +221,7 @@ REFUSED = {
             "vse_weight"
         ): BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,
-        "dropout": BELOW_ZERO + ABOVE_ONE + ["1"],
+        "dropout average_decay": BELOW_ZERO + ABOVE_ONE + ["1"],
     }.items()
     for dest in dests.split()
 }

@@ -15,6 +15,7 @@ from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
 from lib.model.options import PRECISIONS
 from lib.training import engine, optim
+from lib.training.schedule import Schedule
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
 RATE = 1e-3
@@ -102,7 +103,7 @@ def test_bert_learns_at_a_tenth_and_the_relations_at_a_factor(factor):
 ])  # fmt: skip
 def test_rates_decay_at_every_milestone_reached(schedule, decays):
     optimizer = setting(graph_lr_factor=2.0)[2]
-    rates_of = optim.Schedule("step", schedule, decay_rate=0.1, warmup=0, num_steps=300)
+    rates_of = Schedule("step", schedule, decay_rate=0.1, warmup=0, num_steps=300)
     for epoch in (*decays, *reversed(decays)):  # what was set before does not matter
         optim.set_learning_rates(optimizer, rates_of.factor(epoch, 10 * epoch))
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
@@ -118,7 +119,7 @@ def test_rates_decay_at_every_milestone_reached(schedule, decays):
     ("cosine", 16, [step / 16 for step in range(1, 9)]),
 ])  # fmt: skip
 def test_factors_of_a_run_of_eight_steps(name, warmup, expected):
-    schedule = optim.Schedule(name, [5], decay_rate=0.1, warmup=warmup, num_steps=8)
+    schedule = Schedule(name, [5], decay_rate=0.1, warmup=warmup, num_steps=8)
     assert [schedule.factor(step, step) for step in range(8)] == pytest.approx(expected, abs=1e-6)
 
 
