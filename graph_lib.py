@@ -173,10 +173,9 @@ class Objective(nn.Module):
         super().__init__()
         self.options = options
         has_graph = options.interaction != "none"
-        if "infonce" in (
-            [options.base_loss, options.gnn_loss] if has_graph else [options.base_loss]
-        ):
-            self.infonce = InfoNCE()  # one temperature for all of its terms
+        used = [options.base_loss, options.gnn_loss] if has_graph else [options.base_loss]
+        if any(name.startswith("infonce") for name in used):
+            self.infonce = InfoNCE(options.temperature)  # one temperature for all of its terms
         self.pieces_read = 0  # pieces of each caption that the relations read, including padding
         if not has_graph:
             return
@@ -221,7 +220,7 @@ class Objective(nn.Module):
     ) -> Loss:
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
-        use_graph: whether the warm-up is over; hardest: whether `vse` uses the hardest negatives;
+        use_graph: whether the warm-up is over; hardest: whether `vse` uses --negatives, not all;
         scores: (B, B) similarities that are not the dot products of embeddings.
         """
         options = self.options
@@ -230,12 +229,16 @@ class Objective(nn.Module):
         positives = find_positives(image_ids, bool(options.mask_repeat), device)
 
         def losses(name, similarities):  # (T, B, B) to (T,)
-            if name == "vse":
-                return hinge_loss(similarities, positives, options.margin, hardest)
+            if name == "trip":
+                longest = options.longest_distance or LONGEST_DISTANCE
+                return triplet_loss(similarities, positives, options.margin, longest, generator)
             if name == "infonce":
                 return torch.stack([self.infonce(each, positives) for each in similarities])
-            longest = options.longest_distance or LONGEST_DISTANCE
-            return triplet_loss(similarities, positives, options.margin, longest, generator)
+            if name == "infonce+vse":  # the mean of the hinges: vse is a sum over 2B anchors
+                weight = options.vse_weight / (2 * similarities.size(-1))
+                return losses("infonce", similarities) + weight * losses("vse", similarities)
+            negatives = options.negatives if hardest else "all"
+            return hinge_loss(similarities, positives, options.margin, negatives)
 
         base_similarities = similarity_matrices([(u, w)]) if scores is None else scores[None]
         (base,), connected = losses(options.base_loss, base_similarities), None

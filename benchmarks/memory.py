@@ -156,6 +156,7 @@ PARTS = {
     "trip": losses("trip"),
     "vse": losses("vse"),
     "infonce": losses("infonce"),
+    "infonce+vse": losses("infonce+vse"),
     "scan t2i": scores(similarity="scan"),
     "scan i2t": scores(similarity="scan", cross_attention="i2t"),
     "naaf": scores(similarity="naaf"),

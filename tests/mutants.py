@@ -99,10 +99,10 @@ MUTANTS = {
         LOOP, "scores.rsum > state.best_rsum", "scores.rsum >= state.best_rsum", KEPT),
     "the best model is not kept": Mutant(LOOP, "state.best_rsum = scores.rsum", "pass", KEPT),
     "the best model counts an epoch too few": Mutant(
-        LOOP, "state.epoch + (state.step > 0))", "state.epoch)", KEPT),
+        LOOP, "state.epoch + (state.step > 0)", "state.epoch", KEPT),
     "validation reads the test split": Mutant(
-        LOOP, "encoding.similarities(state.model, state.data.validation",
-        "encoding.similarities(state.model, state.data.test", KEPT),
+        LOOP, "encoding.similarities(model, state.data.validation",
+        "encoding.similarities(model, state.data.test", KEPT),
     "the sampling distance is left out": Mutant(
         "graph_lib.py", "options.longest_distance or LONGEST", "LONGEST", TERMS
     ),
@@ -113,7 +113,7 @@ MUTANTS = {
         "graph_lib.py",
         "losses(options.base_loss, ", "losses(options.gnn_loss, ", TERMS),
     "the margin is left out": Mutant(
-        "graph_lib.py", "positives, options.margin, hardest", "positives, 0.2, hardest", TERMS
+        "graph_lib.py", "positives, options.margin, negatives", "positives, 0.2, negatives", TERMS
     ),
     "the graph's layers are left out": Mutant(
         "graph_lib.py", "            layers=options.num_layers_enc,\n", "", TERMS
@@ -126,11 +126,9 @@ MUTANTS = {
         LOOP, "epoch >= options.vse_mean_warmup_epochs", "epoch > options.vse_mean_warmup_epochs",
         SETTINGS),
     "rates decay an epoch late": Mutant(
-        LOOP, "learning_rates(state.optimizer, epoch,",
-        "learning_rates(state.optimizer, epoch - 1,", SETTINGS),
+        LOOP, "schedule.factor(epoch, step)", "schedule.factor(epoch - 1, step)", SETTINGS),
     "the rates never decay": Mutant(
-        LOOP, "        optim.set_learning_rates(state.optimizer, epoch,", "        (epoch,",
-        SETTINGS),
+        LOOP, "schedule.factor(epoch, step)", "schedule.factor(0, step)", SETTINGS),
     "every epoch is epoch 0 to the loader": Mutant(
         LOOP, "state.loader.sampler.epoch, state.loader.sampler.first = epoch,",
         "state.loader.sampler.epoch, state.loader.sampler.first = 0,", ORDER),
@@ -273,7 +271,7 @@ MUTANTS = {
         "largest = log_weights",
         TEST_LOSSES),
     "the hinge has no margin": Mutant(
-        LOSSES, "(margin + similarities - own).clamp", "(similarities - own).clamp",
+        LOSSES, "(margin + rows - paired", "(rows - paired",
         TEST_LOSSES),
     "captions are never anchors": Mutant(
         LOSSES, "torch.stack([similarities, similarities.mT], dim=-3)",
@@ -300,13 +298,13 @@ MUTANTS = {
         "graph_lib.py", "cross[0] + cross[1]", "cross[0]", TEST_GRAPH),
     # Rates: lib/training/optim.py
     "BERT learns at the full rate": Mutant(
-        OPTIM, "BERT_LR_FACTOR = 0.1", "BERT_LR_FACTOR = 1.0", SETTINGS
+        OPTIM, "lr=learning_rate * bert_lr_factor", "lr=learning_rate", SETTINGS
     ),
     "there is no weight decay": Mutant(
         OPTIM, "weight_decay=weight_decay", "weight_decay=0.0", TEST_OPTIM
     ),
     "a milestone counts from the epoch after": Mutant(
-        OPTIM, "epoch >= milestone", "epoch > milestone", SETTINGS),
+        "lib/training/schedule.py", "epoch >= each", "epoch > each", SETTINGS),
 }  # fmt: skip
 
 

@@ -164,7 +164,10 @@ def test_hinge_loss(mask_repeat, hardest, second_set):
     )
     u, w = (data[name].clone().requires_grad_() for name in inputs)
     loss = losses.hinge_loss(
-        u @ w.T, losses.find_positives(data["img_ids"], bool(mask_repeat), u.device), 0.2, hardest
+        u @ w.T,
+        losses.find_positives(data["img_ids"], bool(mask_repeat), u.device),
+        0.2,
+        "hardest" if hardest else "all",
     )
     close(loss, data[prefix + ("loss" if second_set else "value")], absolute=0, relative=1e-4)
     loss.backward()

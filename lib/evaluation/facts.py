@@ -38,6 +38,8 @@ class TrainedModel(Protocol):
     def is_published(self) -> bool: ...
     @property
     def is_last(self) -> bool: ...
+    @property
+    def is_average(self) -> bool: ...
 
 
 def versions() -> dict[str, str]:
@@ -65,12 +67,13 @@ def find_facts(
     best = [f"best epoch by rsum on {' and '.join(sorted(selected))}"] * bool(selected)
     last = ["last epoch, not selected"] * any(one.is_last for one in found)
     epochs = ", ".join(str(one.epoch) for one in found)
+    averages = ", averaged weights" * any(one.is_average for one in found)
     count = (
         "1 model" if len(found) == 1 else f"ensemble of {len(found)} models (mean of similarities)"
     )
     title = one_line(
         f"{dataset}, split {data.split}: {data.num_images} images, {data.num_captions} captions; "
-        f"{count}; {' and '.join(best + last)} (after {epochs} epochs)"
+        f"{count}; {' and '.join(best + last)} (after {epochs} epochs{averages})"
     )
     content = cache.digest(sorted(data.fingerprint().items()))
     return dict(

@@ -35,7 +35,8 @@ class Checkpoint(NamedTuple):
     that reads words, None with BERT; reader: fingerprint of BERT, see
     `lib.data.fingerprint.check_reader`; is_last: a LAST file, whose epoch was not selected by
     validation; bert: configuration and tokeniser of BERT, None in published and in older files;
-    extraction: how `extract` made the features (lib/data/extraction_record.py), or None.
+    extraction: how `extract` made the features (lib/data/extraction_record.py), or None;
+    is_average: its weights are an average over steps.
     """
 
     model: dict[str, torch.Tensor]
@@ -48,6 +49,7 @@ class Checkpoint(NamedTuple):
     is_last: bool = False
     bert: SavedBert | None = None
     extraction: dict[str, Any] | None = None
+    is_average: bool = False
 
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +68,8 @@ def save(
 
     counted: epoch (epochs done), step (optimisation steps done), best_rsum, options (a dict),
     vocabulary (a list of words, or None), reader (see `Checkpoint`), bert (of `saved_bert.keep`, or
-    None), extraction (of the data folder, or None), and in LAST the tensors and plain values that
-    resuming needs. Raises InputError if the disk is full.
+    None), extraction (of the data folder, or None), is_average, and in LAST the tensors and plain
+    values that resuming needs. Raises InputError if the disk is full.
     """
     content = dict(
         format=FORMAT,
@@ -155,7 +157,7 @@ def load(path: Path | str) -> Checkpoint:
         record = None if is_published else content.get("extraction")
         found = Checkpoint(
             model, options, epoch, best_rsum, is_published, vocabulary, reader, is_last, kept,
-            extraction_record.check_optional(record),
+            extraction_record.check_optional(record), content.get("is_average") is True,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -187,7 +189,11 @@ def load_run(path: Path) -> dict[str, Any]:
         options = state.read_run_options(content)
         kept = saved_bert.read(str(path), content.get("bert"))
         extraction = extraction_record.check_optional(content.get("extraction"))
-        return content | {"options": options, "bert": kept, "extraction": extraction}
+        checked = {"options": options, "bert": kept, "extraction": extraction}
+        if (average := content.get("average")) is not None:  # of `WeightAverage.state`
+            steps = expect(average, "steps", int, 0, state.MOST_STEPS)
+            checked["average"] = dict(model=dict(average["model"]), steps=steps)
+        return content | checked
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _refusal(path, error) from error
 
@@ -216,11 +222,13 @@ def restore(
     model: nn.Module,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
+    more: Mapping[str, Any] = {},  # noqa: B006  it is only read
 ) -> None:
     """Load what `load_run` read into the parts of a run; nothing is loaded unless all of it fits.
-    Raises InputError."""
+    Raises InputError. more: state dicts of further models by name, which are only checked."""
     try:
-        state_dicts.check_module(content["model"], model, "model")
+        for name, each in {"model": content["model"], **more}.items():
+            state_dicts.check_module(each, model, name)
         state_dicts.check_module(content["objective"], objective, "objective")
         state_dicts.check_optimizer(content["optimizer"], optimizer, content["step"])
     except (ValueError, RuntimeError) as error:

@@ -101,7 +101,9 @@ class TextEncoder(nn.Module):
         self.bert = bert
         self.projection = nn.Linear(bert.config.hidden_size, dim)
         self.fragment_relation = (
-            FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
+            FragmentRelation(dim, heads, dropout, residual_weight, pooling, pooling_dropout=dropout)
+            if pooling
+            else None
         )
 
     def forward(
@@ -142,7 +144,9 @@ class RecurrentTextEncoder(nn.Module):
         self.words = words
         self.gru = nn.GRU(words.embedding_dim, dim, batch_first=True, bidirectional=True)
         self.fragment_relation = (
-            FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
+            FragmentRelation(dim, heads, dropout, residual_weight, pooling, pooling_dropout=dropout)
+            if pooling
+            else None
         )
 
     def forward(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .packing import Packing, attention_dtype, key_bias
-from .pooling import GeneralizedPooling, masked_mean, max_k_mean
+from .pooling import AttentionPooling, GeneralizedPooling, masked_mean, max_k_mean
 
 Pooling = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # fragments, lengths
 WITHOUT_WEIGHTS: dict[str, Pooling] = {
@@ -49,7 +49,8 @@ class FragmentRelation(nn.Module):
 
     v_res is the pooling of the fragments, as published the mean of the two largest values of each
     feature; v_rel is the mean of the transformer's output. pooling: one of POOLINGS; without
-    "+relation" there is no transformer, v = v_res.
+    "+relation" there is no transformer, v = v_res. pooling_dropout: of the fragments that
+    "attention" pools.
     """
 
     def __init__(
@@ -59,12 +60,18 @@ class FragmentRelation(nn.Module):
         dropout: float = 0.1,
         residual_weight: float = 0.8,
         pooling: str = "maxk+relation",
+        pooling_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.residual_weight = residual_weight
         name, _, relation = pooling.partition("+")
         self.layer = transformer_layer(dim, heads, dropout) if relation else None
-        self.pool = GeneralizedPooling() if name == "gpo" else WITHOUT_WEIGHTS[name]
+        if name == "gpo":
+            self.pool: Pooling = GeneralizedPooling()
+        elif name == "attention":
+            self.pool = AttentionPooling(dim, pooling_dropout)
+        else:
+            self.pool = WITHOUT_WEIGHTS[name]
 
     def forward(self, fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """fragments: (N, n, E), padded; lengths: (N,) on the CPU. Returns (N, E),

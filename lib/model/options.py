@@ -13,7 +13,9 @@ from ..system.options import (
 )
 
 POOLINGS = tuple(
-    name + relation for relation in ("+relation", "") for name in ("maxk", "mean", "max", "gpo")
+    name + relation
+    for relation in ("+relation", "")
+    for name in ("maxk", "mean", "max", "gpo", "attention")
 )
 TEXT_ENCODERS = ("bert", "bigru")
 SIMILARITIES = ("embedding", "scan", "naaf", "chan")

@@ -107,6 +107,24 @@ class GeneralizedPooling(nn.Module):
         return theta.index_select(0, which.to(device, non_blocking=True))
 
 
+class AttentionPooling(nn.Module):
+    """A softmax over the fragments for each dimension (ESA; Zhu et al., 2023):
+    v[d] = sum over fragments r of p_r[d] x_r[d], with p = softmax over r of A x_r + a."""
+
+    def __init__(self, dim: int, dropout: float = 0.0) -> None:
+        """dropout: of the fragments, in training."""
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Linear(dim, dim)
+
+    def forward(self, fragments: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """fragments: (N, n, E), padded; lengths: (N,) on the CPU, at least 1. Returns (N, E)."""
+        is_real = real_mask(lengths, fragments.size(1), fragments.device).unsqueeze(-1)
+        fragments = self.dropout(fragments).masked_fill(~is_real, 0)
+        weights = self.score(fragments).float().masked_fill(~is_real, -torch.inf).softmax(1)
+        return (weights * fragments).sum(1)
+
+
 def rank_encodings(count: int, size: int, device: torch.device | str | None = None) -> torch.Tensor:
     """Sinusoidal encodings of the ranks 1..count: sin and cos of rank / 10000^(2j / size).
     Returns (count, size)."""

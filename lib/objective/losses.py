@@ -1,5 +1,5 @@
-"""Losses of the similarities in a batch: hinge triplets (sum, hardest, distance-weighted negatives)
-and InfoNCE.
+"""Losses of the similarities in a batch: hinge triplets and InfoNCE. The negatives of a triplet are
+all, the hardest, selective or distance-weighted.
 
 Equations: docs/method.md, section 5.
 
@@ -22,6 +22,7 @@ from torch import nn
 SAMPLING_DIMENSION = 512  # the dimension of the sphere in Wu et al., as published, whatever E is
 SMALLEST_DISTANCE = 0.5
 FIRST_TEMPERATURE, SMALLEST_TEMPERATURE = 0.07, 0.01  # of CLIP
+CONFUSABLE = 0.01  # selective: difference of similarities below which all negatives count
 
 
 class Positives(NamedTuple):
@@ -66,21 +67,30 @@ def similarity_matrices(
 
 
 def hinge_loss(
-    similarities: torch.Tensor, positives: Positives, margin: float, hardest: bool
+    similarities: torch.Tensor, positives: Positives, margin: float, negatives: str
 ) -> torch.Tensor:
-    """`vse`: hinge triplets over all negatives, or over the hardest in each row and column,
-    summed over the batch.
+    """`vse`: hinge triplets summed over the batch, images and captions as anchors.
 
-    similarities: (..., B, B), images x captions. Returns (...).
+    similarities: (..., B, B), images x captions; negatives: "all": their sum; "hardest": the most
+    similar one of each anchor; "selective": the hardest, but the mean of all where the hardest is
+    within CONFUSABLE of the positive, because its gradient and the positive's cancel there. Returns
+    (...).
     """
     paired = similarities.diagonal(dim1=-2, dim2=-1)
-    other_captions, other_images = (
-        (margin + similarities - own).clamp(min=0).masked_fill(positives.is_positive, 0)
-        for own in (paired.unsqueeze(-1), paired.unsqueeze(-2))
-    )
-    if hardest:
-        return other_captions.amax(-1).sum(-1) + other_images.amax(-2).sum(-1)
-    return other_captions.sum((-2, -1)) + other_images.sum((-2, -1))
+    is_positive, losses = positives.is_positive, []  # symmetric
+    for rows in (similarities, similarities.mT):  # a row an anchor
+        violations = (margin + rows - paired.unsqueeze(-1)).clamp(min=0).masked_fill(is_positive, 0)
+        if negatives == "all":
+            losses.append(violations.sum((-2, -1)))
+            continue
+        anchors = violations.amax(-1)
+        if negatives == "selective":
+            hardest = rows.detach().masked_fill(is_positive, -torch.inf).amax(-1)
+            is_confusable = (paired.detach() - hardest).abs() < CONFUSABLE
+            mean = violations.sum(-1) / (~is_positive).sum(-1).clamp(min=1)
+            anchors = torch.where(is_confusable, mean, anchors)
+        losses.append(anchors.sum(-1))
+    return losses[0] + losses[1]
 
 
 def negative_distribution(
@@ -154,20 +164,29 @@ class InfoNCE(nn.Module):
     image.
 
     The form of CLIP (Radford et al., ICML 2021): the mean over the batch and both directions, with
-    a learnt temperature exp(-s). The other positives of an anchor are left out of its denominator.
+    a learnt temperature exp(-s), or a fixed one. The other positives of an anchor are left out of
+    its denominator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, temperature: float | None = None) -> None:
+        """temperature: fixed, or None: learnt, from FIRST_TEMPERATURE."""
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
+        self.temperature = temperature
+        if temperature is None:
+            self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
 
     def forward(self, similarities: torch.Tensor, positives: Positives) -> torch.Tensor:
         """similarities: (B, B), images x captions. Returns a scalar."""
+        own = torch.arange(len(similarities), device=similarities.device)
+        is_other_positive = positives.is_positive & (own != own.unsqueeze(1))
+        logits = (self.scale() * similarities).masked_fill(is_other_positive, -torch.inf)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    def scale(self) -> torch.Tensor | float:
+        """The inverse temperature."""
+        if self.temperature is not None:
+            return 1 / self.temperature
         # clamped in place: at the limit the parameter still receives a gradient
         with torch.no_grad():
             self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
-        own = torch.arange(len(similarities), device=similarities.device)
-        is_other_positive = positives.is_positive & (own != own.unsqueeze(1))
-        logits = self.log_scale.exp() * similarities
-        logits = logits.masked_fill(is_other_positive, -torch.inf)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return self.log_scale.exp()

@@ -10,13 +10,15 @@ from ..system.options import (
     COUNT_OR_NONE,
     FRACTION,
     NOT_NEGATIVE,
+    POSITIVE,
     SWITCH,
     Number,
     add_fields,
     option,
 )
 
-LOSSES = ("trip", "vse", "infonce")
+LOSSES = ("trip", "vse", "infonce", "infonce+vse")
+NEGATIVES = ("all", "hardest", "selective")
 MOST_LAYERS, MOST_MATCHES = 100, 1000
 
 
@@ -28,6 +30,16 @@ class ObjectiveOptions:
     base_loss: str = option("trip", LOSSES, "loss on the embeddings of images and captions")
     gnn_loss: str = option("trip", LOSSES, "loss on the embeddings enhanced by the graph")
     margin: float = option(0.2, NOT_NEGATIVE, "margin alpha of the losses vse and trip")
+    negatives: str = option(
+        "hardest",
+        NEGATIVES,
+        "vse, after its first epochs: negatives of each anchor; selective: the hardest, but the "
+        "mean of all where the hardest is about as similar as the positive",
+    )
+    temperature: float | None = option(
+        None, POSITIVE, "infonce: fixed temperature (default: learnt, from 0.07)"
+    )
+    vse_weight: float = option(4.0, NOT_NEGATIVE, "infonce+vse: weight of the mean vse loss")
     longest_distance: float | None = option(
         None,
         Number(float, 0, 2, low_allowed=False),
@@ -90,19 +102,22 @@ class ObjectiveOptions:
 def add_loss_options(parser: argparse.ArgumentParser) -> None:
     """Add the losses to an argparse parser."""
     losses = parser.add_argument_group("losses (docs/method.md, section 5)")
-    add_fields(losses, ObjectiveOptions, "base_loss", "gnn_loss", "longest_distance", "margin")
+    add_fields(
+        losses, ObjectiveOptions,
+        "base_loss", "gnn_loss", "longest_distance", "margin", "negatives",
+    )  # fmt: skip
     losses.add_argument(
         "--max_violation",
         action="store_true",
-        help="vse: use the hardest negatives from the first epoch",
+        help="vse: use --negatives from the first epoch",
     )
     losses.add_argument(
         "--vse_mean_warmup_epochs",
         type=COUNT_OR_NONE,
         default=1,
-        help="vse: number of first epochs that use all negatives instead of the hardest",
+        help="vse: number of first epochs that use all negatives",
     )
-    add_fields(losses, ObjectiveOptions, "mask_repeat")
+    add_fields(losses, ObjectiveOptions, "temperature", "vse_weight", "mask_repeat")
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:

@@ -23,6 +23,7 @@ from ..model.casting import call_with_cast_weights, is_compiled
 from ..model.network import HREM
 from ..system import distributed
 from .logs import StepReport
+from .optim import set_learning_rates
 
 # consecutive steps that were not finite; after that, no step changes anything
 MOST_SKIPPED = 20
@@ -109,9 +110,9 @@ def training_step(
 ) -> StepReport:
     """One optimisation step. If the loss or the gradient is not finite, nothing changes.
 
-    use_graph: whether the warm-up of the instance graph is over; hardest: whether `vse` uses the
-    hardest negatives; precision: of the encoders, one of PRECISIONS (relations and losses always
-    use float32); skipped: scalar tensor that counts consecutive steps without a change: at
+    use_graph: whether the warm-up of the instance graph is over; hardest: whether `vse` uses
+    `--negatives`, not all; precision: of the encoders, one of PRECISIONS (relations and losses
+    always use float32); skipped: scalar tensor that counts consecutive steps without a change: at
     MOST_SKIPPED, no step changes anything; replicas: with several processes, the `BatchLoss` that
     DistributedDataParallel wraps. Returns the same in all processes.
     """
@@ -161,12 +162,14 @@ def train_epoch(
     precision: str = "fp32",
     skipped: torch.Tensor | None = None,
     replicas: nn.Module | None = None,
+    rate_factor: Callable[[int], float] | None = None,
 ) -> int:
     """Train on every batch of an epoch.
 
     step: number of optimisation steps done before; warmup: number of steps without the instance
     graph; on_step: called after each step with (steps done, report, seconds waited for data,
-    seconds in total). Returns the number of steps done.
+    seconds in total); rate_factor: step to the factor on the learning rates, see `optim.Schedule`.
+    Returns the number of steps done.
     """
     model.train()
     objective.train()
@@ -175,6 +178,8 @@ def train_epoch(
         batch = batch.to(device)
         waited = time.perf_counter() - started
         seed_step(seed, step)
+        if rate_factor:
+            set_learning_rates(optimizer, rate_factor(step))
         report = training_step(
             model, objective, optimizer, batch, use_graph=step >= warmup, hardest=hardest,
             grad_clip=grad_clip, precision=precision, skipped=skipped, replicas=replicas,

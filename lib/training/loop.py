@@ -14,6 +14,7 @@ from ..system.errors import InputError
 from ..system.interrupt import Interrupt
 from . import engine, optim, reporting
 from .run_state import RunState
+from .schedule import Schedule
 
 
 class Result(NamedTuple):
@@ -53,13 +54,18 @@ class Training:
     def _train_epoch(self):
         """Train on the rest of the epoch."""
         state, options, epoch = self.state, self.state.options, self.state.epoch
-        optim.set_learning_rates(state.optimizer, epoch, options.lr_schedules, options.decay_rate)
-        rate = state.optimizer.param_groups[0]["lr"]
+        schedule = Schedule(
+            options.schedule, options.lr_schedules, options.decay_rate, options.lr_warmup,
+            len(state.loader) * options.num_epochs,
+        )  # fmt: skip
         state.loader.sampler.epoch, state.loader.sampler.first = epoch, state.step_in_epoch
 
         def on_step(step, step_report, waited, seconds):
             state.step, state.step_in_epoch = step, state.step_in_epoch + 1
             self.seconds += seconds
+            if state.average and epoch >= options.average_from:
+                state.average.update(state.model)
+            rate = optim.learning_rate(state.optimizer)
             state.step_log.add(epoch, state.step_in_epoch, step, rate, step_report, waited, seconds)
             if (
                 options.val_step
@@ -90,7 +96,9 @@ class Training:
             hardest=options.max_violation or epoch >= options.vse_mean_warmup_epochs,
             grad_clip=options.grad_clip, precision=options.precision, device=state.device,
             on_step=on_step, skipped=state.skipped, replicas=self.replicas,
+            rate_factor=lambda step: schedule.factor(epoch, step),
         )  # fmt: skip
+        rate = optim.learning_rate(state.optimizer)
         state.step_log.write(epoch, state.step_in_epoch, state.step, rate)
         self._stop_if_diverged()
 
@@ -125,17 +133,25 @@ class Training:
                 raise InputError(reason)
 
     def _validate(self):
-        """Evaluate the model on the validation split, and save it if it is the best so far."""
+        """Evaluate the model, and the average of its weights if there is one, on the validation
+        split, and save the best so far."""
+        state = self.state
+        self._validate_one(state.model)
+        if state.average and state.average.steps:
+            self._validate_one(state.average.model, is_average=True)
+
+    def _validate_one(self, model, is_average=False):
         state = self.state
         with distributed.raise_on_all_ranks():
-            similarities = encoding.similarities(state.model, state.data.validation, state.device)
+            similarities = encoding.similarities(model, state.data.validation, state.device)
         scores = distributed.broadcast_from_main(
             lambda: metrics.scores(metrics.ranks(similarities))
         )
         is_best = scores.rsum > state.best_rsum
-        reporting.write_validation(state, scores, is_best)
-        if state.log.tensorboard:
+        reporting.write_validation(state, scores, is_best, is_average)
+        if state.log.tensorboard and not is_average:
             reporting.log_pictures(state, similarities)
         if is_best:
             state.best_rsum = scores.rsum
-            state.write(state.best_file, state.epoch + (state.step > 0))
+            epoch = state.epoch + (state.step > 0)
+            state.write(state.best_file, epoch, model, is_average=is_average)

@@ -1,6 +1,5 @@
-"""Parameter groups and the learning-rate schedule (docs/method.md, section 6)."""
+"""Parameter groups and learning rates of the optimiser (docs/method.md, section 6)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +8,16 @@ from graph_lib import Objective
 
 from ..model.network import HREM
 
-BERT_LR_FACTOR = 0.1  # of the learning rate
-
 
 def parameter_groups(
-    model: HREM, objective: Objective, learning_rate: float, graph_lr_factor: float = 1.0
+    model: HREM,
+    objective: Objective,
+    learning_rate: float,
+    graph_lr_factor: float = 1.0,
+    bert_lr_factor: float = 0.1,
 ) -> list[dict[str, Any]]:
-    """AdamW's parameter groups, each with its `name`: all but BERT, BERT at a tenth of the rate,
-    and the relation modules at `graph_lr_factor`.
+    """AdamW's parameter groups, each with its `name`: all but BERT at the learning rate, BERT and
+    the relation modules at their factors of it.
 
     Empty groups are left out. Other text encoders than BERT are in the first group.
     """
@@ -29,7 +30,7 @@ def parameter_groups(
     encoders = [parameter for parameter in model.parameters() if id(parameter) not in is_bert]
     groups = [
         dict(name="encoders", params=encoders, lr=learning_rate),
-        dict(name="bert", params=bert, lr=learning_rate * BERT_LR_FACTOR),
+        dict(name="bert", params=bert, lr=learning_rate * bert_lr_factor),
         dict(
             name="relations",
             params=list(objective.parameters()),
@@ -44,21 +45,23 @@ def build(
     objective: Objective,
     learning_rate: float,
     graph_lr_factor: float = 1.0,
+    bert_lr_factor: float = 0.1,
     weight_decay: float = 1e-4,
 ) -> torch.optim.AdamW:
     """AdamW over the model and the objective. The fused form can skip a step without
     synchronising."""
-    groups = parameter_groups(model, objective, learning_rate, graph_lr_factor)
+    groups = parameter_groups(model, objective, learning_rate, graph_lr_factor, bert_lr_factor)
     for group in groups:
         group["initial_lr"] = group["lr"]
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, epoch: int, schedule: Sequence[int], decay_rate: float
-) -> None:
-    """Set the rate of every group for an epoch, counted from 0: multiplied by `decay_rate` once for
-    each epoch of `schedule` that is reached."""
-    decay = decay_rate ** sum(epoch >= milestone for milestone in schedule)
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rate of every group to `factor` times its own."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * decay
+        group["lr"] = group["initial_lr"] * factor
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate of the first group in the last step: of the encoders."""
+    return optimizer.param_groups[0]["lr"]

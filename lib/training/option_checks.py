@@ -62,7 +62,7 @@ def _check_cross_attention(options):
     if options.base_loss == "trip":
         raise InputError(
             f"{given}: the loss trip needs distances between embeddings (found --base_loss trip, "
-            f"expected vse or infonce). Add --base_loss vse, {preset}"
+            f"expected vse, infonce or infonce+vse). Add --base_loss vse, {preset}"
         )
 
 

@@ -11,30 +11,25 @@ from ..objective.options import add_graph_options, add_loss_options
 from ..system.options import (
     COUNT,
     COUNT_OR_NONE,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
     RESULTS_FORMS,
     SEED,
     SIZE,
     SWITCH,
-    Number,
     add_device_options,
     add_fields,
     results_form,
 )
 from .presets import METHODS
+from .schedule import add_schedule_options
 
 SAMPLING = ("random", "neighbour")
-MOST_EPOCHS = 10**6
-BATCH_SIZE = Number(int, 2, 2**16)  # one pair has no negative and no batch statistics
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add all options of train.py, in the order in which a user needs them."""
     _add_data(parser)
     _add_run_folder(parser)
-    _add_schedule(parser)
+    add_schedule_options(parser)
     _add_batches(parser)
     _add_model(parser)
     _add_fragments(parser)
@@ -102,41 +97,6 @@ def _add_run_folder(parser):
     )
     group.add_argument(
         "--save_results", type=results_form, default=1, help=f"of the test split: {RESULTS_FORMS}"
-    )
-
-
-def _add_schedule(parser):
-    group = parser.add_argument_group("training schedule (docs/method.md, section 6)")
-    group.add_argument(
-        "--num_epochs", type=Number(int, 1, MOST_EPOCHS), default=30, help="number of epochs"
-    )
-    group.add_argument(
-        "--batch_size",
-        type=BATCH_SIZE,
-        default=128,
-        help="number of image-caption pairs in a batch, B",
-    )
-    group.add_argument(
-        "--learning_rate",
-        type=POSITIVE,
-        default=5e-4,
-        help="learning rate of AdamW; BERT uses a tenth of it",
-    )
-    group.add_argument(
-        "--lr_schedules",
-        type=COUNT_OR_NONE,
-        nargs="*",
-        default=[15, 25],
-        help="epochs after which the learning rate is multiplied by --decay_rate",
-    )
-    group.add_argument(
-        "--decay_rate", type=FRACTION, default=0.1, help="factor of each learning-rate decay"
-    )
-    group.add_argument(
-        "--weight_decay", type=NOT_NEGATIVE, default=1e-4, help="weight decay of AdamW"
-    )
-    group.add_argument(
-        "--grad_clip", type=POSITIVE, default=2.0, help="maximum norm of the gradient"
     )
 
 

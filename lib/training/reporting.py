@@ -111,18 +111,23 @@ def _describe_training(state, trained):
         )
 
 
-def write_validation(state: State, scores: metrics.Scores, is_best: bool) -> None:
-    """Log the scores of a validation, and the points of their curves. is_best: the best so far."""
+def write_validation(
+    state: State, scores: metrics.Scores, is_best: bool, is_average: bool = False
+) -> None:
+    """Log the scores of a validation, and the points of their curves. is_best: the best so far;
+    is_average: they are of the averaged weights."""
     state.log.evaluation(
         f"epoch {state.epoch} step {state.step} {state.options.val_split}: "
-        f"image to text {row(scores.image_to_text)}; text to image {row(scores.text_to_image)}; "
+        + "averaged weights, " * is_average
+        + f"image to text {row(scores.image_to_text)}; text to image {row(scores.text_to_image)}; "
         f"rsum {scores.rsum:.1f}" + (" (best so far)" if is_best else "")
     )
     values = dict(zip(("r1", "r5", "r10", "medr", "meanr"), scores.image_to_text))
     values |= dict(
         zip(("r1i", "r5i", "r10i", "medri", "meanri"), scores.text_to_image), rsum=scores.rsum
     )
-    state.log.scalars(values, state.step)
+    prefix = "average/" * is_average
+    state.log.scalars({prefix + name: value for name, value in values.items()}, state.step)
 
 
 def log_pictures(state: State, similarities: Scored) -> None:

@@ -38,6 +38,11 @@ MAY_CHANGE = {  # options that may differ when a run is resumed
     "save_step", "log_step", "save_results", "gpu_id", "device", "num_epochs", "multi_gpu",
     "allow_changed_data",
 }  # fmt: skip
+# options that older runs do not have, with what they did
+ADDED_OPTIONS: dict[str, Any] = dict(
+    init_from=None, word_augment=1, weight_decay=1e-4, bert_lr_factor=0.1, schedule="step",
+    lr_warmup=0, average_from=None, average_decay=0.99,
+)  # fmt: skip
 
 
 def find_best(resumed_file: Path) -> Path | None:
@@ -352,7 +357,7 @@ def check_resumed(path: Path, options: Mapping[str, Any], saved: Mapping[str, An
     names one."""
     defaults = dataclasses.asdict(ModelOptions()) | dataclasses.asdict(ObjectiveOptions())
     defaults.pop("longest_distance")  # None: chosen by the data
-    saved = {"init_from": None} | defaults | dict(saved)  # a run from before these options
+    saved = ADDED_OPTIONS | defaults | dict(saved)
     for name in sorted(options.keys() & saved.keys() - MAY_CHANGE):
         if options[name] != saved[name]:
             raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import extraction_record, fingerprint
 from ..data.batches import TrainingPairs, training_loader
@@ -16,6 +17,7 @@ from ..model.saved_bert import SavedBert
 from ..system import devices, distributed
 from ..system.distributed import print_line
 from . import optim
+from .averaging import WeightAverage
 from .logs import NullLog, RunLog, StepLog
 from .reporting import find_tables, log_setup
 from .run_parts import (
@@ -36,7 +38,7 @@ class RunState:
     data: `Data`; vocabulary: of a text encoder that reads words, or None; model, objective,
     optimizer, loader; log, step_log: its logs; epoch, step_in_epoch, step: its position; skipped:
     number of consecutive steps that were not finite, a scalar tensor; best_rsum: of its
-    validations, -1 before the first.
+    validations, -1 before the first; average: a `WeightAverage`, or None.
     """
 
     def __init__(self, options: argparse.Namespace, folders: RunFolders) -> None:
@@ -117,12 +119,17 @@ class RunState:
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
+        self.average = (
+            WeightAverage(self.model, options.average_decay)
+            if options.average_from is not None
+            else None
+        )
         if options.compile:
             casting.compile_for_training(self.model)
         self.objective = build_objective(options).to(self.device)
         self.optimizer = optim.build(
             self.model, self.objective, options.learning_rate, options.graph_lr_factor,
-            options.weight_decay,
+            options.bert_lr_factor, options.weight_decay,
         )  # fmt: skip
         pairs = TrainingPairs(
             self.data.train, options.seed, drop_regions=bool(options.size_augment),
@@ -161,7 +168,13 @@ class RunState:
     def _restore(self, path, content):
         """Restore what `save` wrote, in this folder or another. Changes no file."""
         checkpoint.check_progress(path, content, len(self.loader), self.options.num_epochs)
-        checkpoint.restore(path, content, self.model, self.objective, self.optimizer)
+        average = self.average and content.get("average")
+        checkpoint.restore(
+            path, content, self.model, self.objective, self.optimizer,
+            more=dict(average=average["model"]) if average else {},
+        )  # fmt: skip
+        if average:
+            self.average.restore(average)
         position = content["position"]
         self.epoch, self.step_in_epoch = content["epoch"], position["step_in_epoch"]
         self.skipped.fill_(position["skipped"])
@@ -204,16 +217,18 @@ class RunState:
             step_log=self.step_log.state(),
             data=self.fingerprint,
         )
-        self.write(self.last_file, self.epoch, position=position)
+        average = dict(average=self.average.state()) if self.average else {}
+        self.write(self.last_file, self.epoch, position=position, **average)
 
-    def write(self, path: Path, epoch: int, **more: Any) -> None:
-        """Write a checkpoint file of the run. more: further arguments of
-        `lib.model.checkpoint.save`."""
+    def write(self, path: Path, epoch: int, model: nn.Module | None = None, **more: Any) -> None:
+        """Write a checkpoint file of the run. model: in place of the one that is trained; more:
+        further arguments of `lib.model.checkpoint.save`."""
         with distributed.raise_on_all_ranks():
             if distributed.is_main_process():
                 self.folders.models.claim(path.name)
                 checkpoint.save(
-                    path, self.model, self.objective, self.optimizer, epoch=epoch, step=self.step,
+                    path, model or self.model, self.objective, self.optimizer,
+                    epoch=epoch, step=self.step,
                     best_rsum=self.best_rsum, options=vars(self.options),
                     vocabulary=self.vocabulary and self.vocabulary.words, reader=self.reader,
                     bert=self.kept_bert, extraction=self.extraction, **more,

@@ -160,7 +160,7 @@ def mask_on_the_host(lengths, longest, device=None):
     return torch.arange(longest) < lengths.unsqueeze(1)
 
 
-def read_the_loss(similarities, positives, margin, hardest):
+def read_the_loss(similarities, positives, margin, negatives):
     loss = (margin + similarities).clamp(min=0).sum((1, 2))
     return loss * 2 if loss.sum() > 0 else loss
 

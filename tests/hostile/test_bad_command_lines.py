@@ -204,7 +204,7 @@ REFUSED = {
         "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         (
             "workers seed seeds val_step save_step gpu_id "
-            "vse_mean_warmup_epochs lr_schedules warmup"
+            "vse_mean_warmup_epochs lr_schedules warmup lr_warmup average_from"
         ): BELOW_ZERO + BROKEN,
         "size_augment overwrite deterministic compile word_augment region_mlp": BELOW_ZERO
         + ABOVE_ONE,
@@ -212,11 +212,16 @@ REFUSED = {
         "norm_input cross_loss connection relevance mask_padding strip_accents": BELOW_ZERO
         + ABOVE_ONE,
         "allow_changed_data": BELOW_ZERO + ABOVE_ONE,
-        "learning_rate grad_clip longest_distance attention_temperature lse_temperature": BELOW_ZERO
-        + ZERO,
-        "margin graph_lr_factor mask_weight reg_loss_weight weight_decay": BELOW_ZERO,
+        (
+            "learning_rate grad_clip longest_distance temperature attention_temperature "
+            "lse_temperature"
+        ): BELOW_ZERO + ZERO,
+        (
+            "margin graph_lr_factor bert_lr_factor mask_weight reg_loss_weight weight_decay "
+            "vse_weight"
+        ): BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,
-        "dropout": BELOW_ZERO + ABOVE_ONE + ["1"],
+        "dropout average_decay": BELOW_ZERO + ABOVE_ONE + ["1"],
     }.items()
     for dest in dests.split()
 }

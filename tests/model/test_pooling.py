@@ -6,9 +6,17 @@ from functools import partial
 import helpers
 import pytest
 import torch
+from published import make_model, small_bert
 
 from lib.model.fragment import FragmentRelation
-from lib.model.pooling import l2_normalise, length_groups, masked_mean, max_k_mean, real_mask
+from lib.model.pooling import (
+    AttentionPooling,
+    l2_normalise,
+    length_groups,
+    masked_mean,
+    max_k_mean,
+    real_mask,
+)
 
 BATCHES = {  # true lengths, fragments they are padded to
     "full": ([4, 4, 4], 4),
@@ -52,6 +60,35 @@ def naive_max_k_mean(fragments, lengths, k):
         ]
         rows.append([sum(column) / len(column) for column in columns])
     return rows
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_attention_pooling_is_a_softmax_of_each_dimension(name):
+    fragments, lengths = batch(name)
+    torch.manual_seed(0)
+    pool = AttentionPooling(3, dropout=0.5).double().eval()
+    junk = torch.full_like(fragments, 1e3)
+    is_real = real_mask(lengths, fragments.size(1)).unsqueeze(-1)
+    inputs = torch.where(is_real, fragments, junk).requires_grad_()
+    expected = []
+    for sample, length in zip(inputs, lengths.tolist()):
+        scores = [pool.score.weight @ row + pool.score.bias for row in sample[:length]]
+        total = sum(score.exp() for score in scores)
+        expected.append(sum(score.exp() / total * row for score, row in zip(scores, sample)))
+    # its weights are a softmax in float32
+    found, expected = pool(inputs, lengths), torch.stack(expected)
+    helpers.close(found, expected.detach(), absolute=1e-6)
+    leaves = (inputs, *pool.parameters())
+    for ours, loop in zip(
+        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(expected.sum(), leaves)
+    ):
+        helpers.close(ours, loop, absolute=1e-6)
+
+
+def test_only_captions_are_dropped_before_attention_pooling():
+    model = make_model(small_bert(), 5, embed_size=8, nhead=2, pooling="attention", dropout=0.3)
+    assert model.image_encoder.fragment_relation.pool.dropout.p == 0
+    assert model.text_encoder.fragment_relation.pool.dropout.p == 0.3
 
 
 @pytest.mark.parametrize("name", BATCHES)

@@ -20,6 +20,7 @@ CLASSES = (ModelOptions, ObjectiveOptions)
 FIELDS = {field.name: field for each in CLASSES for field in dataclasses.fields(each)}
 NO_LIMIT = {
     "margin", "mask_weight", "reg_loss_weight", "attention_temperature", "lse_temperature",
+    "temperature", "vse_weight",
 }  # fmt: skip
 ADDED = [field.name for field in dataclasses.fields(ModelOptions) if field.name not in ALWAYS_SAVED]
 

@@ -212,7 +212,7 @@ def test_before_warm_up_there_is_only_the_base_loss():
     close(
         loss.total,
         hinge_loss(
-            images.embedding @ captions.embedding.T, find_positives(torch.arange(4)), 0.2, False
+            images.embedding @ captions.embedding.T, find_positives(torch.arange(4)), 0.2, "all"
         ),
     )
     loss.total.backward()
@@ -249,11 +249,12 @@ def test_the_objective_is_the_sum_of_its_terms(cross_loss, norm_input, mask_repe
     relations = objective.relations(images, captions)
     inputs = (u, w) if norm_input else (images.unnormalised, captions.unnormalised)
     enhanced_u, enhanced_w = objective.fusion(*inputs, relations)
+    negatives = "hardest" if hardest else "all"
     expected = dict(
         base=triplet_loss(u @ w.T, positives, 0.3, 1.5, torch.Generator().manual_seed(3)),
-        cross=hinge_loss(u @ enhanced_w.T, positives, 0.3, hardest)
-        + hinge_loss(enhanced_u @ w.T, positives, 0.3, hardest),
-        graph=hinge_loss(enhanced_u @ enhanced_w.T, positives, 0.3, hardest),
+        cross=hinge_loss(u @ enhanced_w.T, positives, 0.3, negatives)
+        + hinge_loss(enhanced_u @ w.T, positives, 0.3, negatives),
+        graph=hinge_loss(enhanced_u @ enhanced_w.T, positives, 0.3, negatives),
         regulariser=7.0 * regulariser(relations, u, w),
     )
     if not cross_loss:

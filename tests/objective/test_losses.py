@@ -9,7 +9,6 @@ import torch
 
 from lib.objective import losses
 from lib.objective.losses import (
-    InfoNCE,
     draw_negatives,
     find_positives,
     hinge_loss,
@@ -52,30 +51,22 @@ def naive_positives(image_ids, mask_repeat):
     ]
 
 
-def naive_hinge(u, w, is_positive, hardest):
-    total = 0
-    for i in range(len(u)):
-        by_caption, by_image = [torch.zeros(())], [torch.zeros(())]
-        for j in range(len(u)):
-            if not is_positive[i][j]:
-                by_caption.append((MARGIN + u[i] @ w[j] - u[i] @ w[i]).clamp(min=0))
-                by_image.append((MARGIN + u[j] @ w[i] - u[i] @ w[i]).clamp(min=0))
-        total = total + (
-            max(by_caption) + max(by_image) if hardest else sum(by_caption) + sum(by_image)
-        )
-    return total
-
-
-def naive_infonce(u, w, is_positive, scale):
-    """Mean over anchors of both directions of -log softmax at the own pair;
-    other positives are not in the sum."""
-    losses = []
+def naive_hinge(u, w, is_positive, negatives):
+    total = torch.zeros(())
     for rows in (u @ w.T, w @ u.T):
-        for anchor in range(len(u)):
-            others = [j for j in range(len(u)) if j == anchor or not is_positive[anchor][j]]
-            denominator = sum((scale * rows[anchor, j]).exp() for j in others)
-            losses.append(denominator.log() - scale * rows[anchor, anchor])
-    return sum(losses) / len(losses)
+        for anchor, row in enumerate(rows):
+            others = [s for j, s in enumerate(row) if not is_positive[anchor][j]]
+            violations = [(MARGIN + s - row[anchor]).clamp(min=0) for s in others]
+            if not others:
+                continue
+            is_confusable = abs(row[anchor] - max(others)) < 0.01
+            if negatives == "all":
+                total = total + sum(violations)
+            elif negatives == "selective" and is_confusable:
+                total = total + sum(violations) / len(violations)
+            else:
+                total = total + max(violations)
+    return total
 
 
 def naive_distribution(similarities, is_positive, longest_distance):
@@ -150,25 +141,25 @@ def test_three_captions_of_one_image_and_one_other_give_ten_positive_pairs():
     assert len(find_positives(torch.tensor([7, 7, 3, 7]), mask_repeat=False).anchor) == 4
 
 
-@pytest.mark.parametrize("hardest", [False, True])
+@pytest.mark.parametrize("negatives", ["all", "hardest", "selective"])
 @pytest.mark.parametrize("mask_repeat", [False, True])
 @pytest.mark.parametrize(
     "seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])]
 )
-def test_hinge_loss_is_the_loop(seed, ids, mask_repeat, hardest):
+def test_hinge_loss_is_the_loop(seed, ids, mask_repeat, negatives):
     u, w = pairs(len(ids), seed)
     positives = find_positives(torch.tensor(ids), mask_repeat)
-    expected = naive_hinge(u, w, naive_positives(torch.tensor(ids), mask_repeat), hardest)
+    expected = naive_hinge(u, w, naive_positives(torch.tensor(ids), mask_repeat), negatives)
     assert expected > 0
-    check_gradients(hinge_loss(u @ w.T, positives, MARGIN, hardest), expected, (u, w))
+    check_gradients(hinge_loss(u @ w.T, positives, MARGIN, negatives), expected, (u, w))
 
 
 def test_only_mask_repeat_spares_another_caption_of_the_same_image():
     u = torch.eye(3, dtype=torch.float64)[[0, 0, 1]]
     image_ids = torch.tensor([5, 5, 6])
-    for hardest in (False, True):
-        assert hinge_loss(u @ u.T, find_positives(image_ids, True), MARGIN, hardest) == 0
-        close(hinge_loss(u @ u.T, find_positives(image_ids, False), MARGIN, hardest), 4 * MARGIN)
+    for negatives in ("all", "hardest"):
+        assert hinge_loss(u @ u.T, find_positives(image_ids, True), MARGIN, negatives) == 0
+        close(hinge_loss(u @ u.T, find_positives(image_ids, False), MARGIN, negatives), 4 * MARGIN)
 
 
 @pytest.mark.parametrize("longest_distance", [1.7, 1.9])
@@ -333,8 +324,8 @@ def test_a_batch_of_one_image_costs_nothing(ids):
     positives = find_positives(torch.tensor(ids))
     for loss in (
         triplet_loss(u @ w.T, positives, MARGIN, 1.7),
-        hinge_loss(u @ w.T, positives, MARGIN, False),
-        hinge_loss(u @ w.T, positives, MARGIN, True),
+        hinge_loss(u @ w.T, positives, MARGIN, "all"),
+        hinge_loss(u @ w.T, positives, MARGIN, "hardest"),
     ):
         assert loss == 0
         for gradient in torch.autograd.grad(loss, (u, w)):
@@ -345,56 +336,14 @@ def test_equal_embeddings_cost_the_margin_an_anchor_and_a_direction():
     u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
     positives = find_positives(torch.arange(4))
     close(triplet_loss(u @ u.T, positives, MARGIN, 1.7), 2 * 4 * MARGIN, absolute=1e-6)
-    close(hinge_loss(u @ u.T, positives, MARGIN, True), 2 * 4 * MARGIN, absolute=1e-6)
-    close(hinge_loss(u @ u.T, positives, MARGIN, False), 2 * 4 * 3 * MARGIN, absolute=1e-6)
+    close(hinge_loss(u @ u.T, positives, MARGIN, "hardest"), 2 * 4 * MARGIN, absolute=1e-6)
+    close(hinge_loss(u @ u.T, positives, MARGIN, "all"), 2 * 4 * 3 * MARGIN, absolute=1e-6)
 
 
-@pytest.mark.parametrize("mask_repeat", [False, True])
-@pytest.mark.parametrize(
-    "seed, ids", [(0, [0, 1]), (1, [3, 1, 3, 2, 3]), (2, [*range(9)]), (3, [0, 0, 1, 1, 2, 2, 2])]
-)
-def test_infonce_is_the_loop_and_so_is_its_temperatures_gradient(seed, ids, mask_repeat):
-    u, w = pairs(len(ids), seed)
-    infonce = InfoNCE().double()
-    positives = find_positives(torch.tensor(ids), mask_repeat)
-    expected = naive_infonce(
-        u, w, naive_positives(torch.tensor(ids), mask_repeat), infonce.log_scale.exp()
-    )
-    close(infonce.log_scale.exp(), 1 / 0.07, absolute=1e-5)
-    assert expected > 0.01
-    check_gradients(infonce(u @ w.T, positives), expected, (u, w, infonce.log_scale))
-
-
-def test_infonce_of_equal_embeddings_is_the_logarithm_of_the_batch():
-    u = torch.tensor([[0.6, 0.8]]).repeat(4, 1)
-    close(InfoNCE()(u @ u.T, find_positives(torch.arange(4))), math.log(4), absolute=1e-6)
-    close(
-        InfoNCE()(u @ u.T, find_positives(torch.tensor([1, 1, 2, 3]))),
-        (math.log(3) + math.log(4)) / 2,
-        absolute=1e-6,
-    )
-
-
-@pytest.mark.parametrize("ids", [[4, 4, 4], [1]])
-def test_infonce_of_one_image_costs_nothing(ids):
-    u, w = pairs(len(ids), seed=5)
-    infonce = InfoNCE().double()
-    loss = infonce(u @ w.T, find_positives(torch.tensor(ids)))
-    close(loss, 0)
-    for gradient in torch.autograd.grad(loss, (u, w, infonce.log_scale)):
-        close(gradient, torch.zeros_like(gradient))
-
-
-def test_the_temperature_stays_above_a_hundredth_and_comes_back():
-    u, w = pairs(6, seed=3)
-    infonce, positives = InfoNCE().double(), find_positives(torch.arange(6))
-    torch.nn.init.constant_(infonce.log_scale, 9.0)
-    loss = infonce(u @ w.T, positives)
-    close(infonce.log_scale.exp(), 100)
-    close(loss, naive_infonce(u, w, torch.eye(6).tolist(), 100).detach(), absolute=1e-6)
-    loss.backward()
-    # some pair is not the nearest, so that a higher temperature costs less
-    assert infonce.log_scale.grad > 0
-    torch.optim.SGD(infonce.parameters(), lr=0.1).step()
-    infonce(u @ w.T, positives)
-    assert infonce.log_scale.exp() < 99
+@pytest.mark.parametrize(("second", "is_confusable"), [(0.695, True), (0.685, False)])
+def test_selective_takes_the_mean_where_the_hardest_is_within_a_hundredth(second, is_confusable):
+    similarities = torch.zeros(3, 3, dtype=torch.float64).fill_diagonal_(0.7)
+    similarities[0, 1] = second
+    # the row of image 0, and the column of caption 1, whose hinge is the same
+    expected = 2 * (MARGIN + second - 0.7) / (2 if is_confusable else 1)
+    close(hinge_loss(similarities, find_positives(torch.arange(3)), MARGIN, "selective"), expected)

@@ -10,10 +10,20 @@ from lib.objective.options import ObjectiveOptions
 
 BASE, GRAPH = {"base"}, {"cross", "graph"}
 REGULARISER = {"regulariser"}
+MIXTURE = dict(base_loss="infonce+vse", gnn_loss="infonce+vse")
+READ_BY = dict(  # the losses that read an option, if the usual ones do not
+    mask_repeat=dict(negatives="all"),
+    negatives=dict(gnn_loss="vse"),
+    temperature=MIXTURE,
+    vse_weight=MIXTURE,
+)
 CHANGES = dict(  # another value, and the terms that it changes
     base_loss=("infonce", BASE),
     gnn_loss=("vse", GRAPH),
     margin=(0.3, BASE | GRAPH),
+    negatives=("all", BASE | GRAPH),
+    temperature=(0.2, BASE | GRAPH),
+    vse_weight=(1.0, BASE | GRAPH),
     longest_distance=(1.2, GRAPH),
     mask_repeat=(0, BASE | GRAPH),
     interaction=("standalone", GRAPH),
@@ -40,7 +50,7 @@ def terms(**options):
     image_ids = torch.tensor([0, 1, 2, 3, 4, 5, 6, 6])
     loss = objective(
         images._replace(unnormalised=images.unnormalised * 3), captions, image_ids, use_graph=True,
-        generator=torch.Generator().manual_seed(0),
+        hardest=True, generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     return {name: float(value.detach()) for name, value in loss.terms.items()}
 
@@ -52,6 +62,7 @@ def test_every_option_is_here():
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_option_changes_its_terms_and_no_other(name):
     value, expected = CHANGES[name]
-    before, after = terms(), terms(**{name: value})
+    others = READ_BY.get(name, {})
+    before, after = terms(**others), terms(**others | {name: value})
     changed = {term for term in before if before[term] != after.get(term)}
     assert changed == expected

@@ -28,12 +28,12 @@ def test_several_triplet_losses_are_each_drawn_in_its_turn():
     check_gradients((weights * found).sum(), (weights * expected).sum(), leaves)
 
 
-@pytest.mark.parametrize("hardest", [False, True])
-def test_several_hinge_losses_are_those_of_each(hardest):
+@pytest.mark.parametrize("negatives", ["all", "hardest", "selective"])
+def test_several_hinge_losses_are_those_of_each(negatives):
     positives = find_positives(torch.tensor([3, 1, 3, 2, 4]))
     leaves = [leaf for seed in range(2) for leaf in pairs(5, seed)]
     sides = [leaves[:2], leaves[2:]]
-    found = hinge_loss(similarity_matrices(sides), positives, MARGIN, hardest)
-    expected = torch.stack([hinge_loss(u @ w.T, positives, MARGIN, hardest) for u, w in sides])
+    found = hinge_loss(similarity_matrices(sides), positives, MARGIN, negatives)
+    expected = torch.stack([hinge_loss(u @ w.T, positives, MARGIN, negatives) for u, w in sides])
     close(found.detach(), expected.detach())
     check_gradients(found @ found.detach(), expected @ found.detach(), leaves)

@@ -83,6 +83,9 @@ def naive_v_res(relation, name, sample):
         return sum(
             theta * row for theta, row in zip(naive_theta(relation.pool, len(sample)), ranked)
         )
+    if name == "attention":
+        weights = relation.pool.score(sample).softmax(0)
+        return (weights * sample).sum(0)
     counted = dict(max=1, maxk=min(2, len(sample)), mean=len(sample))[name]
     return sum(ranked[:counted]) / counted
 
@@ -201,7 +204,8 @@ def test_gradient_of_every_pooling_reaches_each_parameter_and_the_true_fragments
 def test_a_pooling_has_the_parameters_that_it_uses(pooling):
     parts = {name.split(".")[0] for name, _ in relation_of(pooling).named_parameters()}
     assert ("layer" in parts) is pooling.endswith("+relation")
-    assert ("pool" in parts) is pooling.startswith("gpo") and parts <= {"layer", "pool"}
+    assert ("pool" in parts) is pooling.startswith(("gpo", "attention"))
+    assert parts <= {"layer", "pool"}
 
 
 def test_the_published_pooling_is_the_first_and_starts_as_it_did():

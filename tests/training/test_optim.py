@@ -2,6 +2,7 @@
 and encoding by blocks."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
 from lib.model.options import PRECISIONS
 from lib.training import engine, optim
+from lib.training.schedule import Schedule
 
 DIM, HEADS, REGION_DIM, VOCABULARY = 16, 4, 12, 90
 RATE = 1e-3
@@ -101,11 +103,31 @@ def test_bert_learns_at_a_tenth_and_the_relations_at_a_factor(factor):
 ])  # fmt: skip
 def test_rates_decay_at_every_milestone_reached(schedule, decays):
     optimizer = setting(graph_lr_factor=2.0)[2]
+    rates_of = Schedule("step", schedule, decay_rate=0.1, warmup=0, num_steps=300)
     for epoch in (*decays, *reversed(decays)):  # what was set before does not matter
-        optim.set_learning_rates(optimizer, epoch, schedule, decay_rate=0.1)
+        optim.set_learning_rates(optimizer, rates_of.factor(epoch, 10 * epoch))
         rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
         once = RATE * 0.1 ** decays[epoch]
         assert rates == pytest.approx(dict(encoders=once, bert=once / 10, relations=once * 2))
+
+
+@pytest.mark.parametrize("name, warmup, expected", [
+    ("step", 4, [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1, 0.1]),
+    ("cosine", 0, [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]),
+    ("cosine", 4, [0.25, 0.5, 0.75, 1, 1, 0.853553, 0.5, 0.146447]),
+    ("cosine", 8, [step / 8 for step in range(1, 9)]),
+    ("cosine", 16, [step / 16 for step in range(1, 9)]),
+])  # fmt: skip
+def test_factors_of_a_run_of_eight_steps(name, warmup, expected):
+    schedule = Schedule(name, [5], decay_rate=0.1, warmup=warmup, num_steps=8)
+    assert [schedule.factor(step, step) for step in range(8)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1.0])
+def test_the_rate_of_bert_has_a_factor(factor):
+    model, objective, _ = setting()
+    groups = optim.parameter_groups(model, objective, RATE, bert_lr_factor=factor)
+    assert {group["name"]: group["lr"] for group in groups}["bert"] == RATE * factor
 
 
 @pytest.mark.parametrize("grad_clip", [0.05, 1e6])
