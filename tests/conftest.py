@@ -10,6 +10,7 @@ if not os.environ.get("HREM_TEST_GPU"):  # set by make test-gpu
     # before torch looks for GPUs; in the programs that tests start too
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import multiprocessing
 import shutil
 import signal
 import warnings
@@ -48,6 +49,16 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def workers_end():
+    """A run that a test stops leaves its loader in a traceback. When that is collected, in a later
+    test, torch waits five seconds for each worker that has not ended."""
+    yield
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.terminate()
 
 
 def stamps(folder):
