@@ -62,11 +62,15 @@ class Program:
     seconds. Otherwise it runs as from a shell: its file, as `__main__`, with one thread.
 
     It does not show what an interpreter does when it starts and ends, such as reading
-    PYTHONIOENCODING: that takes a new one. stdout, stderr: a descriptor, or None for a file that
-    `wait` returns; closed: standard streams, by number, that are not open; encoding: of its output.
+    PYTHONIOENCODING: that takes a new one. target: the name of the file, or a function to call
+    with the arguments; stdout, stderr: a descriptor, or None for a file that `wait` returns;
+    closed: standard streams, by number, that are not open; encoding: of its output; cwd: where it
+    runs.
     """
 
-    def __init__(self, name, *argv, stdout=None, stderr=None, closed=(), encoding="utf-8"):
+    def __init__(
+        self, target, *argv, stdout=None, stderr=None, closed=(), encoding="utf-8", cwd="."
+    ):
         self._files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
         outputs = [
             file.fileno() if own is None else own
@@ -77,7 +81,8 @@ class Program:
             status = 1
             try:
                 _connect(outputs, closed, encoding)
-                status = _run(ROOT / name, list(map(str, argv)))
+                os.chdir(cwd)
+                status = _run(target, list(map(str, argv)))
             finally:
                 os._exit(status)
 
@@ -115,9 +120,9 @@ class Program:
         return _content(self._files[0])
 
 
-def run_program(name, *argv, **settings):
+def run_program(target, *argv, **settings):
     """(exit status, standard output, standard error) of a `Program`."""
-    return Program(name, *argv, **settings).wait()
+    return Program(target, *argv, **settings).wait()
 
 
 def _content(file):
@@ -139,13 +144,17 @@ def _connect(outputs, closed, encoding):
     os.close(nothing)
 
 
-def _run(path, argv):
-    """Exit status of the program at `path`, run in this process."""
+def _run(target, argv):
+    """Exit status of a program, run in this process."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv, status = [str(path), *argv], 0
+    status = 0
     try:
-        runpy.run_path(str(path), run_name="__main__")
+        if callable(target):
+            target(*argv)
+        else:
+            sys.argv = [str(ROOT / target), *argv]
+            runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         status = ended.code or 0
     except BaseException:
