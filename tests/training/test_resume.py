@@ -330,3 +330,16 @@ def test_out_of_memory_is_told_in_a_line(data, tmp_path, monkeypatch):
         InputError, match=r"--batch_size 20 \(CUDA out of memory\).*try --batch_size 10"
     ):
         train.main(command(data, tmp_path / "run"))
+
+
+def test_curves_of_one_second_are_in_files_of_their_own_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs.time, "time", lambda: 1000.7)
+    log, sizes = None, {}
+    for step in range(3):  # a run that is resumed twice within a second
+        log = logs.RunLog(tmp_path, sizes)
+        log.scalars({"Loss": float(step)}, step)
+        log.tensorboard._writer.close()
+        sizes = log.sizes()
+    names = sorted(path.name.split(".")[3] for path in tmp_path.glob("events*"))
+    assert names == ["1000", "1001", "1002"]
+    assert scalars(tmp_path)["Loss"] == [(0, 0.0), (1, 1.0), (2, 2.0)]
