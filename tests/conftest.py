@@ -23,17 +23,19 @@ from helpers import SHARED, make_data, shared
 import train
 from lib.system.errors import command_line
 
-SLOW_FILES = (  # begun first, so that all workers end at about the same time
-    "test_distributed.py", "test_run_signals.py", "test_errors.py", "test_run_kills.py",
-    "test_resume.py", "test_extended.py", "test_install.py", "test_pipes.py", "test_cases.py",
-    "test_mutants.py", "test_disk.py",
+SLOW_FILES = (  # begun first, the slowest ahead, so that all workers end at about the same time
+    "test_run_kills.py", "test_resume.py", "test_run_signals.py", "test_install.py",
+    "test_errors.py", "test_disk.py", "test_run_start.py", "test_cross_attention_programs.py",
+    "test_without_gpu.py", "test_curves.py", "test_init_from.py", "test_programs.py",
+    "test_conversion.py", "test_pipes.py", "test_extract.py", "test_mutants.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     """Run slow files first. Skip the tests that need a GPU where there is none, or where it is
     hidden."""
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if torch.cuda.is_available():
         return
     needs_gpu = pytest.mark.skip(reason="needs a CUDA GPU; make test-gpu runs it")
