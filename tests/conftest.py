@@ -10,6 +10,7 @@ if not os.environ.get("HREM_TEST_GPU"):  # set by make test-gpu
     # before torch looks for GPUs; in the programs that tests start too
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import multiprocessing
 import shutil
 import signal
 import warnings
@@ -22,17 +23,19 @@ from helpers import SHARED, make_data, shared
 import train
 from lib.system.errors import command_line
 
-SLOW_FILES = (  # begun first, so that all workers end at about the same time
-    "test_distributed.py", "test_run_signals.py", "test_errors.py", "test_run_kills.py",
-    "test_resume.py", "test_extended.py", "test_install.py", "test_pipes.py", "test_cases.py",
-    "test_mutants.py", "test_disk.py",
+SLOW_FILES = (  # begun first, the slowest ahead, so that all workers end at about the same time
+    "test_run_kills.py", "test_resume.py", "test_run_signals.py", "test_install.py",
+    "test_errors.py", "test_disk.py", "test_run_start.py", "test_cross_attention_programs.py",
+    "test_without_gpu.py", "test_curves.py", "test_init_from.py", "test_programs.py",
+    "test_conversion.py", "test_pipes.py", "test_extract.py", "test_mutants.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
     """Run slow files first. Skip the tests that need a GPU where there is none, or where it is
     hidden."""
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    places = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if torch.cuda.is_available():
         return
     needs_gpu = pytest.mark.skip(reason="needs a CUDA GPU; make test-gpu runs it")
@@ -50,15 +53,39 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def workers_end():
+    """A run that a test stops leaves its loader in a traceback. When that is collected, in a later
+    test, torch waits five seconds for each worker that has not ended."""
+    yield
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.terminate()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def files_are_not_flushed():
+    """No machine loses power here, so nothing waits for a disk. Programs that a test starts in a
+    new interpreter do flush their files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # what is not open is still refused
+        yield
+
+
 def stamps(folder):
     """Size and time of every file below a folder but the hidden ones,
     such as captions cut into pieces and locks."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        path: (path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found |= stamps(entry.path)
+            else:
+                stat = entry.stat()
+                found[entry.path] = stat.st_size, stat.st_mtime_ns
+    return found
 
 
 @pytest.fixture(autouse=True)

@@ -142,8 +142,8 @@ def _trial(names, request, output, operations):
         signal.alarm(request["timeout"])
         for standard in (1, 2):
             os.dup2(output, standard)
+        _replace_flushes()
         if request["watch"]:
-            _audit_flushes()
             sys.addaudithook(_hook(request["watch"], request["kill_at"], operations))
         command_line(lambda: exec(request["statement"], names))
         status = 0
@@ -157,13 +157,14 @@ def _trial(names, request, output, operations):
         os._exit(status)
 
 
-def _audit_flushes():
-    """Let two functions that Python does not audit raise events of their own."""
-    for name in ("fsync", "posix_fallocate"):
-        original = getattr(os, name, None)
-        if original:
-            setattr(os, name, lambda descriptor, *more, name=name, original=original: (
-                sys.audit(f"os.{name}", descriptor), original(descriptor, *more))[1])  # fmt: skip
+def _replace_flushes():
+    """Let two functions that Python does not audit raise events of their own. Flushing does nothing
+    else: a process is killed here and not the machine, so the file is there without it."""
+    os.fsync = lambda descriptor: sys.audit("os.fsync", descriptor)
+    reserve = getattr(os, "posix_fallocate", None)
+    if reserve:
+        os.posix_fallocate = lambda descriptor, *more: (
+            sys.audit("os.posix_fallocate", descriptor), reserve(descriptor, *more))[1]  # fmt: skip
 
 
 def _hook(watch, kill_at, operations):

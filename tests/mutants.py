@@ -262,6 +262,9 @@ MUTANTS = {
         "float(np.floor(np.median(ranks_from_0)))",
         TEST_METRICS),
     "R@10 is R@9": Mutant(METRICS, "for k in (1, 5, 10)", "for k in (1, 5, 9)", TEST_METRICS),
+    "of equal scores at the cut none is found": Mutant(
+        SIMILARITY, "np.flatnonzero(~(keys > last))", "np.flatnonzero(keys < last)",
+        "evaluation/test_similarity.py"),
     "an ensemble is a sum": Mutant(
         SIMILARITY, "dim=1) / len(models)", "dim=1)",
         "evaluation/test_similarity.py programs/test_programs.py"),

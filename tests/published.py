@@ -2,6 +2,7 @@
 under published names, put into ours."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -29,17 +30,23 @@ ON_THE_HOST = re.compile("lengths|img_ids")
 
 def golden(name):
     """The arrays of a golden file, floats as float32 tensors, on DEVICE what training has there."""
-    with np.load(GOLDEN / name) as file:
-        found = {
-            key: torch.from_numpy(file[key]) if file[key].dtype.kind in "fib" else file[key]
-            for key in file
-        }
+    found = {
+        key: torch.from_numpy(array.copy()) if array.dtype.kind in "fib" else array.copy()
+        for key, array in _arrays(name).items()
+    }
     return {
         key: value.to(DEVICE)
         if isinstance(value, torch.Tensor) and not ON_THE_HOST.search(key)
         else value
         for key, value in found.items()
     }
+
+
+@functools.cache
+def _arrays(name):
+    """The arrays of a golden file: a thousand in some, read once."""
+    with np.load(GOLDEN / name) as file:
+        return dict(file)
 
 
 def weight_by_rule(name, shape, second_set=False):

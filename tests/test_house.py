@@ -2,6 +2,7 @@
 docs/ names all."""
 
 import ast
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -64,9 +65,19 @@ def path_of(module):
     return ROOT / (module.replace(".", "/") + ".py")
 
 
+@functools.cache
+def text_of(module):
+    return path_of(module).read_text()
+
+
+@functools.cache
+def tree_of(module):
+    return ast.parse(text_of(module))
+
+
+@functools.cache
 def statements(module):
-    tree = ast.parse(path_of(module).read_text())
-    return [node for node in ast.walk(tree) if isinstance(node, IMPORTS)]
+    return [node for node in ast.walk(tree_of(module)) if isinstance(node, IMPORTS)]
 
 
 def named(node, module):
@@ -156,9 +167,7 @@ def test_evaluation_never_reaches_the_graph():
 
 
 def test_one_file_knows_tensorboard_logger():
-    found = [
-        module for module in ORDER if "tensorboard_logger import" in path_of(module).read_text()
-    ]
+    found = [module for module in ORDER if "tensorboard_logger import" in text_of(module)]
     assert found == ["lib.training.logs"]
 
 
@@ -182,7 +191,7 @@ def test_every_option_is_read(option):
     readers += ("lib.training.loop", "lib.training.reporting", "arguments", "train")
     readers += ("lib.training.option_checks", "lib.results.options")
     readers += ("lib.results.runs", "lib.results.evaluate")
-    source = "".join(path_of(module).read_text() for module in readers)
+    source = "".join(map(text_of, readers))
     assert re.search(
         rf'options\.{option}\b(?! =)|options\["{option}"\]|\(options, "{option}"', source
     )
@@ -284,7 +293,7 @@ def test_no_file_is_too_long():
 def public_functions(module):
     """The functions and methods of a module whose names do not begin with an underscore, and
     __init__."""
-    tree = ast.parse(path_of(module).read_text())
+    tree = tree_of(module)
     classes = [
         node
         for node in tree.body

@@ -27,6 +27,7 @@ def test_a_mistake_that_no_test_sees_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "tests" / "test_one.py").write_text(
         "from made import ONE\n\n\ndef test():\n    assert ONE == 1\n"
     )
+    mutants.PROCESSES.set_forkserver_preload(["pytest"])  # nothing here needs torch
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
     monkeypatch.setattr(
         mutants,

@@ -128,5 +128,11 @@ def ensemble(models: Sequence[Scored]) -> Scored:
 
 
 def top_indices(scores: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest of (n,) scores, largest first; ties keep their order."""
-    return np.argsort(-scores, kind="stable")[:count]
+    """Indices of the `count` largest of (n,) scores, largest first; ties keep their order, NaN is
+    last."""
+    keys = -scores
+    if not 0 < count < len(keys):
+        return np.argsort(keys, kind="stable")[:count]
+    last = np.partition(keys, count - 1)[count - 1]
+    candidates = np.flatnonzero(~(keys > last))  # with all its ties, and NaN
+    return candidates[np.argsort(keys[candidates], kind="stable")[:count]]

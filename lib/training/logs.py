@@ -71,14 +71,14 @@ class RunLog:
     def _open_tensorboard(self):
         """A logger with a file of its own, claimed and created here: the logger would write into
         any of that name."""
+        second = int(time.time())  # names its file: the first one that names none yet
         while True:
-            second = int(time.time())  # names its file
             path = self.folder / f"events.out.tfevents.{second}.{socket.gethostname()}"
             if not os.path.lexists(path) and not any(
                 f".{second}." in file.name for file in self._files()
             ):
                 break
-            time.sleep(0.1)
+            second += 1
         self._own.claim(path.name)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
         logger = TensorBoard.__new__(TensorBoard)

@@ -7,11 +7,25 @@ import shutil
 import numpy as np
 import pytest
 from damage import contents
-from helpers import evaluate
+from helpers import evaluate, shared
 from test_results import entries
 
 import eval as evaluation
 from lib.system import run_folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished, tmp_path_factory):
+    """A run with a report and similarities; tests leave it as it is."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("evaluated") / "run")
+    evaluate(folder, "--report", "--save_results", 1)
+    return shared(folder)
+
+
+@pytest.fixture
+def reported(evaluated, tmp_path):
+    """A copy of it, for one test."""
+    return shutil.copytree(evaluated, tmp_path / "reported")
 
 
 def without_manifest(run):
@@ -70,14 +84,15 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name, change", FOREIGN.values(), ids=FOREIGN)
-def test_a_file_of_somebody_else_is_refused_before_anything_is_computed(run, refusal, name, change):
-    evaluate(run, "--report")
-    without_manifest(run)
-    change(run / name)
-    before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
-    error = refusal(evaluation.main, run, "--report", "--save_results", 1, expected=[name])
+def test_a_file_of_somebody_else_is_refused_before_anything_is_computed(
+    reported, refusal, name, change
+):
+    without_manifest(reported)
+    change(reported / name)
+    before = {path.name: path.lstat().st_mtime_ns for path in reported.iterdir()}
+    error = refusal(evaluation.main, reported, "--report", "--save_results", 1, expected=[name])
     assert "move" in error.lower() and "printed" not in error
-    assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
+    assert {path.name: path.lstat().st_mtime_ns for path in reported.iterdir()} == before
 
 
 def as_folder(path):
@@ -88,14 +103,13 @@ def as_folder(path):
 @pytest.mark.parametrize("name", ["test.md", "metrics.json", "results_demo.npy", "report.html"])
 @pytest.mark.parametrize("change", [as_link, as_pipe, as_folder])
 def test_what_stands_in_place_of_our_file_is_not_ours_whatever_the_manifest_says(
-    run, refusal, name, change
+    reported, refusal, name, change
 ):
-    evaluate(run, "--report", "--save_results", 1)
-    change(run / name)
-    before = {path.name: path.lstat().st_mtime_ns for path in run.iterdir()}
-    error = refusal(evaluation.main, run, "--report", "--save_results", 1, expected=[name])
+    change(reported / name)
+    before = {path.name: path.lstat().st_mtime_ns for path in reported.iterdir()}
+    error = refusal(evaluation.main, reported, "--report", "--save_results", 1, expected=[name])
     assert "move" in error.lower() and "printed" not in error
-    assert {path.name: path.lstat().st_mtime_ns for path in run.iterdir()} == before
+    assert {path.name: path.lstat().st_mtime_ns for path in reported.iterdir()} == before
 
 
 def test_published_run_folders_get_new_files_alone(run, tmp_path):

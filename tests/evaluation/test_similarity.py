@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.evaluation.similarity import Similarity, ensemble
+from lib.evaluation.similarity import Similarity, ensemble, top_indices
 
 
 def similarity_of(num_images, dim, seed):
@@ -50,3 +50,18 @@ def test_an_ensemble_of_other_images_or_of_nothing_is_refused():
         ensemble([similarity_of(5, 6, seed=0), similarity_of(4, 6, seed=0)])
     with pytest.raises(ValueError, match="none"):
         ensemble([])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 28, 29, 30, 99])
+@pytest.mark.parametrize(
+    "kind", ["different", "with ties", "all equal", "with NaN", "whole numbers"]
+)
+def test_the_largest_are_the_first_of_all_sorted(kind, count):
+    scores = np.random.default_rng(3).standard_normal(29).astype(np.float32)
+    if kind == "with NaN":
+        scores[[2, 11, 12]] = np.nan
+    elif kind != "different":
+        scores = scores.round() * (kind != "all equal")
+    scores = scores.astype(np.int64) if kind == "whole numbers" else scores
+    expected = np.argsort(-scores, kind="stable")[:count]
+    assert top_indices(scores, count).tolist() == expected.tolist()

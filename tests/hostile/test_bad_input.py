@@ -13,6 +13,7 @@ import pytest
 import torch
 from damage import OPTIONS, contents, regions, saved_with
 from helpers import PROCESS_TIMEOUT
+from processes import run_program
 
 import eval as evaluation
 import train
@@ -229,15 +230,19 @@ def test_an_ensemble_is_of_one_data_set(whole, data, finished, tmp_path, refusal
     [
         ("train.py", ["--dataset", "f31k", "--logger_name", "run"]),
         ("eval.py", ["--model_path", "run"]),
-        ("lib/data/__main__.py", ["missing_precomp"]),
     ],
-    ids=["train.py", "eval.py", "lib.data"],
 )
-def test_a_process_ends_with_status_2_and_one_line(tmp_path, program, more):
-    command = ["-m", "lib.data"] if program.startswith("lib") else [str(ROOT / program)]
+def test_a_program_ends_with_status_2_and_one_line(tmp_path, program, more):
+    status, printed, errors = run_program(program, *more, cwd=tmp_path)
+    assert status == 2 and not printed
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_for_data_ends_with_status_2_and_one_line(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *command, *more],
+        [sys.executable, "-m", "lib.data", "missing_precomp"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -2,8 +2,6 @@
 exported and resumed as before. Evaluation never builds data."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import helpers
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import Stopped, evaluate, make_data, read, same, shared, stop_at_step
+from processes import run_program
 
 import train
 from lib import load
@@ -119,11 +118,8 @@ def test_evaluation_builds_no_demo_data(original, moved, refusal, tmp_path):
     content = read(folder)
     content["options"]["data_path"] = "./data/"
     torch.save(content, folder / "model_best.pth")
-    program = Path(__file__).parents[2] / "eval.py"
-    ended = subprocess.run(
-        [sys.executable, str(program), str(folder)], capture_output=True, text=True
-    )
-    assert ended.returncode == 2 and "--data_path" in ended.stderr and not list(Path().iterdir())
+    status, _, errors = run_program("eval.py", folder)
+    assert status == 2 and "--data_path" in errors and not list(Path().iterdir())
 
 
 def test_checkpoints_that_keep_no_bert_still_load(original, tmp_path):

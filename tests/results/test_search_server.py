@@ -2,20 +2,19 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request
-from pathlib import Path
 
 import pytest
 from browser import BROWSER, Browser
 from helpers import PROCESS_TIMEOUT
 from PIL import Image
+from processes import Program
 from search_pages import open_page
 
 import arguments
@@ -26,7 +25,6 @@ from lib.system.errors import InputError
 needs_flask = pytest.mark.skipif(
     not importlib.util.find_spec("flask"), reason="flask is not installed: no page was served"
 )
-ROOT = Path(__file__).parents[2]
 
 
 def test_without_flask_the_command_that_installs_it_is_told(monkeypatch, refusal):
@@ -130,22 +128,20 @@ def test_the_program_serves_until_it_is_interrupted(finished, whole, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     with search_server.listen(0) as free:
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "eval.py", run, "--data_path", whole, "--serve", str(port)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Program("eval.py", run, "--data_path", whole, "--serve", port)
+    started = f"search page: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
     try:
-        line = process.stdout.readline()
-        assert line == f"search page: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        process.wait_for("\n")
+        assert process.printed() == started
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/caption/7") as answer:
             assert answer.status == 200
         with pytest.raises(OSError):  # another address of this computer
             socket.create_connection(("127.0.0.2", port), timeout=5)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PROCESS_TIMEOUT)
+        os.kill(process.pid, signal.SIGINT)
+        ended = process.wait()
     finally:
         process.kill()
-    assert (process.returncode, out, err) == (0, "search page: ended\n", "")
+    assert ended == (0, f"{started}search page: ended\n", "")
 
 
 @pytest.fixture

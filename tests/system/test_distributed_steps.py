@@ -15,11 +15,15 @@ from lib.training import engine, optim
 STEPS, GRAPH_FROM, HARDEST_FROM = 6, 3, 4
 
 
+def golden_batches():
+    """The six golden batches."""
+    data = golden("steps.npz")
+    return [golden_batch(data, which, second_set=False) for which in range(STEPS)]
+
+
 def golden_setting():
     """The golden model, its objective and six batches."""
-    data = golden("steps.npz")
-    batches = [golden_batch(data, which, second_set=False) for which in range(STEPS)]
-    return small_model(), small_objective(5, base_loss="vse", gnn_loss="vse"), batches
+    return small_model(), small_objective(5, base_loss="vse", gnn_loss="vse"), golden_batches()
 
 
 def tiny_setting(mask_padding=False, **options):
@@ -28,7 +32,7 @@ def tiny_setting(mask_padding=False, **options):
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
     shared = dict(embed_size=16, nhead=4, dropout=0.0, mask_padding=int(mask_padding))
     model = make_model(reader, 48, **shared)
-    batches = [batch._replace(pieces=batch.pieces % 90) for batch in golden_setting()[2]]
+    batches = [batch._replace(pieces=batch.pieces % 90) for batch in golden_batches()]
     return (
         model,
         make_objective(topk=5, **shared, **options),

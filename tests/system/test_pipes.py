@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from damage import OPTIONS
+from processes import run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,8 +57,11 @@ def test_an_evaluation_saves_its_table_and_its_report(finished, tmp_path):
 
 def test_a_search_ends_quietly(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    status, errors = into_closed_pipe("eval.py", run, "--query", "a dog")
-    assert (status, without_warnings(errors)) == (0, [])
+    reading, writing = os.pipe()
+    os.close(reading)
+    status, _, errors = run_program("eval.py", run, "--query", "a dog", stdout=writing)
+    os.close(writing)
+    assert (status, errors) == (0, "")
 
 
 def test_a_run_trains_to_its_end(whole, finished, tmp_path):
@@ -76,5 +80,6 @@ def test_a_check_keeps_its_exit_status(data, ids, status):
     assert (found, without_warnings(errors)) == (status, [])
 
 
-def test_a_refusal_keeps_its_exit_status(tmp_path):
-    assert into_closed_pipe("eval.py", tmp_path / "nowhere", both=True) == (2, None)
+@pytest.mark.parametrize("program", [["eval.py", "--nope"], ["-m", "lib.data", "check", "nowhere"]])
+def test_a_refusal_keeps_its_exit_status(program):
+    assert into_closed_pipe(*program, both=True) == (2, None)

@@ -1,51 +1,48 @@
 """Two processes at once in one folder: a run, and a build of the demo data."""
 
 import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from damage import contents
+from processes import Program
 from test_run_start import command, fit
 
 import eval as evaluation
 import train
 from lib.data import demo
+from lib.training import engine
 
 ROOT = Path(__file__).parents[2]
 
 
-HOLD = """
-import sys, time
-import train
-from lib.training import engine
-compute, met = engine.training_step, []
-def step(*arguments, **settings):
-    met.append(None)
-    if len(met) == 3:
-        print("at work", flush=True)
-        time.sleep(300)
-    return compute(*arguments, **settings)
-engine.training_step = step
-train.main(sys.argv[1:])
-"""
+def hold(*argv):
+    """A run that stays in its third step."""
+    compute, met = engine.training_step, []
+
+    def step(*arguments, **settings):
+        met.append(None)
+        if len(met) == 3:
+            print("at work", flush=True)
+            time.sleep(300)
+        return compute(*arguments, **settings)
+
+    engine.training_step = step  # in a process of its own
+    train.main(argv)
 
 
 @pytest.fixture
 def at_work(whole, tmp_path):
     """A process in the third step of the run in `run`, as a killed torchrun leaves it behind."""
     options = "--val_step", "2", "--save_step", "2"
-    argv = [sys.executable, "-c", HOLD, *map(str, command(whole, tmp_path / "run", *options))]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    assert any("at work" in line for line in process.stdout)
+    process = Program(hold, *command(whole, tmp_path / "run", *options))
+    process.wait_for("at work")
     yield process
     process.kill()
-    process.wait()
-    process.stdout.close()
 
 
 def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_dead(
@@ -64,14 +61,14 @@ def test_a_second_process_in_a_run_folder_is_refused_until_the_first_is_dead(
     evaluation.main([str(run), "--split", "dev"])  # that may run beside it
     assert (run / "dev.md").exists() and at_work.poll() is None
     assert torch.load(run / "last.pth", weights_only=True)["step"] == 2
-    at_work.send_signal(signal.SIGKILL)
-    at_work.wait()
+    at_work.kill()
     fit(whole, run, "--resume", "auto", "--val_step", "2")
     assert (run / "test.md").exists()
 
 
 BUILD = """
 import sys
+import time
 from lib.data import demo
 demo.build.__defaults__ = (0, {"train": 20, "dev": 10, "test": 10})
 demo.build_once(sys.argv[1])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import PROCESS_TIMEOUT, make_data, read, shared
+from processes import Program, run_program
 from test_resume import check_same_run, command
 
 from lib.system import interrupt, run_folder
@@ -46,14 +47,19 @@ def wait_for(process, text):
     raise AssertionError(f"the process ended without printing {text!r}")
 
 
+def finish(data, folder, *more):
+    """Run to the end with one thread, as `start` does: their number may change the last bits.
+    Returns what is printed."""
+    status, printed, errors = run_program("train.py", *command(data, folder, *more))
+    assert status == 0, errors
+    return printed
+
+
 @pytest.fixture(scope="module")
 def whole_with_one_thread(data, tmp_path_factory):
-    """As `whole`, in a process like those that tests end: the number of threads may change the last
-    bits."""
+    """As `whole`, in a process like those that tests end."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    process = start(data, folder)
-    printed = process.communicate()[0]
-    assert process.returncode == 0, printed
+    finish(data, folder)
     return shared(folder)
 
 
@@ -78,8 +84,8 @@ def test_a_signal_stops_after_the_step_and_says_how_to_go_on(
         8 <= step < STEPS
         and f"stopped at step {step}, saved in {tmp_path / 'run' / 'last.pth'}" in printed
     )
-    resumed = start(data, tmp_path / "run", "--workers", workers, "--resume", "auto")
-    assert f"step {step}" in resumed.communicate()[0] and resumed.returncode == 0
+    resumed = finish(data, tmp_path / "run", "--workers", workers, "--resume", "auto")
+    assert f"step {step}" in resumed
     check_same_run(tmp_path / "run", whole_with_one_thread)
 
 
@@ -98,16 +104,14 @@ def kill_and_go_on(data, whole, folder, kills, seed):
     it ends as the undisturbed one."""
     generator, killed = random.Random(seed), 0
     while killed < kills:
-        process = start(data, folder, "--resume", "auto", "--save_step", "1")
-        wait_for(process, "parameters:")
+        options = command(data, folder, "--resume", "auto", "--save_step", "1")
+        process = Program("train.py", *options)
+        process.wait_for("parameters:")
         time.sleep(generator.uniform(0, 1.2))
         if process.poll() is not None:
             break
-        process.kill()
-        killed += process.wait() == -signal.SIGKILL
-    process = start(data, folder, "--resume", "auto", "--save_step", "1")
-    printed = process.communicate()[0]
-    assert process.returncode == 0, printed
+        killed += process.kill() == -signal.SIGKILL
+    finish(data, folder, "--resume", "auto", "--save_step", "1")
     check_same_run(folder, whole)
     return killed
 
