@@ -28,6 +28,7 @@ from lib.system.distributed import print_line
 from lib.system.errors import InputError, command_line, first_sentence
 from lib.system.options import COUNT, SEED, Parser
 from lib.system.run_folder import seed_folder
+from lib.training.validations import read_validations
 
 SCHEDULE = "--num_epochs 4 --warmup 100 --lr_schedules 3"  # half of the demo's
 ROWS = {
@@ -50,6 +51,11 @@ ROWS = {
     "gpo+relation": "--pooling gpo+relation",
     "vse-loss": "--base_loss vse --gnn_loss vse",
     "infonce-loss": "--base_loss infonce --gnn_loss infonce",
+    "infonce+vse": "--base_loss infonce+vse --gnn_loss infonce+vse",
+    "selective": "--base_loss vse --gnn_loss vse --negatives selective",
+    "attention-pooling": "--pooling attention",
+    "average": "--average_from 1",
+    "cosine": "--schedule cosine --lr_warmup 20",
     "bigru": "--text_encoder bigru",
     "masked-padding": "--mask_padding 1",
     "vsepp": "--method vsepp",
@@ -66,6 +72,7 @@ ROWS = {
 HERE = Path(__file__).parent
 COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1}  # of the table: digits after the point
 TIME = "s a step"
+DEV = "dev rsum"  # of every validation, in order
 COMPARED = "rsum less that of the first row"  # seed by seed: of the seeds that both have
 
 
@@ -147,7 +154,8 @@ def train_one(given, seed, folder, options):
         return dict(failed=f"{type(error).__name__}: {first_sentence(error)}")
     (scores,) = result.scores.values()
     values = scores.rsum, scores.image_to_text.r1, scores.text_to_image.r1, result.seconds_a_step
-    return {name: round(value, 4) for name, value in zip([*COLUMNS, TIME], values)}
+    dev = [one.rsum for one in read_validations(folder)]
+    return {name: round(value, 4) for name, value in zip([*COLUMNS, TIME], values)} | {DEV: dev}
 
 
 def outcomes(log, schedule):

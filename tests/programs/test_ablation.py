@@ -7,7 +7,7 @@ from helpers import make_data
 
 import arguments
 import train
-from benchmarks import ablation
+from benchmarks import ablation, curves
 from lib.system.errors import InputError
 from lib.system.run_folder import RunFolder
 
@@ -61,6 +61,7 @@ def test_rows_are_trained_noted_and_not_trained_again(ablate, tmp_path, monkeypa
         ("broken", 3),
         ("neighbours", 3),
     ]
+    assert len(log[0]["dev rsum"]) == 1 and log[0]["dev rsum"][0] > 0
     assert log[0]["options"] == SMALL and "torch" in log[0]["hardware"] and "rsum" not in log[1]
 
     # what is not finished fails now, otherwise than before
@@ -193,3 +194,18 @@ def test_every_row_is_a_command_line_of_its_own(row):
 def test_a_wrong_command_line_is_refused(ablate, argv, message):
     with pytest.raises(InputError, match=message):
         ablate(*argv)
+
+
+def test_curves_are_drawn_from_the_log(tmp_path):
+    log, out = tmp_path / "a.log", tmp_path / "a.svg"
+    entries = [("x", 0, [1.0, 2.0]), ("x", 1, [2.0, 4.0]), ("y", 0, [5.0, 6.0]), ("x", 0, [3, 3])]
+    lines = [json.dumps({"row": row, "seed": seed, "dev rsum": dev}) for row, seed, dev in entries]
+    log.write_text("\n".join([*lines, json.dumps({"row": "z", "seed": 0, "failed": "why"})]))
+    found = curves.read_curves(log)
+    assert {row: values.tolist() for row, values in found.items()} == {
+        "x": [[3, 3], [2, 4]], "y": [[5, 6]],
+    }  # fmt: skip
+    curves.main([str(log), "--out", str(out)])
+    assert "x (2)" in out.read_text() and "y (1)" in out.read_text()
+    with pytest.raises(InputError, match="no curve of z"):
+        curves.main([str(log), "--rows", "z", "--out", str(out)])
