@@ -111,9 +111,11 @@ class Program:
 
     def wait_for(self, text):
         """Wait until it has printed `text`. Fails if it ends before."""
+        has_ended = False
         while text not in self.printed():
-            assert self.poll() is None, f"it ended without {text!r}: {self.printed()[-1000:]}"
+            assert not has_ended, f"it ended without {text!r}: {self.printed()[-1000:]}"
             time.sleep(0.005)
+            has_ended = self.poll() is not None  # what it printed before is read once more
 
     def printed(self):
         """Its standard output so far."""
