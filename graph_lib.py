@@ -20,6 +20,7 @@ from lib.model.encoders import Encoded
 from lib.model.fragment import after_attention, transformer_layer
 from lib.model.network import HREM
 from lib.model.options import ModelOptions
+from lib.objective.auxiliary import decorrelation_loss
 from lib.objective.losses import (
     InfoNCE,
     find_positives,
@@ -161,6 +162,8 @@ class Objective(nn.Module):
 
     total = base(u, w) + [g(u, w') + g(u', w)] + g(u', w') + reg_loss_weight * reg
 
+    Options add the terms of section 5 that are no losses of pairs.
+
     Modules that the options make unnecessary are not created: there is no graph with interaction
     "none", and no regulariser without a learnt relevance between the modalities.
     """
@@ -243,6 +246,8 @@ class Objective(nn.Module):
         base_similarities = similarity_matrices([(u, w)]) if scores is None else scores[None]
         (base,), connected = losses(options.base_loss, base_similarities), None
         terms = {"base": base}
+        if options.decorrelation:
+            terms["decorrelation"] = options.decorrelation * decorrelation_loss(u, w)
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)

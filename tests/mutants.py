@@ -282,6 +282,9 @@ MUTANTS = {
         TEST_LOSSES),
     "the temperature has no limit": Mutant(
         LOSSES, "self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),
+    "different features may correlate": Mutant(
+        "lib/objective/auxiliary.py", "OFF_DIAGONAL * others", "0 * others",
+        "objective/test_auxiliary.py"),
     "the connection is one too many": Mutant(
         RELATION, "max(int(closeness.size(1) * threshold), 1)",
         "int(closeness.size(1) * threshold) + 1",

@@ -43,7 +43,7 @@ ORDER = (
     "lib.model.fragment", "lib.model.state", "lib.model.state_dicts", "lib.model.sizes",
     "lib.model.published", "lib.model.checkpoint", "lib.model.pretrained",
     "lib.model.encoders", "lib.model.similarity", "lib.model.network", "lib.objective.options",
-    "lib.objective.losses", "lib.objective.relation",
+    "lib.objective.losses", "lib.objective.auxiliary", "lib.objective.relation",
     "graph_lib",
     "lib.training.presets", "lib.training.schedule", "lib.training.options",
     "lib.training.option_checks", "lib.training.run_parts", "lib.training.optim",

@@ -40,6 +40,9 @@ class ObjectiveOptions:
         None, POSITIVE, "infonce: fixed temperature (default: learnt, from 0.07)"
     )
     vse_weight: float = option(4.0, NOT_NEGATIVE, "infonce+vse: weight of the mean vse loss")
+    decorrelation: float = option(
+        0.0, NOT_NEGATIVE, "weight of the decorrelation of features over the batch; 0: none"
+    )
     longest_distance: float | None = option(
         None,
         Number(float, 0, 2, low_allowed=False),
@@ -117,7 +120,9 @@ def add_loss_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="vse: number of first epochs that use all negatives",
     )
-    add_fields(losses, ObjectiveOptions, "temperature", "vse_weight", "mask_repeat")
+    add_fields(
+        losses, ObjectiveOptions, "temperature", "vse_weight", "mask_repeat", "decorrelation"
+    )
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:

@@ -64,6 +64,11 @@ def _check_cross_attention(options):
             f"{given}: the loss trip needs distances between embeddings (found --base_loss trip, "
             f"expected vse, infonce or infonce+vse). Add --base_loss vse, {preset}"
         )
+    if options.decorrelation:
+        raise InputError(
+            f"--decorrelation {options.decorrelation}: it needs one embedding per image and "
+            f"caption (found {given}, expected embedding). Leave one of the two out"
+        )
 
 
 def _check_batches(options, processes):

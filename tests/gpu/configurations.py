@@ -25,6 +25,7 @@ OTHERS = {
     "infonce+vse": (dict(base_loss="infonce+vse", gnn_loss="infonce+vse"), {}),
     "selective": (dict(base_loss="vse", gnn_loss="vse", negatives="selective"), {}),
     "fixed temperature": (dict(base_loss="infonce", temperature=0.05), {}),
+    "decorrelation": (dict(decorrelation=0.01), {}),
     "BiGRU": ({}, dict(reader="bigru")),
     "BiGRU, gpo": ({}, dict(reader="bigru", pooling="gpo")),
     "no region MLP": ({}, dict(region_mlp=0)),

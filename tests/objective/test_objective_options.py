@@ -24,6 +24,7 @@ CHANGES = dict(  # another value, and the terms that it changes
     negatives=("all", BASE | GRAPH),
     temperature=(0.2, BASE | GRAPH),
     vse_weight=(1.0, BASE | GRAPH),
+    decorrelation=(0.5, {"decorrelation"}),
     longest_distance=(1.2, GRAPH),
     mask_repeat=(0, BASE | GRAPH),
     interaction=("standalone", GRAPH),
@@ -64,5 +65,5 @@ def test_an_option_changes_its_terms_and_no_other(name):
     value, expected = CHANGES[name]
     others = READ_BY.get(name, {})
     before, after = terms(**others), terms(**others | {name: value})
-    changed = {term for term in before if before[term] != after.get(term)}
+    changed = {term for term in before | after if before.get(term) != after.get(term)}
     assert changed == expected

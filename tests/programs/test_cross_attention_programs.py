@@ -125,6 +125,7 @@ def test_there_is_nothing_to_export(trained, tmp_path, refusal):
     ("--similarity scan", ["--interaction fusion", "--interaction none", "--method scan"]),
     ("--similarity naaf --interaction none", ["--base_loss trip", "--base_loss vse"]),
     ("--method chan --interaction standalone", ["--interaction standalone"]),
+    ("--method chan --decorrelation 0.1", ["--decorrelation 0.1", "--similarity chan"]),
 ])  # fmt: skip
 def test_what_needs_embeddings_is_refused(data, tmp_path, refusal, given, expected):
     refusal(
