@@ -20,7 +20,7 @@ from lib.model.encoders import Encoded
 from lib.model.fragment import after_attention, transformer_layer
 from lib.model.network import HREM
 from lib.model.options import ModelOptions
-from lib.objective.auxiliary import decorrelation_loss
+from lib.objective.auxiliary import FrozenFeatures, SoftLabels, decorrelation_loss
 from lib.objective.losses import (
     InfoNCE,
     find_positives,
@@ -172,13 +172,16 @@ class Objective(nn.Module):
         self,
         model: ModelOptions = ModelOptions(),  # noqa: B008  it is frozen
         options: ObjectiveOptions = ObjectiveOptions(),  # noqa: B008
+        words: torch.Tensor | None = None,
     ) -> None:
+        """words: see `SoftLabels`."""
         super().__init__()
         self.options = options
         has_graph = options.interaction != "none"
         used = [options.base_loss, options.gnn_loss] if has_graph else [options.base_loss]
         if any(name.startswith("infonce") for name in used):
             self.infonce = InfoNCE(options.temperature)  # one temperature for all of its terms
+        self.soft_labels = SoftLabels(words) if options.soft_labels else None
         self.pieces_read = 0  # pieces of each caption that the relations read, including padding
         if not has_graph:
             return
@@ -220,11 +223,13 @@ class Objective(nn.Module):
         hardest: bool = False,
         generator: torch.Generator | None = None,
         scores: torch.Tensor | None = None,
+        frozen: FrozenFeatures | None = None,
     ) -> Loss:
         """images, captions: `Encoded`, B each; image_ids: (B,) on the CPU.
 
         use_graph: whether the warm-up is over; hardest: whether `vse` uses --negatives, not all;
-        scores: (B, B) similarities that are not the dot products of embeddings.
+        scores: (B, B) similarities that are not the dot products of embeddings; frozen: of the
+        batch, for `SoftLabels`.
         """
         options = self.options
         u, w = images.embedding, captions.embedding
@@ -248,6 +253,9 @@ class Objective(nn.Module):
         terms = {"base": base}
         if options.decorrelation:
             terms["decorrelation"] = options.decorrelation * decorrelation_loss(u, w)
+        if self.soft_labels:
+            labelled = self.soft_labels(base_similarities[0], frozen)
+            terms["soft_labels"] = options.soft_labels * labelled
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)

@@ -86,10 +86,12 @@ def make_model(reader, region_dim, **options):
 
 
 def make_objective(**options):
-    """An objective of these options, by the names of the command line; those of the model too."""
+    """An objective of these options, by the names of the command line; those of the model too.
+    words: of soft labels."""
+    words = options.pop("words", None)
     shared = options.keys() & {field.name for field in dataclasses.fields(ModelOptions)}
     model = ModelOptions(**{name: options.pop(name) for name in shared})
-    return Objective(model, ObjectiveOptions(**options))
+    return Objective(model, ObjectiveOptions(**options), words)
 
 
 def small_model():

@@ -159,6 +159,15 @@ def triplet_loss(
     return violations.masked_fill(~has_negative, 0).sum((-2, -1))
 
 
+def inverse_temperature(log_scale: torch.Tensor) -> torch.Tensor:
+    """exp(s) of a learnt scalar s, whose temperature exp(-s) stays at SMALLEST_TEMPERATURE at
+    least."""
+    # clamped in place: at the limit the parameter still receives a gradient
+    with torch.no_grad():
+        log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
+    return log_scale.exp()
+
+
 class InfoNCE(nn.Module):
     """`infonce`: cross-entropy of each image's own caption in the batch and of each caption's own
     image.
@@ -186,7 +195,4 @@ class InfoNCE(nn.Module):
         """The inverse temperature."""
         if self.temperature is not None:
             return 1 / self.temperature
-        # clamped in place: at the limit the parameter still receives a gradient
-        with torch.no_grad():
-            self.log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))
-        return self.log_scale.exp()
+        return inverse_temperature(self.log_scale)

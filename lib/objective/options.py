@@ -43,6 +43,11 @@ class ObjectiveOptions:
     decorrelation: float = option(
         0.0, NOT_NEGATIVE, "weight of the decorrelation of features over the batch; 0: none"
     )
+    soft_labels: float = option(
+        0.0,
+        NOT_NEGATIVE,
+        "weight of soft labels from frozen region features and word embeddings; 0: none",
+    )
     longest_distance: float | None = option(
         None,
         Number(float, 0, 2, low_allowed=False),
@@ -121,8 +126,9 @@ def add_loss_options(parser: argparse.ArgumentParser) -> None:
         help="vse: number of first epochs that use all negatives",
     )
     add_fields(
-        losses, ObjectiveOptions, "temperature", "vse_weight", "mask_repeat", "decorrelation"
-    )
+        losses, ObjectiveOptions,
+        "temperature", "vse_weight", "mask_repeat", "decorrelation", "soft_labels",
+    )  # fmt: skip
 
 
 def add_graph_options(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from graph_lib import Loss, Objective
 from ..data.batches import Batch
 from ..model.casting import call_with_cast_weights, is_compiled
 from ..model.network import HREM
+from ..objective.auxiliary import FrozenFeatures
 from ..system import distributed
 from .logs import StepReport
 from .optim import set_learning_rates
@@ -90,9 +91,14 @@ def batch_loss(
             )
             for side in (images, captions)
         )
+    frozen = None
+    if objective.soft_labels:
+        found = objective.soft_labels.read(batch.regions, batch.pieces)
+        frozen = FrozenFeatures(*map(distributed.gather, found))
     return objective(
-        images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest, scores=scores
-    )
+        images, captions, batch.image_ids, use_graph=use_graph, hardest=hardest, scores=scores,
+        frozen=frozen,
+    )  # fmt: skip
 
 
 def training_step(

@@ -11,6 +11,7 @@ from torch import nn
 
 import graph_lib
 
+from ..data.captions import PADDING_ID, SpecialIds
 from ..data.conventions import NO_SPLIT, conventions
 from ..data.dataset import RetrievalDataset
 from ..data.layout import read_lines
@@ -182,8 +183,33 @@ def check_memory(
         )
 
 
-def build_objective(options: argparse.Namespace) -> graph_lib.Objective:
-    """The training objective that the options describe."""
+def frozen_words(
+    options: argparse.Namespace, reader: nn.Module, bert_path: bert.Source, special: SpecialIds
+) -> torch.Tensor | None:
+    """The initial word embeddings, (V, H), zero for special pieces, if soft labels need them. A
+    resumed run reads them again. Raises InputError.
+
+    reader: see `HREM`, before any other weights are loaded into it.
+    """
+    if not options.soft_labels:
+        return None
+    if isinstance(bert_path, SavedBert):
+        raise InputError(
+            f"--soft_labels {options.soft_labels}: the pretrained weights of BERT are missing "
+            f"(found --bert_path {options.bert_path}, which cannot be read; expected a BERT). Give "
+            "--bert_path its folder"
+        )
+    is_words = isinstance(reader, nn.Embedding)
+    weight = (reader if is_words else reader.get_input_embeddings()).weight
+    words = weight.detach().clone()
+    words[[PADDING_ID, special.start, special.end, special.mask]] = 0
+    return words
+
+
+def build_objective(
+    options: argparse.Namespace, words: torch.Tensor | None = None
+) -> graph_lib.Objective:
+    """The training objective that the options describe. words: of `frozen_words`."""
     return graph_lib.Objective(
-        from_saved(ModelOptions, vars(options)), from_saved(ObjectiveOptions, vars(options))
+        from_saved(ModelOptions, vars(options)), from_saved(ObjectiveOptions, vars(options)), words
     )

@@ -25,6 +25,7 @@ from .run_parts import (
     check_memory,
     choose_conventions,
     find_bert,
+    frozen_words,
     open_data,
     read_embeddings,
     read_vocabulary,
@@ -116,6 +117,7 @@ class RunState:
         """Build model, objective, optimiser and loader."""
         options = self.options
         check_memory(options, reader, self.data.train.regions.shape, self.device)
+        words = frozen_words(options, reader, self.bert_path, self.data.train.captions.special)
         self.model = build_model(vars(options), reader, options.img_dim).to(self.device)
         if trained:
             pretrained.load(options.init_from, trained, self.model, options.img_dim)
@@ -126,7 +128,7 @@ class RunState:
         )
         if options.compile:
             casting.compile_for_training(self.model)
-        self.objective = build_objective(options).to(self.device)
+        self.objective = build_objective(options, words).to(self.device)
         self.optimizer = optim.build(
             self.model, self.objective, options.learning_rate, options.graph_lr_factor,
             options.bert_lr_factor, options.weight_decay,

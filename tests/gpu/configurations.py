@@ -26,6 +26,7 @@ OTHERS = {
     "selective": (dict(base_loss="vse", gnn_loss="vse", negatives="selective"), {}),
     "fixed temperature": (dict(base_loss="infonce", temperature=0.05), {}),
     "decorrelation": (dict(decorrelation=0.01), {}),
+    "soft labels": (dict(soft_labels=1.0), {}),
     "BiGRU": ({}, dict(reader="bigru")),
     "BiGRU, gpo": ({}, dict(reader="bigru", pooling="gpo")),
     "no region MLP": ({}, dict(region_mlp=0)),
@@ -70,6 +71,8 @@ def small_setting(graph_options, encoders, to_device):
     shared = dict(embed_size=64, nhead=4, dropout=0.1)
     model = make_model(region_dim=12, **shared | encoders | dict(reader=reader))
     objective = make_objective(topk=5, **shared, **graph_options)
+    if objective.soft_labels:
+        objective.soft_labels.words = torch.randn(90, 24)
     model, objective = to_device(model.train()), to_device(objective.train())
     return model, objective, optim.build(model, objective, 1e-4)
 

@@ -218,7 +218,7 @@ REFUSED = {
         ): BELOW_ZERO + ZERO,
         (
             "margin graph_lr_factor bert_lr_factor mask_weight reg_loss_weight weight_decay "
-            "vse_weight decorrelation"
+            "vse_weight decorrelation soft_labels"
         ): BELOW_ZERO,
         "decay_rate residual_weight threshold": BELOW_ZERO + ABOVE_ONE,
         "dropout average_decay": BELOW_ZERO + ABOVE_ONE + ["1"],

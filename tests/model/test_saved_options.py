@@ -19,7 +19,7 @@ from lib.training.run_start import check_resumed
 CLASSES = (ModelOptions, ObjectiveOptions)
 FIELDS = {field.name: field for each in CLASSES for field in dataclasses.fields(each)}
 NO_LIMIT = {
-    "decorrelation",
+    "decorrelation", "soft_labels",
     "margin", "mask_weight", "reg_loss_weight", "attention_temperature", "lse_temperature",
     "temperature", "vse_weight",
 }  # fmt: skip

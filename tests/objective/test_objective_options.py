@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from helpers import normal
 from test_graph import batch_of, objective_of
 
+from lib.objective.auxiliary import FrozenFeatures
 from lib.objective.options import ObjectiveOptions
 
 BASE, GRAPH = {"base"}, {"cross", "graph"}
@@ -25,6 +27,7 @@ CHANGES = dict(  # another value, and the terms that it changes
     temperature=(0.2, BASE | GRAPH),
     vse_weight=(1.0, BASE | GRAPH),
     decorrelation=(0.5, {"decorrelation"}),
+    soft_labels=(0.5, {"soft_labels"}),
     longest_distance=(1.2, GRAPH),
     mask_repeat=(0, BASE | GRAPH),
     interaction=("standalone", GRAPH),
@@ -52,6 +55,7 @@ def terms(**options):
     loss = objective(
         images._replace(unnormalised=images.unnormalised * 3), captions, image_ids, use_graph=True,
         hardest=True, generator=torch.Generator().manual_seed(0),
+        frozen=FrozenFeatures(normal(8, 5, seed=1), normal(8, 6, seed=2)),
     )  # fmt: skip
     return {name: float(value.detach()) for name, value in loss.terms.items()}
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import normal
 from processes import in_processes
 from published import golden, make_model, make_objective, small_bert, small_model, small_objective
 from test_golden import golden_batch
@@ -116,12 +117,17 @@ VARIANTS = {
     "intra alone": dict(relation="intra"),
     "no relevance": dict(relevance=0),
     "no graph": dict(interaction="none", base_loss="vse"),
-}
+    "extra terms": dict(
+        interaction="none", base_loss="infonce+vse", soft_labels=3.0, decorrelation=0.1,
+        words=normal(90, 7),
+    ),
+}  # fmt: skip
 QUICK = [
     ("hinges", 2),
     ("drawn negatives", 2),
     ("masked padding", 3),
     ("contrastive, standalone, not normalised", 2),
+    ("extra terms", 2),
 ]
 
 

@@ -163,6 +163,7 @@ ANY_FINITE = {  # options that any finite number may do for
     "learning_rate", "grad_clip", "margin", "longest_distance", "graph_lr_factor", "mask_weight",
     "reg_loss_weight", "weight_decay", "attention_temperature", "lse_temperature", "temperature",
     "vse_weight", "bert_lr_factor", "decorrelation",
+    "soft_labels",
 }  # fmt: skip
 REQUIRED = {"check": ["check"], "convert": ["convert", "--tsv", "x", "--json", "x", "--out", "x"]}
 TEXTS = [found for program in parsers() for found in options_of(program, is_text)]
