@@ -27,6 +27,7 @@ from lib.objective.losses import (
     hinge_loss,
     similarity_matrices,
     triplet_loss,
+    worst_views,
 )
 from lib.objective.options import ObjectiveOptions
 from lib.objective.relation import InstanceRelations, Relation, Relations, regulariser, whole_graph
@@ -236,26 +237,26 @@ class Objective(nn.Module):
         device = images.fragments.device if u is None else u.device
         positives = find_positives(image_ids, bool(options.mask_repeat), device)
 
-        def losses(name, similarities):  # (T, B, B) to (T,)
+        def losses(name, similarities, for_captions=None):  # (T, B, B) to (T,)
             if name == "trip":
                 longest = options.longest_distance or LONGEST_DISTANCE
                 return triplet_loss(similarities, positives, options.margin, longest, generator)
             if name == "infonce":
-                return torch.stack([self.infonce(each, positives) for each in similarities])
+                found = [self.infonce(each, positives, for_captions) for each in similarities]
+                return torch.stack(found)
             if name == "infonce+vse":  # the mean of the hinges: vse is a sum over 2B anchors
                 weight = options.vse_weight / (2 * similarities.size(-1))
-                return losses("infonce", similarities) + weight * losses("vse", similarities)
+                contrast = losses("infonce", similarities, for_captions)
+                return contrast + weight * losses("vse", similarities, for_captions)
             negatives = options.negatives if hardest else "all"
-            return hinge_loss(similarities, positives, options.margin, negatives)
+            return hinge_loss(similarities, positives, options.margin, negatives, for_captions)
 
-        base_similarities = similarity_matrices([(u, w)]) if scores is None else scores[None]
-        (base,), connected = losses(options.base_loss, base_similarities), None
-        terms = {"base": base}
-        if options.decorrelation:
-            terms["decorrelation"] = options.decorrelation * decorrelation_loss(u, w)
-        if self.soft_labels:
-            labelled = self.soft_labels(base_similarities[0], frozen)
-            terms["soft_labels"] = options.soft_labels * labelled
+        views = [u] if images.second_view is None else [u, images.second_view]
+        matrices = similarity_matrices([(v, w) for v in views]) if scores is None else scores[None]
+        worst = worst_views(matrices) if len(views) == 2 else None
+        base, *second = losses(options.base_loss, matrices, worst)
+        terms, connected = {"base": (base + second[0]) / 2 if second else base}, None
+        terms |= self.extra_terms(u, w, matrices[0], frozen)
         if use_graph and options.interaction != "none":
             relations = self.relations(images, captions)
             connected = self.relations.connected_share(relations)
@@ -271,6 +272,21 @@ class Objective(nn.Module):
                     relations, u, w, options.distance
                 )
         return Loss(sum(terms.values()), terms, connected)
+
+    def extra_terms(
+        self,
+        u: torch.Tensor | None,
+        w: torch.Tensor | None,
+        similarities: torch.Tensor,
+        frozen: FrozenFeatures | None,
+    ) -> dict[str, torch.Tensor]:
+        """The terms of section 5 that are no losses of pairs, by name. similarities: (B, B)."""
+        options, terms = self.options, {}
+        if options.decorrelation:
+            terms["decorrelation"] = options.decorrelation * decorrelation_loss(u, w)
+        if self.soft_labels:
+            terms["soft_labels"] = options.soft_labels * self.soft_labels(similarities, frozen)
+        return terms
 
     def enhance(
         self, images: Encoded, captions: Encoded, relations: Relations

@@ -285,6 +285,9 @@ MUTANTS = {
     "soft labels are not centred": Mutant(
         "lib/objective/auxiliary.py", "features - features.mean(0)", "features",
         "objective/test_auxiliary.py"),
+    "a caption has the better view": Mutant(
+        LOSSES, "similarities.amin(0), similarities.amax(0)",
+        "similarities.amax(0), similarities.amax(0)", "objective/test_views.py"),
     "different features may correlate": Mutant(
         "lib/objective/auxiliary.py", "OFF_DIAGONAL * others", "0 * others",
         "objective/test_auxiliary.py"),

@@ -23,13 +23,15 @@ from .dataset import RetrievalDataset, pad_ids
 from .sampling import EpochSampler, NeighbourSampler, cluster_images
 
 REGION_KEEP_PROBABILITY = 0.8
+NO_VIEWS = torch.zeros(0, 2, 0, dtype=torch.bool)
 
 
 class Batch(NamedTuple):
     """B image-caption pairs, sorted by caption length, longest first.
 
     regions (B, R, D) float32, zeros beyond region_lengths (B,); pieces (B, L) ids, 0 beyond
-    piece_lengths (B,); image_ids (B,), equal for captions of the same image. If there are N
+    piece_lengths (B,); image_ids (B,), equal for captions of the same image; views (B, 2, R) bool,
+    the regions that each of two random views of an image sees, or NO_VIEWS. If there are N
     processes, each has every N-th pair, padded like the whole batch, and the image ids of the whole
     batch.
     """
@@ -39,11 +41,13 @@ class Batch(NamedTuple):
     pieces: torch.Tensor
     piece_lengths: torch.Tensor
     image_ids: torch.Tensor
+    views: torch.Tensor = NO_VIEWS
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with regions and pieces on `device`.
 
-        Lengths and image ids stay on the CPU, where they determine the shapes of the computation.
+        Lengths, image ids and views stay on the CPU, where they determine the shapes of the
+        computation.
         """
         return self._replace(
             regions=self.regions.to(device, non_blocking=True),
@@ -64,6 +68,7 @@ class Draw:
     pieces: np.ndarray
     piece_lengths: np.ndarray
     image_ids: np.ndarray
+    views: np.ndarray
 
 
 class TrainingPairs:
@@ -79,8 +84,10 @@ class TrainingPairs:
         seed: int,
         drop_regions: bool = True,
         augment_words: bool = True,
+        views: int = 1,
     ) -> None:
-        self.split, self.seed = split, seed
+        """views: 2: all regions are read, and two views of each image drop their own."""
+        self.split, self.seed, self.views = split, seed, views
         self.drop_regions, self.augment_words = drop_regions, augment_words
         self.shard = distributed.shard()  # here, because workers belong to no process group
 
@@ -101,14 +108,16 @@ class TrainingPairs:
         order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
         image_ids = self.split.caption_images[which[order]]
         pieces, piece_lengths = pad_ids([sequences[index] for index in order])
-        kept, region_lengths = pad_ids(
-            [self._kept_regions(image, generators[index]) for image, index in zip(image_ids, order)]
+        kept, region_lengths, views = self._draw_regions(
+            image_ids, [generators[index] for index in order]
         )
         own = self.shard
         self.split.check_unchanged()
         for image in image_ids[own]:
             self.split.image_regions(image)
-        return Draw(kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids)
+        return Draw(
+            kept[own], region_lengths[own], pieces[own], piece_lengths[own], image_ids, views[own]
+        )
 
     def fill(self, draw: Draw, pin_memory: bool = False) -> Batch:
         """The `Batch` of a `Draw`. pin_memory: whether regions and pieces are in pinned memory."""
@@ -122,9 +131,26 @@ class TrainingPairs:
             # copies without holding the GIL
             np.take(stored, kept[:length], axis=0, out=row[:length], mode="clip")
             row[length:] = 0
-        others = draw.region_lengths, draw.pieces, draw.piece_lengths, draw.image_ids
+        others = draw.region_lengths, draw.pieces, draw.piece_lengths, draw.image_ids, draw.views
         batch = Batch(regions, *map(torch.from_numpy, others))
         return batch._replace(pieces=batch.pieces.pin_memory()) if pin_memory else batch
+
+    def _draw_regions(self, images, generators):
+        """The numbers of the regions of each image that are read, padded; how many these are; and
+        which of them each view sees."""
+        drawn = [
+            [self._kept_regions(image, generator) for _ in range(self.views)]
+            for image, generator in zip(images, generators)
+        ]
+        if self.views == 1:
+            return *pad_ids([kept for (kept,) in drawn]), NO_VIEWS.numpy()
+        counts = self.split.num_regions[self.split.stored_images[images]]
+        kept, region_lengths = pad_ids([np.arange(count) for count in counts])
+        views = np.zeros((len(images), self.views, kept.shape[1]), dtype=bool)
+        for image, numbers in zip(views, drawn):
+            for view, seen in zip(image, numbers):
+                view[seen] = True
+        return kept, region_lengths, views
 
     def _kept_regions(self, image: int, generator: np.random.Generator) -> np.ndarray:
         num_regions = self.split.num_regions[self.split.stored_images[image]]

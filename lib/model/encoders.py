@@ -22,13 +22,15 @@ class Encoded(NamedTuple):
     embedding (N, E), which retrieval uses; unnormalised (N, E), the same before L2 normalisation;
     fragments (N, n, E) before the transformer, padded positions included, without gradient; lengths
     (N,) on the CPU. Without pooling there is no embedding, and the fragments are L2-normalised and
-    have a gradient.
+    have a gradient. With two views of each image, embedding and unnormalised are of the first,
+    second_view (N, E) is the embedding of the second, and the fragments are of all regions.
     """
 
     embedding: torch.Tensor | None
     unnormalised: torch.Tensor | None
     fragments: torch.Tensor
     lengths: torch.Tensor
+    second_view: torch.Tensor | None = None
 
 
 class ImageEncoder(nn.Module):
@@ -59,12 +61,14 @@ class ImageEncoder(nn.Module):
             FragmentRelation(dim, heads, dropout, residual_weight, pooling) if pooling else None
         )
 
-    def forward(self, regions: torch.Tensor, lengths: torch.Tensor) -> Encoded:
-        """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU.
-        Returns `Encoded`.
+    def forward(
+        self, regions: torch.Tensor, lengths: torch.Tensor, views: torch.Tensor | None = None
+    ) -> Encoded:
+        """regions: (N, R, D), zero rows beyond each length; lengths: (N,) on the CPU; views:
+        (N, 2, R) bool on the CPU, the regions that each view sees, or None. Returns `Encoded`.
 
         Batch norm includes padded rows, as published. With `mask_padding` it does not, and their
-        fragments are zero.
+        fragments are zero. Fragments are computed once, and pooled for each view.
         """
         if self.mask_padding:
             packing = Packing(lengths, regions.size(1), regions.device)
@@ -72,7 +76,12 @@ class ImageEncoder(nn.Module):
         else:
             # (N, R, E)
             fragments = self.project(regions.flatten(0, 1)).unflatten(0, regions.shape[:2])
-        return _encoded(self, fragments, lengths)
+        if views is None:
+            return _encoded(self, fragments, lengths)
+        first, second = (_encoded(self, *_select(fragments, seen)) for seen in views.unbind(1))
+        return first._replace(
+            fragments=fragments.detach(), lengths=lengths, second_view=second.embedding
+        )
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
         """Fragments of the rows that batch norm includes. rows: (M, D). Returns (M, E)."""
@@ -162,6 +171,13 @@ class RecurrentTextEncoder(nn.Module):
         states = pad_packed_sequence(states, batch_first=True, total_length=pieces.size(1))[0]
         fragments = states.unflatten(2, (2, -1)).mean(2)  # (N, L, E)
         return _encoded(self, fragments, lengths)
+
+
+def _select(fragments, is_seen):
+    """The fragments that a view sees, before the others, and their number. is_seen: (N, R)."""
+    order = is_seen.byte().argsort(dim=1, descending=True, stable=True)
+    order = order.to(fragments.device, non_blocking=True).unsqueeze(2)
+    return fragments.gather(1, order.expand_as(fragments)), is_seen.sum(1)
 
 
 def _encoded(encoder, fragments, lengths):

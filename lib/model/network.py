@@ -60,7 +60,9 @@ class HREM(nn.Module):
     def forward(self, batch: Batch, least_pieces: int | None = None) -> tuple[Encoded, Encoded]:
         """Encode a batch. least_pieces: see `TextEncoder`. Returns images and captions."""
         return (
-            self.image_encoder(batch.regions, batch.region_lengths),
+            self.image_encoder(
+                batch.regions, batch.region_lengths, batch.views if len(batch.views) else None
+            ),
             self.text_encoder(batch.pieces, batch.piece_lengths, least_pieces),
         )
 

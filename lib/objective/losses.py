@@ -66,19 +66,32 @@ def similarity_matrices(
     return images @ captions.mT
 
 
+def worst_views(similarities: torch.Tensor) -> torch.Tensor:
+    """Similarities of captions as anchors with images that have V views: (V, B, B), images x
+    captions, to (B, B). Of its own image a caption has the least similar view, of any other image
+    the most similar one."""
+    is_own = torch.eye(similarities.size(-1), dtype=torch.bool, device=similarities.device)
+    return torch.where(is_own, similarities.amin(0), similarities.amax(0))
+
+
 def hinge_loss(
-    similarities: torch.Tensor, positives: Positives, margin: float, negatives: str
+    similarities: torch.Tensor,
+    positives: Positives,
+    margin: float,
+    negatives: str,
+    for_captions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`vse`: hinge triplets summed over the batch, images and captions as anchors.
 
     similarities: (..., B, B), images x captions; negatives: "all": their sum; "hardest": the most
     similar one of each anchor; "selective": the hardest, but the mean of all where the hardest is
-    within CONFUSABLE of the positive, because its gradient and the positive's cancel there. Returns
-    (...).
+    within CONFUSABLE of the positive, because its gradient and the positive's cancel there;
+    for_captions: (B, B), those of captions as anchors, if they are others. Returns (...).
     """
-    paired = similarities.diagonal(dim1=-2, dim2=-1)
+    for_captions = similarities if for_captions is None else for_captions
     is_positive, losses = positives.is_positive, []  # symmetric
-    for rows in (similarities, similarities.mT):  # a row an anchor
+    for rows in (similarities, for_captions.mT):  # a row an anchor
+        paired = rows.diagonal(dim1=-2, dim2=-1)
         violations = (margin + rows - paired.unsqueeze(-1)).clamp(min=0).masked_fill(is_positive, 0)
         if negatives == "all":
             losses.append(violations.sum((-2, -1)))
@@ -184,12 +197,21 @@ class InfoNCE(nn.Module):
         if temperature is None:
             self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))  # s
 
-    def forward(self, similarities: torch.Tensor, positives: Positives) -> torch.Tensor:
-        """similarities: (B, B), images x captions. Returns a scalar."""
+    def forward(
+        self,
+        similarities: torch.Tensor,
+        positives: Positives,
+        for_captions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """similarities: (B, B), images x captions; for_captions: those of captions as anchors, if
+        they are others. Returns a scalar."""
         own = torch.arange(len(similarities), device=similarities.device)
         is_other_positive = positives.is_positive & (own != own.unsqueeze(1))
-        logits = (self.scale() * similarities).masked_fill(is_other_positive, -torch.inf)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        scale = self.scale()
+        logits = captions = (scale * similarities).masked_fill(is_other_positive, -torch.inf)
+        if for_captions is not None:
+            captions = (scale * for_captions).masked_fill(is_other_positive, -torch.inf)
+        return (F.cross_entropy(logits, own) + F.cross_entropy(captions.T, own)) / 2
 
     def scale(self) -> torch.Tensor | float:
         """The inverse temperature."""

@@ -88,6 +88,9 @@ def batch_loss(
             side._replace(
                 embedding=distributed.gather(side.embedding),
                 unnormalised=distributed.gather(side.unnormalised),
+                second_view=(
+                    None if side.second_view is None else distributed.gather(side.second_view)
+                ),
             )
             for side in (images, captions)
         )

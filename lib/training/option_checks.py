@@ -43,6 +43,8 @@ def _check_model(options):
         )
     if options.similarity != "embedding":
         _check_cross_attention(options)
+    if options.views == 2:
+        _check_views(options)
     if options.glove and options.text_encoder != "bigru":
         raise InputError(
             f"--glove {options.glove}: BERT does not read word vectors (found --text_encoder "
@@ -68,6 +70,24 @@ def _check_cross_attention(options):
         raise InputError(
             f"--decorrelation {options.decorrelation}: it needs one embedding per image and "
             f"caption (found {given}, expected embedding). Leave one of the two out"
+        )
+
+
+def _check_views(options):
+    if options.similarity != "embedding":
+        raise InputError(
+            "--views 2: cross-attention has no embedding of a view (found --similarity "
+            f"{options.similarity}, expected embedding). Leave out --views"
+        )
+    if options.base_loss == "trip":
+        raise InputError(
+            "--views 2: the loss trip does not compare views (found --base_loss trip, expected "
+            "vse, infonce or infonce+vse). Add --base_loss vse"
+        )
+    if not options.size_augment:
+        raise InputError(
+            "--views 2: without region dropping the views are equal (found --size_augment 0, "
+            "expected 1). Add --size_augment 1, or leave out --views"
         )
 
 

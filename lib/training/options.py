@@ -15,6 +15,7 @@ from ..system.options import (
     SEED,
     SIZE,
     SWITCH,
+    Number,
     add_device_options,
     add_fields,
     results_form,
@@ -22,6 +23,7 @@ from ..system.options import (
 from .presets import METHODS
 from .schedule import add_schedule_options
 
+VIEWS = Number(int, 1, 2)
 SAMPLING = ("random", "neighbour")
 
 
@@ -61,6 +63,13 @@ def _add_data(parser):
         type=SWITCH,
         default=1,
         help="1: drop a fifth of the regions of each image during training",
+    )
+    group.add_argument(
+        "--views",
+        type=VIEWS,
+        default=1,
+        help="2: two random views of each image, which drop their own regions; the base loss takes "
+        "the worse one",
     )
     group.add_argument(
         "--word_augment",

@@ -41,7 +41,7 @@ MAY_CHANGE = {  # options that may differ when a run is resumed
 # options that older runs do not have, with what they did
 ADDED_OPTIONS: dict[str, Any] = dict(
     init_from=None, word_augment=1, weight_decay=1e-4, bert_lr_factor=0.1, schedule="step",
-    lr_warmup=0, average_from=None, average_decay=0.99,
+    lr_warmup=0, average_from=None, average_decay=0.99, views=1,
 )  # fmt: skip
 
 

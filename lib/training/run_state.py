@@ -135,7 +135,7 @@ class RunState:
         )  # fmt: skip
         pairs = TrainingPairs(
             self.data.train, options.seed, drop_regions=bool(options.size_augment),
-            augment_words=bool(options.word_augment),
+            augment_words=bool(options.word_augment), views=options.views,
         )  # fmt: skip
         cores = max((os.cpu_count() or 1) // distributed.local_world_size(), 1)
         workers = min(options.workers, cores)  # more of them would wait for a core

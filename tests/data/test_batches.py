@@ -143,6 +143,35 @@ def test_one_region_is_kept_at_least(folder, train, monkeypatch):
     assert len(set(places)) > 10
 
 
+def test_two_views_drop_their_own_regions_of_a_whole_image(folder, train):
+    whole, which = images(folder, "train"), np.arange(60)
+    batch = TrainingPairs(train, seed=0, views=2)[0, which]
+    np.testing.assert_array_equal(batch.regions, whole[batch.image_ids])
+    assert batch.views.shape == (60, 2, 36) and (batch.region_lengths == 36).all()
+    assert batch.views.float().mean().item() == pytest.approx(0.8, abs=0.03)
+    is_equal = (batch.views[:, 0] == batch.views[:, 1]).float().mean().item()
+    assert is_equal == pytest.approx(0.8**2 + 0.2**2, abs=0.03)  # drawn independently
+    assert torch.equal(TrainingPairs(train, seed=0, views=2)[0, which].views, batch.views)
+    one = TrainingPairs(train, seed=0)[0, which]
+    # the first view is what one view would be
+    for regions, seen, kept, length in zip(
+        batch.regions, batch.views[:, 0], one.regions, one.region_lengths
+    ):
+        assert torch.equal(regions[seen], kept[:length])
+    assert torch.equal(one.pieces, batch.pieces) and not len(one.views)
+
+
+def test_a_view_has_no_padding(written, monkeypatch):
+    monkeypatch.setattr("lib.data.batches.REGION_KEEP_PROBABILITY", 1)
+    array = np.random.default_rng(0).random((8, 5, 128), dtype=np.float32)
+    split = written(array=array)
+    split.num_regions = np.where(np.arange(8) == 3, 2, 5)
+    batch = TrainingPairs(split, seed=0, views=2)[0, np.arange(40)]
+    expected = torch.arange(5) < batch.region_lengths.unsqueeze(1)
+    assert set(batch.region_lengths.tolist()) == {2, 5}
+    assert torch.equal(batch.views, expected.unsqueeze(1).expand(-1, 2, -1))
+
+
 def test_without_augmentation_a_pair_is_whole(folder, train):
     which = np.array([149, 3, 77, 4])
     batch = TrainingPairs(train, seed=0, drop_regions=False, augment_words=False)[0, which]

@@ -26,6 +26,7 @@ OTHERS = {
     "selective": (dict(base_loss="vse", gnn_loss="vse", negatives="selective"), {}),
     "fixed temperature": (dict(base_loss="infonce", temperature=0.05), {}),
     "decorrelation": (dict(decorrelation=0.01), {}),
+    "two views": (dict(base_loss="infonce+vse", gnn_loss="vse"), dict(views=2)),
     "soft labels": (dict(soft_labels=1.0), {}),
     "BiGRU": ({}, dict(reader="bigru")),
     "BiGRU, gpo": ({}, dict(reader="bigru", pooling="gpo")),
@@ -69,7 +70,8 @@ def small_setting(graph_options, encoders, to_device):
     if encoders.get("reader") == "bigru":
         reader = nn.Embedding(90, 30)
     shared = dict(embed_size=64, nhead=4, dropout=0.1)
-    model = make_model(region_dim=12, **shared | encoders | dict(reader=reader))
+    others = {name: value for name, value in encoders.items() if name != "views"}
+    model = make_model(region_dim=12, **shared | others | dict(reader=reader))
     objective = make_objective(topk=5, **shared, **graph_options)
     if objective.soft_labels:
         objective.soft_labels.words = torch.randn(90, 24)
@@ -77,9 +79,19 @@ def small_setting(graph_options, encoders, to_device):
     return model, objective, optim.build(model, objective, 1e-4)
 
 
-def small_batch(lengths=(14, 9, 8, 6, 5, 3, 3, 2)):
-    """A batch whose captions have these lengths, and images with two to five regions."""
+def small_batch(lengths=(14, 9, 8, 6, 5, 3, 3, 2), views=1):
+    """A batch whose captions have these lengths, and images with two to five regions. views: 2: one
+    view sees all regions, the other all but the second."""
     batch = batch_of(lengths=lengths)
     counts = torch.arange(len(lengths)) % 4 + 2
     is_real = torch.arange(batch.regions.size(1)) < counts.unsqueeze(1)
-    return batch._replace(regions=batch.regions * is_real.unsqueeze(2), region_lengths=counts)
+    batch = batch._replace(regions=batch.regions * is_real.unsqueeze(2), region_lengths=counts)
+    if views == 1:
+        return batch
+    is_second = torch.arange(batch.regions.size(1)) == 1
+    return batch._replace(views=torch.stack([is_real, is_real & ~is_second], dim=1))
+
+
+def batch_of_configuration(encoders):
+    """`small_batch` for the options of the encoders of a configuration."""
+    return small_batch(views=encoders.get("views", 1))

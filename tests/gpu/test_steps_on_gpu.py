@@ -3,7 +3,14 @@ and the loader hands over pinned memory."""
 
 import pytest
 import torch
-from configurations import ALL_GRAPHS, CROSS_ATTENTION, OTHERS, POOLED, small_batch, small_setting
+from configurations import (
+    ALL_GRAPHS,
+    CROSS_ATTENTION,
+    OTHERS,
+    POOLED,
+    batch_of_configuration,
+    small_setting,
+)
 from helpers import same
 from test_optim import bad_batch, batch_of, everything, setting
 
@@ -34,8 +41,8 @@ def no_synchronisation():
     return watch
 
 
-def pinned_batch():
-    batch = small_batch()
+def pinned_batch(name):
+    batch = batch_of_configuration(CONFIGURATIONS[name][1])
     return batch._replace(regions=batch.regions.pin_memory(), pieces=batch.pieces.pin_memory())
 
 
@@ -43,7 +50,7 @@ def pinned_batch():
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_no_step_waits_for_the_gpu(no_synchronisation, name, precision):
     model, objective, optimizer = small_setting(*CONFIGURATIONS[name], torch.nn.Module.cuda)
-    batch, skipped = pinned_batch(), torch.zeros((), dtype=torch.int32, device="cuda")
+    batch, skipped = pinned_batch(name), torch.zeros((), dtype=torch.int32, device="cuda")
 
     def step():
         engine.seed_step(0, 0)

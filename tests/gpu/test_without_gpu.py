@@ -8,6 +8,7 @@ from configurations import (
     OTHERS,
     POOLED,
     SOME_GRAPHS,
+    batch_of_configuration,
     small_batch,
     small_setting,
 )
@@ -22,6 +23,7 @@ CONFIGURATIONS = SOME_GRAPHS | POOLED | OTHERS | CROSS_ATTENTION
 
 def run_step(name, precision="fp32", batch=None, steps=1):
     """(mode, report) of the last of some training steps of a configuration."""
+    batch = batch or batch_of_configuration(CONFIGURATIONS[name][1])
     with StandIn() as found:
         model, objective, optimizer = small_setting(*CONFIGURATIONS[name], to_device)
         skipped = DeviceTensor(torch.zeros((), dtype=torch.int32))
@@ -29,7 +31,7 @@ def run_step(name, precision="fp32", batch=None, steps=1):
             found.operations = found.copies = 0
             engine.seed_step(0, number)
             report = engine.training_step(
-                model, objective, optimizer, (batch or small_batch()).to(CUDA), use_graph=True,
+                model, objective, optimizer, batch.to(CUDA), use_graph=True,
                 hardest=True, precision=precision, skipped=skipped,
             )  # fmt: skip
     return found, report
@@ -160,7 +162,7 @@ def mask_on_the_host(lengths, longest, device=None):
     return torch.arange(longest) < lengths.unsqueeze(1)
 
 
-def read_the_loss(similarities, positives, margin, negatives):
+def read_the_loss(similarities, positives, margin, negatives, for_captions):
     loss = (margin + similarities).clamp(min=0).sum((1, 2))
     return loss * 2 if loss.sum() > 0 else loss
 

@@ -201,6 +201,7 @@ REFUSED = {
         + ZERO
         + BROKEN,
         "topk serve batch_clusters word_dim min_word_count": BELOW_ZERO + ZERO + BROKEN,
+        "views": [*BELOW_ZERO, *ZERO, *BROKEN, "3"],
         "query_image bootstrap gallery": BELOW_ZERO + BROKEN,
         (
             "workers seed seeds val_step save_step gpu_id "

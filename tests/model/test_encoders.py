@@ -309,3 +309,32 @@ def test_linear_maps_of_images_start_xavier_uniform_with_zero_biases():
         assert abs(linear.weight.std() - bound / math.sqrt(3)) < 0.02 * bound
         assert not linear.bias.any()
     assert (encoder.mlp[0].out_features, encoder.mlp[3].in_features) == (150, 150)
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("pooling", ["maxk+relation", "gpo", "mean"])
+def test_a_view_is_the_image_without_the_regions_that_it_does_not_see(pooling, mask_padding):
+    encoder = image_encoder(pooling=pooling, mask_padding=mask_padding).eval()
+    regions, lengths = images([6, 4, 1])
+    views = torch.rand(3, 2, 6, generator=torch.Generator().manual_seed(1)) < 0.6
+    views = (views | (torch.arange(6) == 0)) & real_mask(lengths, 6).unsqueeze(1)
+    found = encoder(regions, lengths, views)
+    for view, embedding in zip(views.unbind(1), (found.embedding, found.second_view)):
+        for image, (seen, ours) in enumerate(zip(view, embedding)):
+            alone = regions[image, seen][None]
+            close(ours, encoder(alone, torch.tensor([alone.size(1)])).embedding[0])
+    whole = encoder(regions, lengths)
+    assert torch.equal(found.fragments, whole.fragments) and found.lengths is lengths
+    assert whole.second_view is None and not torch.allclose(found.embedding, found.second_view)
+
+
+def test_two_views_are_projected_once():
+    """Batch norm has the statistics of all regions, once."""
+    encoder, (regions, lengths) = image_encoder(), images([6, 4])
+    views = real_mask(lengths, 6).unsqueeze(1).expand(-1, 2, -1)
+    found, norm = encoder(regions, lengths, views), encoder.mlp[1]
+    assert int(norm.num_batches_tracked) == 1
+    close(found.embedding, encoder(regions, lengths).embedding)
+    close(found.second_view, found.embedding)
+    found.second_view.sum().backward()
+    assert encoder.mlp[0].weight.grad.any()

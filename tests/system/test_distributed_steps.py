@@ -27,13 +27,22 @@ def golden_setting():
     return small_model(), small_objective(5, base_loss="vse", gnn_loss="vse"), golden_batches()
 
 
-def tiny_setting(mask_padding=False, **options):
+def with_views(batch):
+    """The batch with two views of each image, which see at least the first region."""
+    count, longest = batch.regions.shape[:2]
+    numbers = torch.arange(longest)
+    views = (normal(count, 2, longest) > -0.8) & (numbers < batch.region_lengths[:, None, None])
+    return batch._replace(views=views | (numbers == 0))
+
+
+def tiny_setting(mask_padding=False, views=1, **options):
     """A model of little width, its objective, and the golden batches in a vocabulary of 90."""
     torch.manual_seed(0)
     reader = small_bert(vocab_size=90, hidden_size=24, num_attention_heads=3, intermediate_size=32)
     shared = dict(embed_size=16, nhead=4, dropout=0.0, mask_padding=int(mask_padding))
     model = make_model(reader, 48, **shared)
     batches = [batch._replace(pieces=batch.pieces % 90) for batch in golden_batches()]
+    batches = [with_views(batch) for batch in batches] if views == 2 else batches
     return (
         model,
         make_objective(topk=5, **shared, **options),
@@ -117,6 +126,7 @@ VARIANTS = {
     "intra alone": dict(relation="intra"),
     "no relevance": dict(relevance=0),
     "no graph": dict(interaction="none", base_loss="vse"),
+    "two views": dict(base_loss="infonce+vse", gnn_loss="vse", views=2),
     "extra terms": dict(
         interaction="none", base_loss="infonce+vse", soft_labels=3.0, decorrelation=0.1,
         words=normal(90, 7),
@@ -127,6 +137,7 @@ QUICK = [
     ("drawn negatives", 2),
     ("masked padding", 3),
     ("contrastive, standalone, not normalised", 2),
+    ("two views", 3),
     ("extra terms", 2),
 ]
 
