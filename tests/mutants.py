@@ -281,7 +281,8 @@ MUTANTS = {
         "torch.stack([similarities, similarities], dim=-3)",
         TEST_LOSSES),
     "the temperature has no limit": Mutant(
-        LOSSES, "log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass", TEST_LOSSES),
+        LOSSES, "log_scale.clamp_(max=-math.log(SMALLEST_TEMPERATURE))", "pass",
+        "objective/test_infonce.py"),
     "soft labels are not centred": Mutant(
         "lib/objective/auxiliary.py", "features - features.mean(0)", "features",
         "objective/test_auxiliary.py"),
