@@ -56,6 +56,8 @@ def parse_training(parser: Parser, argv: Sequence[str] | None = None) -> argpars
     first.add_argument("--dataset")
     first.add_argument("--method")
     first.add_argument("--data_path", default=parser.get_default("data_path"))
+    first.add_argument("--lr_schedules", nargs="*", type=str)
+    first.add_argument("--decay_rate", type=str)
     chosen = first.parse_known_args(argv)[0]
     parser.set_defaults(**method_defaults(chosen.method, chosen.dataset))
     if chosen.dataset == "demo":
@@ -68,6 +70,7 @@ def parse_training(parser: Parser, argv: Sequence[str] | None = None) -> argpars
             f"torchrun to start one per GPU). Run: {_torchrun(argv)}"
         )
     option_checks.check(options, world_size())
+    option_checks.check_decay(options, given=chosen)
     options.seed = getattr(options, "seed", 0)
     return options
 

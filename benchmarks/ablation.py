@@ -16,6 +16,7 @@ RUNS/ROW` has all the numbers of a row.
 """
 
 import json
+import re
 import traceback
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def main(argv=None):
         for row in options.rows:
             if "rsum" not in outcomes(log_path, schedule).get((row, seed), {}):
                 folder = seed_folder(runs / row, seed)
-                outcome = train_one(f"{schedule} {ROWS[row]}", seed, folder, options)
+                outcome = train_one(arguments_of(row, schedule), seed, folder, options)
                 entry = dict(row=row, options=ROWS[row], schedule=schedule, seed=seed) | outcome
                 with open(log_path, "a", encoding="utf-8") as log:
                     log.write(
@@ -131,6 +132,13 @@ def parser():
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="as of train.py"
     )
     return found
+
+
+def arguments_of(row, schedule):
+    """The arguments of train.py for a row. A cosine has no epochs at which the rate decays."""
+    if "--schedule cosine" in ROWS[row]:
+        schedule = re.sub(r"--lr_schedules( \d+)* ?|--decay_rate \S+ ?", "", schedule)
+    return f"{schedule} {ROWS[row]}"
 
 
 def train_one(given, seed, folder, options):

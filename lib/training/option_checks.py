@@ -29,6 +29,17 @@ def check(options: argparse.Namespace, processes: int) -> None:
         check_writable(option, Path(getattr(options, option)).absolute())
 
 
+def check_decay(options: argparse.Namespace, given: argparse.Namespace) -> None:
+    """Refuse options of the step schedule beside a cosine. given: what the command line itself
+    says of them, None where it is silent: presets may set them. Raises InputError."""
+    for name in ("lr_schedules", "decay_rate"):
+        if options.schedule == "cosine" and getattr(given, name) is not None:
+            raise InputError(
+                f"--{name}: has no effect with --schedule cosine (found both, expected one of "
+                f"them). Leave out --{name}, or give --schedule step"
+            )
+
+
 def _check_model(options):
     if options.embed_size % options.nhead:
         raise InputError(

@@ -121,6 +121,14 @@ LINES = {
         ["--lr_schedules", "15", "-3"],
         ["--lr_schedules", "'-3'", "at least 0"],
     ),
+    "epochs of decay beside a cosine": (
+        ["--schedule", "cosine", "--lr_schedules"],
+        ["--lr_schedules: has no effect with --schedule cosine", "give --schedule step"],
+    ),
+    "a rate of decay beside a cosine": (
+        ["--schedule=cosine", "--decay_rate=0.1"],
+        ["--decay_rate: has no effect with --schedule cosine", "Leave out --decay_rate"],
+    ),
 }
 
 

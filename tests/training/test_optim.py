@@ -10,6 +10,7 @@ import pytest
 import torch
 from published import make_model, make_objective, small_bert
 
+import arguments
 from lib.data.batches import Batch
 from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
@@ -121,6 +122,15 @@ def test_rates_decay_at_every_milestone_reached(schedule, decays):
 def test_factors_of_a_run_of_eight_steps(name, warmup, expected):
     schedule = Schedule(name, [5], decay_rate=0.1, warmup=warmup, num_steps=8)
     assert [schedule.factor(step, step) for step in range(8)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("preset, decays", [
+    (["--method", "scan"], [15]), (["--dataset", "demo"], [6]), ([], [15, 25]),
+])  # fmt: skip
+def test_a_cosine_is_not_refused_for_the_decays_of_a_preset(preset, decays):
+    argv = [*preset, "--schedule", "cosine"]
+    options = arguments.parse_training(arguments.training_parser(), argv)
+    assert (options.schedule, options.lr_schedules) == ("cosine", decays)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0])
