@@ -73,7 +73,7 @@ ROWS = {
 HERE = Path(__file__).parent
 COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1}  # of the table: digits after the point
 TIME = "s a step"
-DEV = "dev rsum"  # of every validation, in order
+DEV = "dev rsum"  # of every validation of the weights themselves, in order
 COMPARED = "rsum less that of the first row"  # seed by seed: of the seeds that both have
 
 
@@ -162,7 +162,7 @@ def train_one(given, seed, folder, options):
         return dict(failed=f"{type(error).__name__}: {first_sentence(error)}")
     (scores,) = result.scores.values()
     values = scores.rsum, scores.image_to_text.r1, scores.text_to_image.r1, result.seconds_a_step
-    dev = [one.rsum for one in read_validations(folder)]
+    dev = [one.rsum for one in read_validations(folder) if not one.is_average]
     return {name: round(value, 4) for name, value in zip([*COLUMNS, TIME], values)} | {DEV: dev}
 
 

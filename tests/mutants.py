@@ -56,6 +56,7 @@ DRAWN = f"{WIRING}::test_every_epoch_drops_other_regions_and_alters_other_words"
 SEED = f"{WIRING}::test_the_seed_decides_all_that_is_random"
 AUGMENT = f"{WIRING}::test_without_size_augment_all_regions_are_shown_and_words_still_altered"
 LOG = f"{WIRING}::test_a_line_of_the_log_is_the_mean_of_its_steps_and_a_term_of_those_that_have_it"
+AVERAGING = "lib/training/averaging.py"
 BATCHES = "lib/data/batches.py"
 DISTRIBUTED = "lib/system/distributed.py"
 ENCODING = "lib/evaluation/encoding.py"
@@ -73,7 +74,9 @@ TABLE = "lib/evaluation/table.py"
 REPORTING = "lib/training/reporting.py"
 RUN_STATE = "lib/training/run_state.py"
 SAMPLING = "lib/data/sampling.py"
+TEST_AVERAGING = "training/test_averaging.py"
 TEST_BATCHES = "data/test_batches.py"
+SCHEDULE = "lib/training/schedule.py"
 SIMILARITY = "lib/evaluation/similarity.py"
 TEST_DATASET = "data/test_dataset.py"
 TEST_DISTRIBUTED = "system/test_distributed_steps.py"
@@ -317,7 +320,27 @@ MUTANTS = {
         OPTIM, "weight_decay=weight_decay", "weight_decay=0.0", TEST_OPTIM
     ),
     "a milestone counts from the epoch after": Mutant(
-        "lib/training/schedule.py", "epoch >= each", "epoch > each", SETTINGS),
+        SCHEDULE, "epoch >= each", "epoch > each", SETTINGS),
+    "a cosine ends a step too late": Mutant(
+        SCHEDULE, "self.num_steps - self.warmup", "self.num_steps + 1 - self.warmup", TEST_OPTIM),
+    "the first step has no rate": Mutant(
+        SCHEDULE, "(step + 1) / self.warmup", "step / self.warmup", TEST_OPTIM),
+    "decays beside a cosine are not refused": Mutant(
+        "arguments.py", "option_checks.check_decay(options, given=chosen)", "pass", TEST_OPTIM),
+    # Averages: lib/training/averaging.py
+    "a skipped step moves the average": Mutant(
+        AVERAGING, ".clamp(min=least) * is_finite", ".clamp(min=least)", TEST_AVERAGING),
+    "a skipped step is counted": Mutant(
+        AVERAGING, "self.steps += is_finite", "self.steps += 1", TEST_AVERAGING),
+    "the first steps of an average count as the later ones": Mutant(
+        AVERAGING, "self.steps.clamp(min=1).reciprocal()", "0 * self.steps", TEST_AVERAGING),
+    "a resumed run forgets its average": Mutant(
+        RUN_STATE, "self.average.restore(average)", "pass", TEST_AVERAGING),
+    "the average begins an epoch late": Mutant(
+        LOOP, "epoch >= options.average_from", "epoch > options.average_from", TEST_AVERAGING),
+    "the average is not what is validated": Mutant(
+        LOOP, "self._validate_one(state.average.model,", "self._validate_one(state.model,",
+        "training/test_run_state.py"),
 }  # fmt: skip
 
 

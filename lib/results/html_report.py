@@ -126,12 +126,14 @@ def table_rows(evaluation: Evaluation) -> list[Row]:
 
 
 class Curves(NamedTuple):
-    """The curves in the text logs of a run: (step, value) points with finite values."""
+    """The curves in the text logs of a run: (step, value) points with finite values. rsum: of the
+    weights themselves; has_average: whether an average of them was validated too."""
 
     loss: list[tuple[int, float]]
     rate: list[tuple[int, float]]
     rsum: list[tuple[int, float]]
     split: str
+    has_average: bool
 
 
 def read_curves(folder: Path) -> Curves:
@@ -146,7 +148,7 @@ def read_curves(folder: Path) -> Curves:
             rate.append((int(found[1]), finite_number(found[3])))
     validations = read_validations(folder)
     rsum, split = (
-        [(one.step, one.rsum) for one in validations],
+        [(one.step, one.rsum) for one in validations if not one.is_average],
         validations[-1].split if validations else "",
     )
 
@@ -155,12 +157,15 @@ def read_curves(folder: Path) -> Curves:
             (point for point in points if point[1] is not None), key=lambda point: point[0]
         )
 
-    return Curves(shown(loss), shown(rate), shown(rsum), split)
+    has_average = any(one.is_average for one in validations)
+    return Curves(shown(loss), shown(rate), shown(rsum), split, has_average)
 
 
 def _draw_curves(curves):
     loss = "Training loss. After the warm-up it includes the terms of the instance graph."
     rsum = f"rsum on {printable(curves.split)}. The epoch with the highest rsum is kept."
+    if curves.has_average:
+        rsum += " Averaged weights, which may be kept too, are not drawn."
     return [
         charts.line_chart(name, title, points, "optimisation step", label)
         for name, title, label, points in (

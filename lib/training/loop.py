@@ -64,7 +64,7 @@ class Training:
             state.step, state.step_in_epoch = step, state.step_in_epoch + 1
             self.seconds += seconds
             if state.average and epoch >= options.average_from:
-                state.average.update(state.model)
+                state.average.update(state.model, step_report.is_finite)
             rate = optim.learning_rate(state.optimizer)
             state.step_log.add(epoch, state.step_in_epoch, step, rate, step_report, waited, seconds)
             if (
@@ -137,7 +137,7 @@ class Training:
         split, and save the best so far."""
         state = self.state
         self._validate_one(state.model)
-        if state.average and state.average.steps:
+        if state.average and int(state.average.steps):
             self._validate_one(state.average.model, is_average=True)
 
     def _validate_one(self, model, is_average=False):

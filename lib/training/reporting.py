@@ -21,7 +21,7 @@ from ..model.checkpoint import Checkpoint
 from ..model.network import load_model
 from ..system import distributed, images
 from ..system.distributed import print_line
-from .validations import markdown_of_validations, read_validations
+from .validations import AVERAGED, markdown_of_validations, read_validations
 
 State = Any  # lib.training.run_state.RunState, which imports this module
 MOST_DRAWN = 64  # pairs of the batch whose graph TensorBoard shows
@@ -118,7 +118,7 @@ def write_validation(
     is_average: they are of the averaged weights."""
     state.log.evaluation(
         f"epoch {state.epoch} step {state.step} {state.options.val_split}: "
-        + "averaged weights, " * is_average
+        + AVERAGED * is_average
         + f"image to text {row(scores.image_to_text)}; text to image {row(scores.text_to_image)}; "
         f"rsum {scores.rsum:.1f}" + (" (best so far)" if is_best else "")
     )

@@ -111,5 +111,6 @@ def add_schedule_options(parser: argparse.ArgumentParser) -> None:
         "--average_decay",
         type=PROBABILITY_BELOW_ONE,
         default=0.99,
-        help="decay of the average per step: about 1 / (1 - decay) steps count",
+        help="decay of the average per step: about 1 / (1 - decay) steps count; 0: the mean of all "
+        "steps from --average_from on",
     )

@@ -14,6 +14,7 @@ from .logs import EVAL
 VALIDATION = re.compile(
     r"epoch (\d{1,15}) step (\d{1,15}) (\S+): (.*); rsum (\S+)( \(best so far\))?"
 )
+AVERAGED = "averaged weights, "  # before the scores of an average
 LARGEST_LOG, LONGEST_LINE = 5e8, 10_000  # bytes, characters: no run writes more
 LARGEST_VALUE = 1e15  # that a curve shows
 VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5", "R@10", "rsum")
@@ -21,7 +22,7 @@ VALIDATION_HEADER = ("epoch", "step", "I2T R@1", "R@5", "R@10", "T2I R@1", "R@5"
 
 class Validation(NamedTuple):
     """A validation as eval.txt tells of it; recalls: R@1, R@5, R@10 of I2T, then of T2I;
-    is_best: so far."""
+    is_best: so far; is_average: of averaged weights (`--average_from`)."""
 
     epoch: int
     step: int
@@ -29,6 +30,7 @@ class Validation(NamedTuple):
     recalls: list
     rsum: float
     is_best: bool
+    is_average: bool = False
 
 
 def read_validations(folder: Path) -> list[Validation]:
@@ -52,6 +54,7 @@ def read_validations(folder: Path) -> list[Validation]:
                         recalls,
                         rsum,
                         bool(found[6]),
+                        found[4].startswith(AVERAGED),
                     )
                 )
     return validations
@@ -92,7 +95,7 @@ def markdown_of_validations(validations: Sequence[Validation]) -> str:
     best = max((number for number, one in enumerate(validations) if one.is_best), default=None)
     rows = [
         [
-            "* " * (number == best) + str(one.epoch),
+            "* " * (number == best) + str(one.epoch) + " averaged" * one.is_average,
             str(one.step),
             *(f"{value:.1f}" for value in (*one.recalls, one.rsum)),
         ]

@@ -16,7 +16,7 @@ from device_checks import CUDA, DeviceError, DeviceTensor, StandIn, to_device
 
 from lib.model import fragment, matches, pair_scores
 from lib.objective import losses, relation
-from lib.training import engine
+from lib.training import averaging, engine
 
 CONFIGURATIONS = SOME_GRAPHS | POOLED | OTHERS | CROSS_ATTENTION
 
@@ -49,6 +49,22 @@ ENCODERS = [*POOLED, *OTHERS, "fusion, both, trip", "scan t2i", "naaf", "chan, B
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_step_in_bf16_stays_on_the_device(name):
     assert bool(run_step(name, "bf16")[1].is_finite.values)
+
+
+def test_an_average_of_the_weights_stays_on_the_device():
+    with StandIn():
+        model, objective, optimizer = small_setting(*CONFIGURATIONS["no region MLP"], to_device)
+        average = averaging.WeightAverage(model, 0.9)
+        for number in range(2):
+            engine.seed_step(0, number)
+            report = engine.training_step(
+                model, objective, optimizer, small_batch().to(CUDA), use_graph=False
+            )
+            average.update(model, report.is_finite)
+    assert int(average.steps.values) == 2
+    found, last = (dict(each.named_parameters()) for each in (average.model, model))
+    name = "image_encoder.projection.weight"
+    assert not torch.equal(found[name].values, last[name].values)
 
 
 def test_a_step_in_tf32_stays_on_the_device():

@@ -6,11 +6,18 @@ import re
 import pytest
 import torch
 from helpers import Stopped, fit, make_data, read, same, stop_at_step
+from processes import in_processes
+from test_distributed_steps import tiny_setting
 from torch import nn
 
+from benchmarks.scaling import own_shard
 from lib.model.checkpoint import load
+from lib.results.html_report import read_curves
+from lib.system import distributed
 from lib.system.errors import InputError
+from lib.training import engine, optim
 from lib.training.averaging import WeightAverage
+from lib.training.validations import read_validations
 
 OPTIONS = (
     "--dataset demo --num_epochs 3 --batch_size 30 --embed_size 16 --nhead 2 --interaction none "
@@ -36,15 +43,20 @@ def changed(model, step):
             value.copy_(torch.full_like(value, 10 * step + number))
 
 
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
 def test_the_average_is_a_mean_and_then_exponential(decay):
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     average, expected = WeightAverage(model, decay), None
+    average.update(model, NO)  # a first step that is skipped
     for step in range(1, 15):
         changed(model, step)
-        average.update(model)
+        average.update(model, YES)
+        average.update(model, NO)
         values = [value.double() for value in model.state_dict().values()]
-        weight = max(1 - decay, 1 / step)
+        weight = max(1 - decay, 1 / step) if decay else 1 / step
         expected = [
             weight * value + (1 - weight) * (before if step > 1 else 0)
             for value, before in zip(values, expected or values)
@@ -61,11 +73,48 @@ def test_an_average_goes_on_from_its_state():
     first, second = WeightAverage(model, 0.9), WeightAverage(model, 0.9)
     for step in range(4):
         changed(model, step)
-        first.update(model)
+        first.update(model, YES)
     second.restore(copy.deepcopy(first.state()))
     for average in (first, second):
-        average.update(model)
-    assert same(first.state(), second.state())
+        average.update(model, YES)
+    assert same(first.state(), second.state()) and first.state()["steps"] == 5
+
+
+def averaged_steps():
+    """Five steps of the small model, of which the second and third are not finite in one process.
+    Returns the state of the average after each, and of the model in the end."""
+    model, objective, batches = tiny_setting(base_loss="infonce", interaction="none")
+    optimizer = optim.build(model, objective, learning_rate=1e-3)
+    replicas = distributed.wrap_ddp(engine.BatchLoss(model, objective))
+    average, found = WeightAverage(model, 0.5), []
+    for number, batch in enumerate(batches[:5]):
+        batch = own_shard(batch)
+        if number in (1, 2) and distributed.rank() == distributed.world_size() - 1:
+            batch.regions[0, 0, 0] = float("nan")
+        report = engine.training_step(
+            model, objective, optimizer, batch, use_graph=False, replicas=replicas
+        )
+        average.update(model, report.is_finite)
+        found.append(copy.deepcopy(average.state()))
+    return found, copy.deepcopy(dict(model.state_dict()))
+
+
+def test_a_step_that_is_skipped_leaves_the_average_as_it_is():
+    found, model = averaged_steps()
+    assert [state["steps"] for state in found] == [1, 1, 1, 2, 3]
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    assert not same(found[2]["model"], found[3]["model"])
+    for name, value in found[4]["model"].items():
+        assert value.isfinite().all() and ("num_b" not in name or torch.equal(value, model[name]))
+
+
+def test_the_average_of_two_processes_is_that_of_one_and_the_same_in_both():
+    (alone, _), (first, second) = averaged_steps(), in_processes(2, averaged_steps)
+    assert same(first, second)
+    assert [state["steps"] for state in first[0]] == [1, 1, 1, 2, 3]
+    for name, value in alone[-1]["model"].items():
+        if value.dim() > 1:  # Adam moves by its rate what has no gradient but rounding: not most
+            assert (first[0][-1]["model"][name] - value).abs().median() < 2e-5, name
 
 
 def validations(folder):
@@ -84,6 +133,16 @@ def test_the_average_is_validated_from_its_epoch_on_and_the_best_of_all_is_kept(
     assert [one[:2] for one in found] == [
         (0, False), (1, False), (1, True), (2, False), (2, True),
     ]  # fmt: skip
+    read_back = read_validations(whole)
+    assert [(one.epoch, one.is_average, one.rsum) for one in read_back] == found
+    curves = read_curves(whole)
+    assert curves.has_average and curves.rsum == [
+        (4 * epoch + 4, rsum) for epoch, averaged, rsum in found if not averaged
+    ]
+    rows = re.findall(
+        r"^\|[* ]+(\d)( averaged)? \|", (whole / "eval.txt").read_text(), re.MULTILINE
+    )
+    assert [(int(epoch), bool(averaged)) for epoch, averaged in rows] == [one[:2] for one in found]
     best = max(found, key=lambda one: one[2])
     content, title = load(whole / "model_best.pth"), (whole / "test.md").read_text().split("\n")[0]
     assert (content.epoch - 1, content.is_average) == best[:2]

@@ -358,6 +358,8 @@ def test_the_table_is_printed(run, data, tmp_path, capsys):
 def test_a_later_validation_of_the_same_rounded_rsum_is_the_best():
     recalls = [10.0] * 6
     found = [validations.Validation(n, 5 * n, "dev", recalls, 60.0, n in (0, 2)) for n in range(4)]
+    averaged = found[2]._replace(is_average=True)
+    assert "| * 2 averaged |   10 |" in validations.markdown_of_validations([averaged])
     starred = [
         line for line in validations.markdown_of_validations(found).splitlines() if "*" in line
     ]

@@ -15,6 +15,7 @@ from lib.data.batches import Batch
 from lib.data.dataset import pad_pieces
 from lib.evaluation import encoding
 from lib.model.options import PRECISIONS
+from lib.system.errors import InputError
 from lib.training import engine, optim
 from lib.training.schedule import Schedule
 
@@ -127,10 +128,13 @@ def test_factors_of_a_run_of_eight_steps(name, warmup, expected):
 @pytest.mark.parametrize("preset, decays", [
     (["--method", "scan"], [15]), (["--dataset", "demo"], [6]), ([], [15, 25]),
 ])  # fmt: skip
-def test_a_cosine_is_not_refused_for_the_decays_of_a_preset(preset, decays):
+def test_a_cosine_is_refused_for_decays_by_hand_but_not_for_those_of_a_preset(preset, decays):
     argv = [*preset, "--schedule", "cosine"]
     options = arguments.parse_training(arguments.training_parser(), argv)
     assert (options.schedule, options.lr_schedules) == ("cosine", decays)
+    for given in ("--lr_schedules", "--decay_rate=0.1"):
+        with pytest.raises(InputError, match=f"^{given.split('=')[0]}: has no effect with"):
+            arguments.parse_training(arguments.training_parser(), [*argv, given])
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0])

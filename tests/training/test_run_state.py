@@ -84,8 +84,10 @@ def state():
         model=torch.nn.Identity(), objective=torch.nn.Identity(), device="cpu", log=Log(), epoch=2,
         step=30, best_rsum=-1.0, best_file=Path("model_best.pth"), last_file=Path("last.pth"),
         skipped=torch.tensor(0), data=Data(None, None, None),
-        options=SimpleNamespace(val_split="dev", dataset="demo", save_results=0), write=lambda path,
-        epoch: written.append((path.name, epoch)), written=written,
+        options=SimpleNamespace(val_split="dev", dataset="demo", save_results=0), average=None,
+        write=lambda path, epoch, model, is_average: written.append(
+            (path.name, epoch, model, is_average)
+        ), written=written,
     )  # fmt: skip
 
 
@@ -108,13 +110,37 @@ def test_the_first_of_the_best_validations_is_kept(state, monkeypatch):
         kept.append(len(state.written))
     assert kept == [1, 1, 2, 2] and state.best_rsum == 600
     # before the first step no epoch is counted
-    assert state.written == [("model_best.pth", 2), ("model_best.pth", 3)]
+    assert state.written == [
+        ("model_best.pth", 2, state.model, False), ("model_best.pth", 3, state.model, False),
+    ]  # fmt: skip
     assert [line.endswith(" (best so far)") for line in state.log.lines] == [
         True,
         False,
         True,
         False,
     ]
+
+
+def test_of_weights_and_their_average_the_better_is_kept(state, monkeypatch):
+    found = iter([similar(1), similar(2), similar(4), similar(3)])
+    models = []
+    monkeypatch.setattr(
+        encoding, "similarities", lambda model, *rest: models.append(model) or next(found)
+    )
+    state.average = SimpleNamespace(model=torch.nn.Identity(), steps=torch.tensor(5))
+    training, averaged = Training(state), state.average.model
+    for _ in range(2):
+        training._validate()
+    assert models == [state.model, averaged, state.model, averaged]
+    assert [one[2:] for one in state.written] == [
+        (state.model, False), (averaged, True), (state.model, False),
+    ]  # fmt: skip
+    assert ["averaged weights" in line for line in state.log.lines] == [False, True, False, True]
+    assert "average/rsum" in state.log.points[1][1] and "rsum" in state.log.points[2][1]
+    state.average.steps.zero_()  # before its epoch there is none
+    monkeypatch.setattr(encoding, "similarities", lambda *arguments: similar(1))
+    training._validate()
+    assert len(state.log.lines) == 5
 
 
 def test_a_signal_ends_the_loop_with_its_status(state, capsys):
