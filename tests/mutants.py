@@ -66,6 +66,7 @@ LOOP = "lib/training/loop.py"
 LOSSES = "lib/objective/losses.py"
 METRICS = "lib/evaluation/metrics.py"
 OPTIM = "lib/training/optim.py"
+POOLING = "lib/model/pooling.py"
 RELATION = "lib/objective/relation.py"
 EVALUATE = "lib/results/evaluate.py"
 FACTS = "lib/evaluation/facts.py"
@@ -85,6 +86,7 @@ TERMS = "objective/test_objective_options.py"
 TEST_LOSSES = "objective/test_losses.py"
 TEST_METRICS = "evaluation/test_metrics.py"
 TEST_OPTIM = "training/test_optim.py"
+TEST_POOLING = "model/test_pooling.py"
 TEST_PROGRAMS = "programs/test_programs.py"
 TEST_RELATION = "objective/test_relation.py"
 TEST_RESULTS = "evaluation/test_results.py"
@@ -327,6 +329,15 @@ MUTANTS = {
         SCHEDULE, "(step + 1) / self.warmup", "step / self.warmup", TEST_OPTIM),
     "decays beside a cosine are not refused": Mutant(
         "arguments.py", "option_checks.check_decay(options, given=chosen)", "pass", TEST_OPTIM),
+    # Attention pooling: lib/model/pooling.py
+    "attention pooling is a softmax over features": Mutant(
+        POOLING, "masked_fill(~is_real, -torch.inf).softmax(1)\n        return (weights * f",
+        "masked_fill(~is_real, -torch.inf).softmax(2)\n        return (weights * f", TEST_POOLING),
+    "attention pools the padding": Mutant(
+        POOLING, "self.score(fragments).float().masked_fill(~is_real, -torch.inf)",
+        "self.score(fragments).float()", TEST_POOLING),
+    "attention pools all fragments in training": Mutant(
+        POOLING, "self.dropout(fragments).masked_fill", "fragments.masked_fill", TEST_POOLING),
     # Averages: lib/training/averaging.py
     "a skipped step moves the average": Mutant(
         AVERAGING, ".clamp(min=least) * is_finite", ".clamp(min=least)", TEST_AVERAGING),

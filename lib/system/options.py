@@ -170,6 +170,7 @@ SWITCH = Number(int, 0, 1)
 SEED = Number(int, 0, 2**63 - 1)
 
 
+LONGEST_CHOICES = 80  # characters that --help shows beside the name of an option
 Values = Number | tuple[str, ...] | None
 
 
@@ -192,6 +193,9 @@ def add_fields(group: argparse._ActionsContainer, options: type, *names: str) ->
             settings |= dict(action="store_true")
         elif isinstance(values, tuple):
             settings |= dict(choices=values, default=default)
+            if len(",".join(values)) > LONGEST_CHOICES:
+                text = f"{settings['help']}. One of {', '.join(values)}"
+                settings |= dict(metavar=name.upper(), help=text)
         else:
             settings |= dict(type=values, default=default)
         group.add_argument(f"--{name}", **settings)

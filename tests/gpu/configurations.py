@@ -30,6 +30,11 @@ OTHERS = {
     "soft labels": (dict(soft_labels=1.0), {}),
     "BiGRU": ({}, dict(reader="bigru")),
     "BiGRU, gpo": ({}, dict(reader="bigru", pooling="gpo")),
+    "BiGRU, attention": ({}, dict(reader="bigru", pooling="attention")),
+    "masked padding, attention": (
+        dict(mask_padding=1),
+        dict(mask_padding=1, pooling="attention+relation"),
+    ),
     "no region MLP": ({}, dict(region_mlp=0)),
 }
 NO_GRAPH = dict(interaction="none", base_loss="vse")

@@ -85,6 +85,41 @@ def test_attention_pooling_is_a_softmax_of_each_dimension(name):
         helpers.close(ours, loop, absolute=1e-6)
 
 
+def test_attention_pooling_begins_near_the_mean():
+    fragments, lengths = batch("not sorted")
+    torch.manual_seed(0)
+    pool = AttentionPooling(3).double()
+    helpers.close(pool(1e-3 * fragments, lengths), masked_mean(1e-3 * fragments, lengths), 1e-5)
+    with torch.no_grad():  # a bias is the same for all fragments
+        before = pool(fragments, lengths)
+        pool.score.bias += 5
+    helpers.close(pool(fragments, lengths), before, absolute=1e-6)
+
+
+def test_the_fragments_that_attention_pools_are_dropped_in_training():
+    fragments, lengths = batch("not sorted")
+    pool = AttentionPooling(3, dropout=0.5).double().train()
+    torch.manual_seed(3)
+    found = pool(fragments, lengths)
+    torch.manual_seed(3)
+    dropped = torch.nn.functional.dropout(fragments, 0.5)
+    assert (dropped == 0).any()
+    helpers.close(found, pool.eval()(dropped, lengths), absolute=1e-9)
+
+
+@pytest.mark.parametrize("junk", [1e9, float("nan"), float("inf")])
+def test_junk_in_the_padding_does_not_reach_attention_pooling(junk):
+    fragments, lengths = batch("not sorted")
+    spoilt = fragments.masked_fill(~real_mask(lengths, 6).unsqueeze(2), junk).requires_grad_()
+    pool = AttentionPooling(3, dropout=0.5).double()
+    torch.manual_seed(0)
+    found = pool(spoilt, lengths)
+    torch.manual_seed(0)
+    assert torch.equal(found, pool(fragments, lengths))
+    found.sum().backward()
+    assert all(one.grad.isfinite().all() for one in (spoilt, *pool.parameters()))
+
+
 def test_only_captions_are_dropped_before_attention_pooling():
     model = make_model(small_bert(), 5, embed_size=8, nhead=2, pooling="attention", dropout=0.3)
     assert model.image_encoder.fragment_relation.pool.dropout.p == 0
