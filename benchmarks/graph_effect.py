@@ -100,9 +100,9 @@ def measure(model, objective, pairs, number, size):
     relations = objective.relations(*encoded)
     spreads = [block.relevance[block.connection > 0].std() for block in relations]
     return (
-        float(loss.terms["base"]), float(loss.terms["graph"]), float(base.norm()),
-        float(others.norm()), float(torch.cosine_similarity(base, others, dim=0)),
-        float(torch.stack(spreads).mean()),
+        loss.terms["base"].item(), loss.terms["graph"].item(), base.norm().item(),
+        others.norm().item(), torch.cosine_similarity(base, others, dim=0).item(),
+        torch.stack(spreads).mean().item(),
     )  # fmt: skip
 
 

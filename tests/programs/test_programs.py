@@ -167,6 +167,7 @@ def test_another_seed_gives_another_model(run, data, tmp_path):
 def test_our_checkpoint_holds_all_that_is_trained_or_counted(run):
     content = read(run)
     assert set(content) == {
+        "is_average",
         "format", "model", "objective", "optimizer", "epoch", "step", "best_rsum", "options",
         "vocabulary", "reader", "bert", "extraction",
     }  # fmt: skip
