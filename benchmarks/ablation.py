@@ -69,6 +69,12 @@ ROWS = {
     "scan-i2t-bert": "--method scan --cross_attention i2t --aggregation lse --text_encoder bert",
     "naaf-bert": "--method naaf --text_encoder bert",
     "bf16": "--precision bf16",
+    "hrem-plus": "--method hrem-plus",
+    # a schedule that names a learning rate overrides that of the method
+    "hrem-2e-3": "--learning_rate 2e-3",
+    "hrem-plus-2e-3": "--method hrem-plus --learning_rate 2e-3",
+    "plus-infonce": "--method hrem-plus --learning_rate 2e-3 --base_loss infonce",
+    "plus-relation": "--method hrem-plus --learning_rate 2e-3 --pooling maxk+relation",
 }
 HERE = Path(__file__).parent
 COLUMNS = {"rsum": 1, "I2T R@1": 1, "T2I R@1": 1}  # of the table: digits after the point

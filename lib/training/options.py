@@ -133,8 +133,8 @@ def _add_model(parser):
         choices=METHODS,
         default="hrem",
         help="preset of model, losses and schedule: hrem (the paper), hrem-standalone (its "
-        "other interaction), vsepp (VSE++), gpo (VSE-infinity), scan, naaf, chan; options that "
-        "you give override it",
+        "other interaction), hrem-plus (not published: docs/baselines.md), vsepp (VSE++), gpo "
+        "(VSE-infinity), scan, naaf, chan; options that you give override it",
     )
     add_fields(group, ModelOptions, "text_encoder")
     group.add_argument(

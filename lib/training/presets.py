@@ -30,6 +30,7 @@ WORD_BY_WORD: dict[str, Any] = dict(
 METHODS: dict[str, dict[str, Any]] = {
     "hrem": dict(),  # every default
     "hrem-standalone": dict(interaction="standalone"),
+    "hrem-plus": dict(interaction="none", pooling="maxk", base_loss="infonce+vse"),
     "vsepp": dict(interaction="none", pooling="mean", base_loss="vse", max_violation=True),
     "gpo": dict(interaction="none", pooling="gpo", base_loss="vse", vse_mean_warmup_epochs=1),
     "scan": dict(similarity="scan", **WORD_BY_WORD),
@@ -40,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # the schedules of methods that have their own; DEMO has another one for all
 SCHEDULES: dict[str, dict[str, Any]] = {
+    "hrem-plus": dict(learning_rate=2e-3),
     "scan": dict(num_epochs=30, learning_rate=2e-4, lr_schedules=[15]),
     "naaf": dict(num_epochs=20, learning_rate=5e-4, lr_schedules=[10]),
     "chan": dict(num_epochs=25, learning_rate=5e-4, lr_schedules=[15]),
