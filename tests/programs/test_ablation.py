@@ -177,7 +177,7 @@ def test_the_table_in_the_repository_is_that_of_its_log():
 def test_every_row_is_a_command_line_of_its_own(row):
     def options(given):
         parser = arguments.training_parser()
-        return vars(arguments.parse_training(parser, ["--dataset", "demo", *given.split()]))
+        return vars(arguments.parse_training(parser, ["--dataset", "f30k", *given.split()]))
 
     schedule = f"{ablation.SCHEDULE} --decay_rate 0.2 --seed 1"  # a cosine has no decay
     rows = {name: options(ablation.arguments_of(name, schedule)) for name in {"hrem", row}}
